@@ -1,0 +1,30 @@
+//! The engine: SAD, SPD, their timers and counters, one [`Netns`] per network
+//! namespace.
+//!
+//! Sans-I/O: time comes in as [`Now`], randomness as [`Entropy`], and facts
+//! leave as [`Event`]s. Nothing here reads a clock, blocks, or knows netlink;
+//! the `xfrm-proto` structures are used as plain data.
+//!
+//! * [`netns`]: the owner of everything that one namespace has.
+//! * [`sad`]: security associations (`net/xfrm/xfrm_state.c`).
+//! * [`spd`]: security policies (`net/xfrm/xfrm_policy.c`).
+//! * [`profile`]: which kernel is modelled.
+//! * [`mib`], [`sysctl`]: counters and settings, under Linux's names.
+#![forbid(unsafe_code)]
+
+pub mod entropy;
+pub mod event;
+pub mod mib;
+pub mod netns;
+pub mod profile;
+pub mod sad;
+pub mod spd;
+pub mod sysctl;
+pub mod time;
+
+pub use entropy::{Entropy, SeededEntropy};
+pub use event::Event;
+pub use netns::{Context, Netns};
+pub use profile::Profile;
+pub use time::{BootNanos, Now, WallSecs};
+pub use xfrm_proto::extack::XfrmError;

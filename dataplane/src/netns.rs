@@ -1,0 +1,91 @@
+//! One network namespace's XFRM: the SAD, the SPD and what belongs to neither.
+
+use std::collections::VecDeque;
+
+use crate::entropy::Entropy;
+use crate::event::Event;
+use crate::mib::Mib;
+use crate::profile::Profile;
+use crate::sad::Sad;
+use crate::spd::Spd;
+use crate::sysctl::Sysctls;
+use crate::time::{BootNanos, Now};
+
+/// What a call into the engine may use of the world outside its namespace.
+pub struct Context<'a> {
+    /// The present.
+    pub now: Now,
+    /// Random numbers.
+    pub entropy: &'a mut dyn Entropy,
+    /// The acquire sequence, one for all namespaces (`net/xfrm/xfrm_state.c acqseq`).
+    pub acqseq: &'a mut u32,
+}
+
+/// One network namespace.
+pub struct Netns {
+    /// Which kernel it behaves as.
+    pub profile: &'static Profile,
+    /// Security associations.
+    pub sad: Sad,
+    /// Security policies.
+    pub spd: Spd,
+    /// Settings.
+    pub sysctls: Sysctls,
+    /// Counters.
+    pub mib: Mib,
+    events: VecDeque<Event>,
+}
+
+impl Netns {
+    /// An empty namespace.
+    #[must_use]
+    pub fn new(profile: &'static Profile, limits: Limits) -> Self {
+        Self {
+            profile,
+            sad: Sad::new(profile, limits),
+            spd: Spd::new(profile, limits),
+            sysctls: Sysctls::default(),
+            mib: Mib::default(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// The next fact to tell, oldest first.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Runs every timer that is due; their events wait in [`Netns::poll_event`].
+    pub fn handle_timeout(&mut self, cx: &mut Context<'_>) {
+        self.sad.handle_timeout(cx, &mut self.events);
+        self.spd.handle_timeout(cx, &mut self.events);
+    }
+
+    /// When [`Netns::handle_timeout`] wants to be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<BootNanos> {
+        [self.sad.poll_timeout(), self.spd.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}
+
+/// How much a namespace may hold; beyond it requests fail as they do on a
+/// kernel without memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most SAs.
+    pub max_sas: usize,
+    /// Most policies.
+    pub max_policies: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_sas: 1 << 24,
+            max_policies: 1 << 24,
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The façade: NETLINK_XFRM of a whole machine, without any I/O.
+//!
+//! An [`Emulator`] is what a running kernel is to its clients. The driver
+//! feeds it datagrams, receive calls and the passage of time, and takes
+//! datagrams out. Same inputs, seed and clock: same outputs.
+//!
+//! A client socket is known by its namespace and port id. Delivery,
+//! membership and buffering are the driver's; the emulator only says what goes
+//! to which port or group, in which order.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use dataplane::netns::Limits;
+use dataplane::{BootNanos, Context, Entropy, Netns, Now, Profile};
+use xfrm_proto::extack::AckOptions;
+
+use crate::netlink::Sockets;
+pub use crate::netlink::{Datagram, Destination};
+use crate::netlink::{Outbox, deliver_events};
+
+/// A network namespace of the emulator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetnsId(pub u32);
+
+/// Who sends a datagram or receives one.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// The namespace of its socket.
+    pub netns: NetnsId,
+    /// The port id of its socket.
+    pub port: u32,
+    /// Its socket's acknowledgement options.
+    pub options: AckOptions,
+    /// Whether socket and sender have `CAP_NET_ADMIN` over the namespace.
+    pub privileged: bool,
+    /// The largest receive buffer it has offered so far, 0 for none yet.
+    pub recv_bytes: usize,
+}
+
+/// What every call needs from outside.
+pub struct Inputs<'a> {
+    /// The present.
+    pub now: Now,
+    /// Random numbers.
+    pub entropy: &'a mut dyn Entropy,
+}
+
+struct Namespace {
+    netns: Netns,
+    sockets: Sockets,
+}
+
+/// Every namespace's XFRM.
+pub struct Emulator {
+    profile: &'static Profile,
+    limits: Limits,
+    namespaces: BTreeMap<NetnsId, Namespace>,
+    next_netns: u32,
+    acqseq: u32,
+    outbox: Outbox,
+}
+
+impl Emulator {
+    /// A machine without namespaces that behaves as `profile` says.
+    #[must_use]
+    pub fn new(profile: &'static Profile, limits: Limits) -> Self {
+        Self {
+            profile,
+            limits,
+            namespaces: BTreeMap::new(),
+            next_netns: 0,
+            acqseq: 0,
+            outbox: Outbox::default(),
+        }
+    }
+
+    /// The release that is emulated.
+    #[must_use]
+    pub fn profile(&self) -> &'static Profile {
+        self.profile
+    }
+
+    /// A fresh namespace, as after `unshare(CLONE_NEWNET)`.
+    pub fn create_netns(&mut self) -> NetnsId {
+        let id = NetnsId(self.next_netns);
+        self.next_netns += 1;
+        let namespace = Namespace {
+            netns: Netns::new(self.profile, self.limits),
+            sockets: Sockets::default(),
+        };
+        self.namespaces.insert(id, namespace);
+        id
+    }
+
+    /// Forgets a namespace and all that is in it.
+    pub fn destroy_netns(&mut self, id: NetnsId) {
+        self.namespaces.remove(&id);
+    }
+
+    /// A namespace's engine, for counters and sizes.
+    #[must_use]
+    pub fn netns(&self, id: NetnsId) -> Option<&Netns> {
+        self.namespaces.get(&id).map(|ns| &ns.netns)
+    }
+
+    /// A namespace's engine, for sysctls.
+    pub fn netns_mut(&mut self, id: NetnsId) -> Option<&mut Netns> {
+        self.namespaces.get_mut(&id).map(|ns| &mut ns.netns)
+    }
+
+    /// Handles all messages of a datagram; what they cause waits in [`Emulator::poll_datagram`].
+    pub fn handle_datagram(&mut self, inputs: Inputs<'_>, peer: Peer, datagram: &[u8]) {
+        let Some(ns) = self.namespaces.get_mut(&peer.netns) else {
+            return;
+        };
+        let cx = Context {
+            now: inputs.now,
+            entropy: inputs.entropy,
+            acqseq: &mut self.acqseq,
+        };
+        crate::netlink::receive(
+            &mut ns.netns,
+            &mut ns.sockets,
+            cx,
+            &mut self.outbox,
+            peer,
+            datagram,
+        );
+        deliver_events(&mut ns.netns, &mut self.outbox, peer.netns);
+    }
+
+    /// Tells that `peer` has received a datagram: if it dumps, the next chunk is made.
+    ///
+    /// Returns whether the dump goes on.
+    pub fn handle_recv(&mut self, peer: Peer) -> bool {
+        let Some(ns) = self.namespaces.get_mut(&peer.netns) else {
+            return false;
+        };
+        crate::netlink::continue_dump(&mut ns.netns, &mut ns.sockets, &mut self.outbox, peer)
+    }
+
+    /// Whether a dump of that socket is under way.
+    #[must_use]
+    pub fn is_dumping(&self, netns: NetnsId, port: u32) -> bool {
+        self.namespaces
+            .get(&netns)
+            .is_some_and(|ns| ns.sockets.is_dumping(port))
+    }
+
+    /// Forgets a client's socket.
+    pub fn close_socket(&mut self, netns: NetnsId, port: u32) {
+        if let Some(ns) = self.namespaces.get_mut(&netns) {
+            ns.sockets.close(port);
+        }
+    }
+
+    /// Tells how many sockets of any namespace listen to `group` (1 to 32).
+    pub fn set_listeners(&mut self, netns: NetnsId, group: u32, count: u32) {
+        if let Some(ns) = self.namespaces.get_mut(&netns) {
+            ns.sockets.set_listeners(group, count);
+        }
+    }
+
+    /// Runs the timers that are due.
+    pub fn handle_timeout(&mut self, inputs: Inputs<'_>) {
+        for (&id, ns) in &mut self.namespaces {
+            let mut cx = Context {
+                now: inputs.now,
+                entropy: &mut *inputs.entropy,
+                acqseq: &mut self.acqseq,
+            };
+            ns.netns.handle_timeout(&mut cx);
+            deliver_events(&mut ns.netns, &mut self.outbox, id);
+        }
+    }
+
+    /// When [`Emulator::handle_timeout`] wants to be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<BootNanos> {
+        self.namespaces
+            .values()
+            .filter_map(|ns| ns.netns.poll_timeout())
+            .min()
+    }
+
+    /// The next datagram to deliver, oldest first.
+    pub fn poll_datagram(&mut self) -> Option<Datagram<'_>> {
+        self.outbox.pop()
+    }
+}

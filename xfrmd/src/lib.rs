@@ -1,0 +1,9 @@
+//! xfrmd: NETLINK_XFRM answered in userspace.
+//!
+//! * [`emulator`]: the sans-I/O façade: datagrams in, datagrams out.
+//! * `netlink`: the netlink protocol itself: walking a datagram, ACKs, dumps.
+//! * `xfrm`: one handler per message type.
+
+pub mod emulator;
+mod netlink;
+mod xfrm;

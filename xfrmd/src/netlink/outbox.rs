@@ -1,0 +1,61 @@
+//! Datagrams on their way to clients: one buffer for all, reused.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use crate::emulator::NetnsId;
+
+/// Where a datagram goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// To one socket.
+    Port(u32),
+    /// To every member of a group, 1 to 32.
+    Group(u32),
+}
+
+/// A datagram to deliver.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<'a> {
+    /// The namespace to deliver it in.
+    pub netns: NetnsId,
+    /// The receiver or receivers.
+    pub to: Destination,
+    /// One or more messages.
+    pub bytes: &'a [u8],
+}
+
+/// The queue.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    bytes: Vec<u8>,
+    queue: VecDeque<(NetnsId, Destination, Range<usize>)>,
+}
+
+impl Outbox {
+    /// Appends a datagram of whatever `write` writes; nothing when it writes nothing.
+    pub(crate) fn send(
+        &mut self,
+        netns: NetnsId,
+        to: Destination,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        if self.queue.is_empty() {
+            self.bytes.clear();
+        }
+        let start = self.bytes.len();
+        write(&mut self.bytes);
+        if self.bytes.len() > start {
+            self.queue.push_back((netns, to, start..self.bytes.len()));
+        }
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Datagram<'_>> {
+        let (netns, to, range) = self.queue.pop_front()?;
+        Some(Datagram {
+            netns,
+            to,
+            bytes: self.bytes.get(range)?,
+        })
+    }
+}
