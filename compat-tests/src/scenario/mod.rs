@@ -2,6 +2,7 @@
 
 mod build;
 mod first;
+mod netlink;
 
 pub use build::Sa;
 
@@ -45,7 +46,7 @@ impl Scenario {
 }
 
 /// Every scenario, by area.
-const AREAS: &[&[Scenario]] = &[first::SCENARIOS];
+const AREAS: &[&[Scenario]] = &[first::SCENARIOS, netlink::SCENARIOS];
 
 /// Every scenario.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
