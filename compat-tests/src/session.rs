@@ -225,10 +225,15 @@ impl<'s> Session<'s> {
     /// Sends bytes, and leaves what comes in the queues.
     pub fn send_bytes(&mut self, socket: Socket, label: &str, bytes: &[u8]) {
         let result = self.subject.send(socket, bytes);
-        let kinds = messages(bytes)
+        let mut kinds: Vec<_> = messages(bytes)
             .map(|(header, _)| kind_name(header.kind))
-            .collect::<Vec<_>>()
-            .join("+");
+            .collect();
+        let count = kinds.len();
+        if count > 4 {
+            kinds.truncate(1);
+            kinds.push(format!("{} more", count - 1));
+        }
+        let kinds = kinds.join("+");
         let name = self.name(socket);
         self.transcript.act(&name, &format!("{kinds} {label}"), result);
     }
@@ -249,6 +254,14 @@ impl<'s> Session<'s> {
             }
         }
         answer
+    }
+
+    /// Takes everything that any socket has received, and leaves it out of the transcript.
+    pub fn drain_silently(&mut self) {
+        for index in 0..self.sockets.len() {
+            let (socket, _, open) = self.sockets[index];
+            while open && self.subject.recv(socket, LARGE_BUFFER).is_ok() {}
+        }
     }
 
     /// Takes one datagram into a buffer of `buffer_bytes`; `None` when there is none.
