@@ -1,6 +1,7 @@
 //! `cargo xtask STEP`: each CI step alone, with nothing but cargo.
 
-use std::process::{Command, ExitCode, ExitStatus};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
 /// A step: its name, what it does, its commands.
 struct Step {
@@ -31,7 +32,7 @@ const STEPS: &[Step] = &[
         about: "every test",
         commands: &[
             &["cargo", "build", "--workspace", "--all-targets"],
-            &["cargo", "test", "--workspace"],
+            &["cargo", "test", "--workspace", "--no-fail-fast"],
         ],
     },
     Step {
@@ -74,10 +75,34 @@ fn run(step: &Step, command: &[&str], extra: &[String]) -> std::io::Result<ExitS
     let program = words.next().copied().unwrap_or_default();
     let mut process = Command::new(program);
     process.args(words).args(extra);
-    if step.name == "docs" {
-        process.env("RUSTDOCFLAGS", "-D warnings");
+    match step.name {
+        "docs" => process.env("RUSTDOCFLAGS", "-D warnings").status(),
+        "test" => summarized(&mut process),
+        _ => process.status(),
     }
-    process.status()
+}
+
+/// Runs tests, passes on what they print, and closes with one line that sums up all test binaries.
+fn summarized(process: &mut Command) -> std::io::Result<ExitStatus> {
+    let mut child = process.stdout(Stdio::piped()).spawn()?;
+    let mut sums = [0_u64; 3];
+    for line in child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
+        let line = line?;
+        println!("{line}");
+        if !line.starts_with("test result: ") {
+            continue;
+        }
+        for (sum, word) in sums.iter_mut().zip(["passed", "failed", "ignored"]) {
+            let count = line.split([';', '.']).find_map(|part| part.trim().strip_suffix(word));
+            *sum += count.and_then(|count| count.trim().parse().ok()).unwrap_or(0);
+        }
+    }
+    let status = child.wait()?;
+    let [passed, failed, ignored] = sums;
+    if passed + failed > 0 {
+        println!("{passed} passed, {failed} failed, {ignored} skipped");
+    }
+    Ok(status)
 }
 
 fn usage() -> ExitCode {
