@@ -11,11 +11,23 @@ struct Step {
 }
 
 const STEPS: &[Step] = &[
-    Step { name: "fmt", about: "formatting", commands: &[&["cargo", "fmt", "--all", "--check"]] },
+    Step {
+        name: "fmt",
+        about: "formatting",
+        commands: &[&["cargo", "fmt", "--all", "--check"]],
+    },
     Step {
         name: "clippy",
         about: "lints, warnings denied",
-        commands: &[&["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]],
+        commands: &[&[
+            "cargo",
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]],
     },
     Step {
         name: "docs",
@@ -25,7 +37,16 @@ const STEPS: &[Step] = &[
     Step {
         name: "licences",
         about: "licences and sources of dependencies (cargo install cargo-deny)",
-        commands: &[&["cargo", "deny", "--log-level", "error", "check", "licenses", "sources", "bans"]],
+        commands: &[&[
+            "cargo",
+            "deny",
+            "--log-level",
+            "error",
+            "check",
+            "licenses",
+            "sources",
+            "bans",
+        ]],
     },
     Step {
         name: "test",
@@ -40,7 +61,15 @@ const STEPS: &[Step] = &[
         about: "the figures, ours beside the yardstick: bench [NAME]...",
         commands: &[
             &["cargo", "build", "--release", "--workspace", "--quiet"],
-            &["cargo", "run", "--release", "--quiet", "--package", "bench", "--"],
+            &[
+                "cargo",
+                "run",
+                "--release",
+                "--quiet",
+                "--package",
+                "bench",
+                "--",
+            ],
         ],
     },
     Step {
@@ -52,8 +81,12 @@ const STEPS: &[Step] = &[
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
-    let Some(name) = args.next() else { return usage() };
-    let Some(step) = STEPS.iter().find(|step| step.name == name) else { return usage() };
+    let Some(name) = args.next() else {
+        return usage();
+    };
+    let Some(step) = STEPS.iter().find(|step| step.name == name) else {
+        return usage();
+    };
     let rest: Vec<String> = args.collect();
     let last = step.commands.len().saturating_sub(1);
     for (index, command) in step.commands.iter().enumerate() {
@@ -86,15 +119,25 @@ fn run(step: &Step, command: &[&str], extra: &[String]) -> std::io::Result<ExitS
 fn summarized(process: &mut Command) -> std::io::Result<ExitStatus> {
     let mut child = process.stdout(Stdio::piped()).spawn()?;
     let mut sums = [0_u64; 3];
-    for line in child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
+    for line in child
+        .stdout
+        .take()
+        .map(BufReader::new)
+        .into_iter()
+        .flat_map(BufRead::lines)
+    {
         let line = line?;
         println!("{line}");
         if !line.starts_with("test result: ") {
             continue;
         }
         for (sum, word) in sums.iter_mut().zip(["passed", "failed", "ignored"]) {
-            let count = line.split([';', '.']).find_map(|part| part.trim().strip_suffix(word));
-            *sum += count.and_then(|count| count.trim().parse().ok()).unwrap_or(0);
+            let count = line
+                .split([';', '.'])
+                .find_map(|part| part.trim().strip_suffix(word));
+            *sum += count
+                .and_then(|count| count.trim().parse().ok())
+                .unwrap_or(0);
         }
     }
     let status = child.wait()?;
