@@ -15,10 +15,32 @@ use xfrm_proto::uapi::*;
 #[must_use]
 pub fn kind_name(kind: u16) -> String {
     const NAMES: [&str; 26] = [
-        "NEWSA", "DELSA", "GETSA", "NEWPOLICY", "DELPOLICY", "GETPOLICY", "ALLOCSPI", "ACQUIRE",
-        "EXPIRE", "UPDPOLICY", "UPDSA", "POLEXPIRE", "FLUSHSA", "FLUSHPOLICY", "NEWAE", "GETAE",
-        "REPORT", "MIGRATE", "NEWSADINFO", "GETSADINFO", "NEWSPDINFO", "GETSPDINFO", "MAPPING",
-        "SETDEFAULT", "GETDEFAULT", "MIGRATE_STATE",
+        "NEWSA",
+        "DELSA",
+        "GETSA",
+        "NEWPOLICY",
+        "DELPOLICY",
+        "GETPOLICY",
+        "ALLOCSPI",
+        "ACQUIRE",
+        "EXPIRE",
+        "UPDPOLICY",
+        "UPDSA",
+        "POLEXPIRE",
+        "FLUSHSA",
+        "FLUSHPOLICY",
+        "NEWAE",
+        "GETAE",
+        "REPORT",
+        "MIGRATE",
+        "NEWSADINFO",
+        "GETSADINFO",
+        "NEWSPDINFO",
+        "GETSPDINFO",
+        "MAPPING",
+        "SETDEFAULT",
+        "GETDEFAULT",
+        "MIGRATE_STATE",
     ];
     match kind {
         NLMSG_ERROR => "ERROR".into(),
@@ -34,13 +56,48 @@ pub fn kind_name(kind: u16) -> String {
 #[must_use]
 pub fn attr_name(kind: u16) -> Option<&'static str> {
     const NAMES: [&str; 42] = [
-        "UNSPEC", "ALG_AUTH", "ALG_CRYPT", "ALG_COMP", "ENCAP", "TMPL", "SA", "POLICY", "SEC_CTX",
-        "LTIME_VAL", "REPLAY_VAL", "REPLAY_THRESH", "ETIMER_THRESH", "SRCADDR", "COADDR",
-        "LASTUSED", "POLICY_TYPE", "MIGRATE", "ALG_AEAD", "KMADDRESS", "ALG_AUTH_TRUNC", "MARK",
-        "TFCPAD", "REPLAY_ESN_VAL", "SA_EXTRA_FLAGS", "PROTO", "ADDRESS_FILTER", "PAD",
-        "OFFLOAD_DEV", "SET_MARK", "SET_MARK_MASK", "IF_ID", "MTIMER_THRESH", "SA_DIR",
-        "NAT_KEEPALIVE_INTERVAL", "SA_PCPU", "IPTFS_DROP_TIME", "IPTFS_REORDER_WINDOW",
-        "IPTFS_DONT_FRAG", "IPTFS_INIT_DELAY", "IPTFS_MAX_QSIZE", "IPTFS_PKT_SIZE",
+        "UNSPEC",
+        "ALG_AUTH",
+        "ALG_CRYPT",
+        "ALG_COMP",
+        "ENCAP",
+        "TMPL",
+        "SA",
+        "POLICY",
+        "SEC_CTX",
+        "LTIME_VAL",
+        "REPLAY_VAL",
+        "REPLAY_THRESH",
+        "ETIMER_THRESH",
+        "SRCADDR",
+        "COADDR",
+        "LASTUSED",
+        "POLICY_TYPE",
+        "MIGRATE",
+        "ALG_AEAD",
+        "KMADDRESS",
+        "ALG_AUTH_TRUNC",
+        "MARK",
+        "TFCPAD",
+        "REPLAY_ESN_VAL",
+        "SA_EXTRA_FLAGS",
+        "PROTO",
+        "ADDRESS_FILTER",
+        "PAD",
+        "OFFLOAD_DEV",
+        "SET_MARK",
+        "SET_MARK_MASK",
+        "IF_ID",
+        "MTIMER_THRESH",
+        "SA_DIR",
+        "NAT_KEEPALIVE_INTERVAL",
+        "SA_PCPU",
+        "IPTFS_DROP_TIME",
+        "IPTFS_REORDER_WINDOW",
+        "IPTFS_DONT_FRAG",
+        "IPTFS_INIT_DELAY",
+        "IPTFS_MAX_QSIZE",
+        "IPTFS_PKT_SIZE",
     ];
     NAMES.get(usize::from(kind)).copied()
 }
@@ -111,19 +168,27 @@ pub fn message(bytes: &[u8]) -> Vec<String> {
             lines
         }
         kind => {
-            let fixed = body.get(..fixed_bytes(kind).min(body.len())).unwrap_or_default();
+            let fixed = body
+                .get(..fixed_bytes(kind).min(body.len()))
+                .unwrap_or_default();
             let mut lines = vec![head];
             if !fixed.is_empty() {
                 lines.push(format!("{}| {}", reading(kind, fixed), hex(fixed)));
             }
-            attrs(body.get(fixed.len()..).unwrap_or_default(), kind, &mut lines);
+            attrs(
+                body.get(fixed.len()..).unwrap_or_default(),
+                kind,
+                &mut lines,
+            );
             lines
         }
     }
 }
 
 fn error(header: &NlMsgHdr, body: &[u8], mut head: String) -> Vec<String> {
-    let errno = body.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+    let errno = body
+        .first_chunk()
+        .map_or(0, |bytes| i32::from_ne_bytes(*bytes));
     let echoed = body.get(4..).unwrap_or_default();
     let Some(request) = NlMsgHdr::read(echoed) else {
         return vec![head, format!("short {}", hex(body))];
@@ -320,7 +385,12 @@ fn policy_info(policy: &UserPolicyInfo) -> String {
 }
 
 fn policy_id(id: &UserPolicyId) -> String {
-    format!("policy dir {} index {} {}", id.dir, id.index, selector(&id.sel))
+    format!(
+        "policy dir {} index {} {}",
+        id.dir,
+        id.index,
+        selector(&id.sel)
+    )
 }
 
 fn reading(kind: u16, fixed: &[u8]) -> String {

@@ -36,7 +36,11 @@ pub fn compare(expected: &str, actual: &str) -> Result<(), String> {
     // The request that an answer belongs to is what a reader needs first.
     for group in diff.grouped_ops(2) {
         let first = group.first().map_or(0, |op| op.old_range().start);
-        let cause = expected.lines().take(first + 3).filter(|line| line.starts_with('>')).last();
+        let cause = expected
+            .lines()
+            .take(first + 3)
+            .filter(|line| line.starts_with('>'))
+            .last();
         out += &format!("@@ line {} {}\n", first + 1, cause.unwrap_or_default());
         for op in &group {
             for change in diff.iter_changes(op) {
@@ -76,7 +80,12 @@ impl Divergences {
 
     fn parse(text: &str) -> Self {
         let rows = text.lines().filter_map(|line| {
-            let cells: Vec<&str> = line.trim().strip_prefix('|')?.split('|').map(str::trim).collect();
+            let cells: Vec<&str> = line
+                .trim()
+                .strip_prefix('|')?
+                .split('|')
+                .map(str::trim)
+                .collect();
             let [scenario, kernel, reason, ..] = cells[..] else {
                 return None;
             };
@@ -121,7 +130,9 @@ mod tests {
 
     #[test]
     fn table_and_judgement() {
-        let list = Divergences::parse("text\n| scenario | kernel | reason |\n|---|---|---|\n| `x` | 7.2 | because |\n");
+        let list = Divergences::parse(
+            "text\n| scenario | kernel | reason |\n|---|---|---|\n| `x` | 7.2 | because |\n",
+        );
         let newest = Kernel::by_name("7.2").unwrap();
         let oldest = Kernel::by_name("6.1").unwrap();
         assert!(list.judge("x", newest, Err("differs".into())).is_ok());
@@ -135,6 +146,9 @@ mod tests {
         let old = "> a NEWSA add\n< a ERROR 0\n";
         let new = "> a NEWSA add\n< a ERROR -22\n";
         let text = compare(old, new).unwrap_err();
-        assert!(text.contains("NEWSA add") && text.contains("-< a ERROR 0"), "{text}");
+        assert!(
+            text.contains("NEWSA add") && text.contains("-< a ERROR 0"),
+            "{text}"
+        );
     }
 }

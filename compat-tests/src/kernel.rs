@@ -56,7 +56,11 @@ impl Kernel {
             .map_err(|_| format!("kernel {} is not installed: {install}", self.name))?;
         let dotted = format!("{}.", self.name);
         if !release.starts_with(&dotted) && release.trim() != self.name {
-            return Err(format!("installed is {}, not {}", release.trim(), self.name));
+            return Err(format!(
+                "installed is {}, not {}",
+                release.trim(),
+                self.name
+            ));
         }
         Ok(())
     }

@@ -11,6 +11,7 @@
 //!   values and random numbers are renamed, and nothing else is lost.
 //! * [`golden`]: recorded transcripts of the kernels, and the list of
 //!   divergences that are allowed.
+//! * [`clients`]: whole programs (`ip`, libnl) whose printed output is compared.
 //! * [`kernel`]: boots a reference kernel to record from.
 #![allow(
     clippy::unwrap_used,
@@ -19,6 +20,7 @@
     reason = "all of this crate is test code: a panic is a failed test"
 )]
 
+pub mod clients;
 pub mod decode;
 pub mod golden;
 pub mod kernel;

@@ -81,7 +81,9 @@ fn main() -> Result<ExitCode> {
 
 fn selected(names: &[String]) -> Vec<&'static Scenario> {
     let wanted = |name: &str| names.is_empty() || names.iter().any(|part| name.contains(part));
-    scenario::all().filter(|scenario| wanted(scenario.name)).collect()
+    scenario::all()
+        .filter(|scenario| wanted(scenario.name))
+        .collect()
 }
 
 fn run(subject: SubjectKind, kernel: &str, out: Option<&Path>, names: &[String]) -> Result<()> {
@@ -100,15 +102,17 @@ fn run(subject: SubjectKind, kernel: &str, out: Option<&Path>, names: &[String])
         Ok(match subject {
             SubjectKind::InProcess => scenario.transcript(&mut InProcess::new(profile)),
             SubjectKind::Socket => {
-                let subject = RawSocket::in_fresh_netns().map_err(std::io::Error::from_raw_os_error);
+                let subject =
+                    RawSocket::in_fresh_netns().map_err(std::io::Error::from_raw_os_error);
                 scenario.transcript(&mut subject.context("a network namespace")?)
             }
         })
     };
     // Scenarios that wait do so together; every scenario has a thread, because
     // a thread is what has a network namespace.
-    let (waiting, quick): (Vec<_>, Vec<_>) =
-        selected(names).into_iter().partition(|scenario| scenario.sleeps);
+    let (waiting, quick): (Vec<_>, Vec<_>) = selected(names)
+        .into_iter()
+        .partition(|scenario| scenario.sleeps);
     let waiting: Vec<_> = waiting
         .into_iter()
         .map(|scenario| (scenario, thread::spawn(move || transcript(scenario))))
@@ -174,7 +178,9 @@ fn record(kernel: Option<&str>, names: &[String]) -> Result<()> {
     for kernel in kernels(kernel)? {
         kernel.available().map_err(anyhow::Error::msg)?;
         let out = kernel::suite_dir().join("golden").join(kernel.name);
-        let mut args: Vec<String> = ["run", "--subject", "socket", "--out"].map(String::from).into();
+        let mut args: Vec<String> = ["run", "--subject", "socket", "--out"]
+            .map(String::from)
+            .into();
         args.push(out.display().to_string());
         args.extend_from_slice(names);
         let status = kernel.run(300, &program, &args)?;

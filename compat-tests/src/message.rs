@@ -113,7 +113,8 @@ impl Message {
     /// Appends an attribute whose header says `len`.
     #[must_use]
     pub fn attr_claiming(mut self, kind: u16, len: u16, value: &[u8]) -> Self {
-        self.payload.extend_from_slice(NlAttr { len, kind }.as_bytes());
+        self.payload
+            .extend_from_slice(NlAttr { len, kind }.as_bytes());
         self.put(value)
     }
 

@@ -196,7 +196,8 @@ impl<'s> Session<'s> {
         let result = self.subject.set_member(socket, group, member);
         let verb = if member { "join" } else { "leave" };
         let name = self.name(socket);
-        self.transcript.act(&name, &format!("{verb} {group}"), result);
+        self.transcript
+            .act(&name, &format!("{verb} {group}"), result);
     }
 
     /// Sends one request; then everything that any socket has received is taken.
@@ -235,7 +236,8 @@ impl<'s> Session<'s> {
         }
         let kinds = kinds.join("+");
         let name = self.name(socket);
-        self.transcript.act(&name, &format!("{kinds} {label}"), result);
+        self.transcript
+            .act(&name, &format!("{kinds} {label}"), result);
     }
 
     /// Takes everything that any socket has received; returns what `own` has.
@@ -341,7 +343,8 @@ impl<'s> Session<'s> {
 
     /// Lets time pass, then takes everything that any socket has received.
     pub fn sleep(&mut self, time: Duration) {
-        self.transcript.note(&format!("{} ms later", time.as_millis()));
+        self.transcript
+            .note(&format!("{} ms later", time.as_millis()));
         self.subject.sleep(time);
         for index in 0..self.sockets.len() {
             let (socket, _, open) = self.sockets[index];

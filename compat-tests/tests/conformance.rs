@@ -42,7 +42,10 @@ fn main() -> ExitCode {
 fn golden_text(kernel: Kernel, scenario: &Scenario) -> Result<String, Failed> {
     fs::read_to_string(golden::path(kernel, scenario.name)).map_err(|_| {
         let (kernel, scenario) = (kernel.name, scenario.name);
-        format!("not recorded yet: cargo run -p compat-tests -- record --kernel {kernel} {scenario}").into()
+        format!(
+            "not recorded yet: cargo run -p compat-tests -- record --kernel {kernel} {scenario}"
+        )
+        .into()
     })
 }
 
@@ -51,15 +54,20 @@ fn against_golden(kernel: Kernel, scenario: &Scenario, list: &Divergences) -> Re
     let profile = Profile::by_name(kernel.name).ok_or("no profile")?;
     let actual = scenario.transcript(&mut InProcess::new(profile));
     let result = golden::compare(&expected, &actual);
-    list.judge(scenario.name, kernel, result).map_err(Failed::from)
+    list.judge(scenario.name, kernel, result)
+        .map_err(Failed::from)
 }
 
 fn no_stray_files(kernel: Kernel) -> Result<(), Failed> {
     let directory = kernel::suite_dir().join("golden").join(kernel.name);
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        if !scenario::all().any(|scenario| scenario.name == stem) {
+        let stem = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if path.is_file() && !scenario::all().any(|scenario| scenario.name == stem) {
             return Err(format!("{} belongs to no scenario", path.display()).into());
         }
     }
@@ -86,7 +94,9 @@ fn live(kernel: Kernel, trials: &mut Vec<Trial>) {
             format!("live::{}::{}", kernel.name, scenario.name),
             move || {
                 let recorded = recording.get_or_init(|| record(kernel));
-                let directory = recorded.as_ref().map_err(|error| Failed::from(error.as_str()))?;
+                let directory = recorded
+                    .as_ref()
+                    .map_err(|error| Failed::from(error.as_str()))?;
                 let name = format!("{}.txt", scenario.name);
                 let today = fs::read_to_string(directory.join(name))?;
                 golden::compare(&golden_text(kernel, scenario)?, &today).map_err(Failed::from)
@@ -99,7 +109,10 @@ fn record(kernel: Kernel) -> Result<std::path::PathBuf, String> {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("live-{}", kernel.name));
     let _ = fs::remove_dir_all(&out);
     let args = ["run", "--subject", "socket", "--out"].map(String::from);
-    let args: Vec<String> = args.into_iter().chain([out.display().to_string()]).collect();
+    let args: Vec<String> = args
+        .into_iter()
+        .chain([out.display().to_string()])
+        .collect();
     let status = kernel
         .run(300, Path::new(env!("CARGO_BIN_EXE_compat")), &args)
         .map_err(|error| error.to_string())?;

@@ -90,10 +90,7 @@ impl Sa {
 
     /// ESP with AES-GCM.
     pub(super) fn esp() -> Self {
-        Self::bare(IPPROTO_ESP).attr(
-            XFRMA_ALG_AEAD,
-            algo_icv("rfc4106(gcm(aes))", 128, &key(20)),
-        )
+        Self::bare(IPPROTO_ESP).attr(XFRMA_ALG_AEAD, algo_icv("rfc4106(gcm(aes))", 128, &key(20)))
     }
 
     /// AH with HMAC-SHA-1.
@@ -156,9 +153,10 @@ impl Sa {
     /// A message of type `kind` that carries it.
     pub(super) fn message(&self, kind: u16) -> Message {
         let attrs = self.attrs.iter();
-        attrs.fold(Message::with(kind, &self.info), |message, (kind, payload)| {
-            message.attr(*kind, payload)
-        })
+        attrs.fold(
+            Message::with(kind, &self.info),
+            |message, (kind, payload)| message.attr(*kind, payload),
+        )
     }
 
     /// NEWSA.

@@ -88,8 +88,7 @@ impl InProcess {
         for group in 1..=32 {
             let listens = |queue: &&Queue| queue.open && queue.groups & (1 << (group - 1)) != 0;
             let count = self.sockets.iter().filter(listens).count();
-            self.emulator
-                .set_listeners(self.netns, group, count as u32);
+            self.emulator.set_listeners(self.netns, group, count as u32);
         }
     }
 }
@@ -179,7 +178,10 @@ impl Subject for InProcess {
     fn sleep(&mut self, time: Duration) {
         let end = self.clock + time;
         loop {
-            let due = self.emulator.poll_timeout().map(|at| Duration::from_nanos(at.0));
+            let due = self
+                .emulator
+                .poll_timeout()
+                .map(|at| Duration::from_nanos(at.0));
             let Some(due) = due.filter(|due| *due <= end) else {
                 break;
             };

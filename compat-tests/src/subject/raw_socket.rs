@@ -181,7 +181,9 @@ fn address(port: u32, groups: u32) -> sockaddr_nl {
 
 fn check<T: PartialOrd + Default>(result: T) -> Result<T, Errno> {
     if result < T::default() {
-        Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+        Err(io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO))
     } else {
         Ok(result)
     }
@@ -202,10 +204,7 @@ struct CapData {
 }
 
 /// Runs `act` with or without `CAP_NET_ADMIN` in the thread's effective set.
-fn with_privilege<T>(
-    privileged: bool,
-    act: impl FnOnce() -> Result<T, Errno>,
-) -> Result<T, Errno> {
+fn with_privilege<T>(privileged: bool, act: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
     if privileged {
         return act();
     }
