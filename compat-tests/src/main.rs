@@ -183,7 +183,7 @@ fn record(kernel: Option<&str>, names: &[String]) -> Result<()> {
             .into();
         args.push(out.display().to_string());
         args.extend_from_slice(names);
-        let status = kernel.run(300, &program, &args)?;
+        let status = kernel.run_sealed(300, &program, &args)?;
         if !status.success() {
             bail!("recording from {} ended with {status}", kernel.name);
         }

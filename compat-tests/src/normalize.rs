@@ -5,6 +5,8 @@
 //! * SPIs that the other side drew at random are numbered as they appear;
 //! * the acquire sequence, which all namespaces of a kernel share, counts from
 //!   the first one seen;
+//! * the SPI of the hidden IPv6 tunnel SA below an IPCOMP one counts up in the
+//!   kernel, but whether it does depends on when a worker has freed the last;
 //! * `XFRMA_PAD` goes: whether it is sent depends on the machine's alignment
 //!   rules, not on the kernel's release. Lengths are corrected.
 //!
@@ -22,6 +24,8 @@ use crate::decode::fixed_bytes;
 pub const CLOCK: u64 = 0xcccc_cccc_0000_0000;
 /// Stands for a random SPI.
 pub const SPI: u32 = 0x0a5b_1000;
+/// Stands for the SPI of a hidden IPv6 tunnel SA.
+pub const TUNNEL6_SPI: u32 = 0x4141_4141;
 /// Stands for an acquire sequence number.
 pub const ACQSEQ: u32 = 0xac90_0000;
 
@@ -163,6 +167,11 @@ impl Normalizer {
     }
 
     fn sa_info(&self, bytes: &mut [u8]) {
+        if bytes.get(76) == Some(&IPPROTO_IPV6)
+            && let Some(spi) = bytes.get_mut(72..76)
+        {
+            spi.copy_from_slice(&TUNNEL6_SPI.to_be_bytes());
+        }
         self.spi(bytes, 72);
         self.clock(bytes, 176);
         self.clock(bytes, 184);

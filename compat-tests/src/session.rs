@@ -297,6 +297,18 @@ impl<'s> Session<'s> {
         info.map_or(0, |info| info.id.spi.get())
     }
 
+    /// Sends a request; only its errno comes back, nothing goes into the transcript.
+    pub fn request_for_errno(&mut self, socket: Socket, mut message: Message) -> i32 {
+        message.number(&mut self.next_seq);
+        let result = self.subject.send(socket, &message.bytes());
+        let mut answer = Answer::default();
+        while let Ok(received) = self.subject.recv(socket, LARGE_BUFFER) {
+            let whole = messages(&received.bytes).map(|(_, message)| message.to_vec());
+            answer.messages.extend(whole);
+        }
+        result.err().or(answer.errno()).unwrap_or(-1)
+    }
+
     /// Sends a request and takes only what its own socket gets.
     pub fn request_quietly(&mut self, socket: Socket, label: &str, message: Message) {
         self.send(socket, label, vec![message]);

@@ -1,11 +1,15 @@
 //! The scenarios: what a client does, whoever answers.
 
+mod aevents;
 mod attributes;
 mod build;
 mod first;
+mod larval;
+mod lifetimes;
 mod netlink;
 mod sa_algorithms;
 mod sa_checks;
+mod sa_tables;
 
 pub use build::Sa;
 
@@ -49,7 +53,8 @@ impl Scenario {
 }
 
 /// Every scenario, by area.
-const AREAS: &[&[Scenario]] = &[first::SCENARIOS, netlink::SCENARIOS, attributes::SCENARIOS, sa_checks::SCENARIOS, sa_algorithms::SCENARIOS];
+const AREAS: &[&[Scenario]] = &[first::SCENARIOS, netlink::SCENARIOS, attributes::SCENARIOS, sa_checks::SCENARIOS, sa_algorithms::SCENARIOS,
+    sa_tables::SCENARIOS, larval::SCENARIOS, lifetimes::SCENARIOS, aevents::SCENARIOS];
 
 /// Every scenario.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
