@@ -117,6 +117,7 @@ impl Answer {
 /// A running scenario.
 pub struct Session<'s> {
     subject: &'s mut dyn Subject,
+    begin: Duration,
     normalizer: Normalizer,
     transcript: Transcript,
     sockets: Vec<(Socket, String, bool)>,
@@ -127,10 +128,11 @@ impl<'s> Session<'s> {
     /// A scenario that begins now.
     #[must_use]
     pub fn new(subject: &'s mut dyn Subject, seconds_matter: bool) -> Self {
-        let begin = subject.wall().as_secs();
+        let begin = subject.wall();
         Self {
             subject,
-            normalizer: Normalizer::new(begin, seconds_matter),
+            begin,
+            normalizer: Normalizer::new(begin.as_secs(), seconds_matter),
             transcript: Transcript::default(),
             sockets: Vec::new(),
             next_seq: 0,
@@ -362,6 +364,19 @@ impl<'s> Session<'s> {
             let (socket, _, open) = self.sockets[index];
             while open && self.recv(socket, LARGE_BUFFER).is_some() {}
         }
+    }
+
+    /// How long ago the scenario began.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.subject.wall().saturating_sub(self.begin)
+    }
+
+    /// Lets time pass until `end` after the scenario's begin, then takes what has come.
+    pub fn sleep_until(&mut self, end: Duration) {
+        self.transcript.note(&format!("at {} ms", end.as_millis()));
+        let time = end.saturating_sub(self.elapsed());
+        self.sleep_silently(time);
     }
 
     fn name(&self, socket: Socket) -> String {

@@ -30,9 +30,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::new("polexpire_by_user", polexpire_by_user),
 ];
 
+/// Looks at what has come 300 and 800 ms after each full second: timers run at full ones.
 fn tick(s: &mut Session<'_>, ticks: u32) {
     for _ in 0..ticks {
-        s.sleep(Duration::from_millis(500));
+        let elapsed = s.elapsed().as_millis() as u64;
+        s.sleep_until(Duration::from_millis((elapsed + 200) / 500 * 500 + 300));
     }
 }
 

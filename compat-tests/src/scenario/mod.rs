@@ -6,7 +6,10 @@ mod build;
 mod first;
 mod larval;
 mod lifetimes;
+mod migrate;
 mod netlink;
+mod policy_checks;
+mod policy_tables;
 mod sa_algorithms;
 mod sa_checks;
 mod sa_tables;
@@ -54,7 +57,8 @@ impl Scenario {
 
 /// Every scenario, by area.
 const AREAS: &[&[Scenario]] = &[first::SCENARIOS, netlink::SCENARIOS, attributes::SCENARIOS, sa_checks::SCENARIOS, sa_algorithms::SCENARIOS,
-    sa_tables::SCENARIOS, larval::SCENARIOS, lifetimes::SCENARIOS, aevents::SCENARIOS];
+    sa_tables::SCENARIOS, larval::SCENARIOS, lifetimes::SCENARIOS, aevents::SCENARIOS,
+    policy_checks::SCENARIOS, policy_tables::SCENARIOS, migrate::SCENARIOS];
 
 /// Every scenario.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
