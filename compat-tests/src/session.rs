@@ -359,6 +359,10 @@ impl<'s> Session<'s> {
     pub fn sleep(&mut self, time: Duration) {
         self.transcript
             .note(&format!("{} ms later", time.as_millis()));
+        self.sleep_silently(time);
+    }
+
+    fn sleep_silently(&mut self, time: Duration) {
         self.subject.sleep(time);
         for index in 0..self.sockets.len() {
             let (socket, _, open) = self.sockets[index];

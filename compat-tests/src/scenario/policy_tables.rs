@@ -295,7 +295,6 @@ fn many(s: &mut Session<'_>) {
     s.send(a, "dump", vec![Message::dump(XFRM_MSG_GETPOLICY)]);
     s.recv_lengths(a, 8192);
     s.request(a, "flush", flush_policy().flags(5));
-    s.request(a, "info", Message::new(XFRM_MSG_GETSPDINFO).put(&[0; 4]));
 }
 
 fn prefix_trees(s: &mut Session<'_>) {
