@@ -15,6 +15,8 @@ use crate::transcript::Transcript;
 
 /// A buffer that everything fits.
 pub const LARGE_BUFFER: usize = 65536;
+/// How late a sleeper may wake.
+const MOST_LATE: Duration = Duration::from_millis(100);
 
 /// How a scenario opens a socket.
 #[derive(Clone, Debug)]
@@ -118,6 +120,7 @@ impl Answer {
 pub struct Session<'s> {
     subject: &'s mut dyn Subject,
     begin: Duration,
+    late: bool,
     normalizer: Normalizer,
     transcript: Transcript,
     sockets: Vec<(Socket, String, bool)>,
@@ -132,6 +135,7 @@ impl<'s> Session<'s> {
         Self {
             subject,
             begin,
+            late: false,
             normalizer: Normalizer::new(begin.as_secs(), seconds_matter),
             transcript: Transcript::default(),
             sockets: Vec::new(),
@@ -379,8 +383,16 @@ impl<'s> Session<'s> {
     /// Lets time pass until `end` after the scenario's begin, then takes what has come.
     pub fn sleep_until(&mut self, end: Duration) {
         self.transcript.note(&format!("at {} ms", end.as_millis()));
-        let time = end.saturating_sub(self.elapsed());
-        self.sleep_silently(time);
+        let now = self.elapsed();
+        self.subject.sleep(end.saturating_sub(now));
+        self.late |= now > end || self.elapsed() > end + MOST_LATE;
+        self.sleep_silently(Duration::ZERO);
+    }
+
+    /// Whether the machine was too busy to wake a sleeper in time: then the transcript may be wrong.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.late
     }
 
     fn name(&self, socket: Socket) -> String {

@@ -30,12 +30,19 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::new("polexpire_by_user", polexpire_by_user),
 ];
 
-/// Looks at what has come 300 and 800 ms after each full second: timers run at full ones.
-fn tick(s: &mut Session<'_>, ticks: u32) {
-    for _ in 0..ticks {
-        let elapsed = s.elapsed().as_millis() as u64;
-        s.sleep_until(Duration::from_millis((elapsed + 200) / 500 * 500 + 300));
+/// Looks at what has come, `seconds` times, 900 ms into each second: scenarios begin early in a
+/// second, so timers run early in one.
+fn tick(s: &mut Session<'_>, seconds: u64) {
+    for _ in 0..seconds {
+        let next = (s.elapsed().as_millis() as u64 + 150) / 1000;
+        s.sleep_until(Duration::from_millis(next * 1000 + 850));
     }
+}
+
+/// Goes on to early in the next second, to do something then.
+fn next_second(s: &mut Session<'_>) {
+    let next = s.elapsed().as_secs() + 1;
+    s.sleep_until(Duration::from_millis(next * 1000));
 }
 
 fn dump(s: &mut Session<'_>, a: crate::subject::Socket) {
@@ -58,9 +65,9 @@ fn sa_soft_and_hard(s: &mut Session<'_>) {
     s.open("b", Open::new().all_groups());
     s.request(a, "soft 2 hard 4", Sa::esp().info(|i| i.lft = limits(2, 4, 0, 0)).new_sa());
     s.request(a, "soft 1 hard 3", Sa::ah().info(|i| i.lft = limits(1, 3, 0, 0)).new_sa());
-    tick(s, 5);
+    tick(s, 3);
     dump(s, a);
-    tick(s, 5);
+    tick(s, 2);
     dump(s, a);
 }
 
@@ -70,7 +77,7 @@ fn sa_hard_only(s: &mut Session<'_>) {
     s.request(a, "hard 1", Sa::esp().info(|i| i.lft = limits(0, 1, 0, 0)).new_sa());
     s.request(a, "hard 2", Sa::esp().spi(2).info(|i| i.lft = limits(0, 2, 0, 0)).new_sa());
     s.request(a, "soft 2", Sa::esp().spi(3).info(|i| i.lft = limits(2, 0, 0, 0)).new_sa());
-    tick(s, 8);
+    tick(s, 4);
     dump(s, a);
     s.request(a, "the expired one", Sa::esp().by_id(XFRM_MSG_GETSA));
     s.request(a, "count", Message::new(XFRM_MSG_GETSADINFO).put(&[0; 4]));
@@ -81,7 +88,7 @@ fn sa_hard_before_soft(s: &mut Session<'_>) {
     s.open("b", Open::new().all_groups());
     s.request(a, "soft 3 hard 2", Sa::esp().info(|i| i.lft = limits(3, 2, 0, 0)).new_sa());
     s.request(a, "soft 2 hard 2", Sa::esp().spi(2).info(|i| i.lft = limits(2, 2, 0, 0)).new_sa());
-    tick(s, 8);
+    tick(s, 4);
 }
 
 fn sa_use_limits(s: &mut Session<'_>) {
@@ -89,7 +96,7 @@ fn sa_use_limits(s: &mut Session<'_>) {
     s.open("b", Open::new().all_groups());
     s.request(a, "never used", Sa::esp().info(|i| i.lft = limits(0, 0, 1, 2)).new_sa());
     s.request(a, "never used, add 3", Sa::ah().info(|i| i.lft = limits(3, 0, 1, 2)).new_sa());
-    tick(s, 8);
+    tick(s, 4);
     dump(s, a);
 }
 
@@ -97,11 +104,13 @@ fn sa_update(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     s.open("b", Open::new().all_groups());
     s.request(a, "soft 1", Sa::esp().info(|i| i.lft = limits(1, 0, 0, 0)).new_sa());
-    tick(s, 5);
+    tick(s, 2);
+    next_second(s);
     s.request(a, "soft 1 again: long past", Sa::esp().info(|i| i.lft = limits(1, 0, 0, 0)).upd_sa());
-    tick(s, 3);
+    tick(s, 2);
+    next_second(s);
     s.request(a, "hard 6", Sa::esp().info(|i| i.lft = limits(0, 6, 0, 0)).upd_sa());
-    tick(s, 6);
+    tick(s, 4);
     dump(s, a);
 }
 
@@ -114,7 +123,7 @@ fn sa_ltime_val(s: &mut Session<'_>) {
     s.request(a, "used long ago, soft", Sa::esp().spi(4).info(|i| i.lft = limits(0, 0, 100, 0)).pod(XFRMA_LTIME_VAL, &old).new_sa());
     let future = LifetimeCur { add_time: 1 << 40, ..LifetimeCur::default() };
     s.request(a, "born in the future", Sa::esp().spi(3).info(|i| i.lft = limits(0, 1, 0, 0)).pod(XFRMA_LTIME_VAL, &future).new_sa());
-    tick(s, 5);
+    tick(s, 3);
     dump(s, a);
 }
 
@@ -126,9 +135,9 @@ fn larval(s: &mut Session<'_>) {
     s.request(a, "without one", alloc(&Sa::bare(51), 0, 0));
     s.request(a, "to be completed", alloc(&Sa::bare(50).info(|i| i.reqid = 5), 0x901, 0x901));
     s.set_sysctl("xfrm_acq_expires", 30);
-    tick(s, 2);
+    tick(s, 1);
     s.request(a, "complete", Sa::esp().spi(0x901).info(|i| i.reqid = 5).upd_sa());
-    tick(s, 6);
+    tick(s, 3);
     dump(s, a);
 }
 
@@ -141,9 +150,9 @@ fn policy(s: &mut Session<'_>) {
     s.request(a, "use limits", with(2, limits(0, 0, 1, 3)).kind(1).new_policy());
     s.request(a, "soft 2", with(2, limits(2, 0, 0, 0)).u32(XFRMA_IF_ID, 4).pod(XFRMA_MARK, &Mark { v: 3, m: 3 }).new_policy());
     s.request(a, "hard 2 soft 3", with(1, limits(3, 2, 0, 0)).u32(XFRMA_IF_ID, 4).new_policy());
-    tick(s, 5);
+    tick(s, 3);
     dump(s, a);
-    tick(s, 5);
+    tick(s, 2);
     dump(s, a);
 }
 
@@ -152,11 +161,12 @@ fn policy_update(s: &mut Session<'_>) {
     s.open("b", Open::new().all_groups());
     let with = |lft| Policy::new(1).info(|i| i.lft = lft);
     s.request(a, "hard 3", with(limits(0, 3, 0, 0)).new_policy());
-    tick(s, 4);
+    tick(s, 1);
+    next_second(s);
     s.request(a, "hard 3 again: the clock starts anew", with(limits(0, 3, 0, 0)).upd_policy());
-    tick(s, 4);
+    tick(s, 2);
     dump(s, a);
-    tick(s, 4);
+    tick(s, 2);
     dump(s, a);
 }
 
@@ -171,7 +181,7 @@ fn expiry_of_attributes(s: &mut Session<'_>) {
         .u32(XFRMA_SA_PCPU, 0)
         .info(|i| i.lft = limits(1, 2, 0, 0));
     s.request(a, "", sa.new_sa());
-    tick(s, 6);
+    tick(s, 3);
 }
 
 fn expire_by_user(s: &mut Session<'_>) {

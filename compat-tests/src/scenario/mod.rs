@@ -44,14 +44,21 @@ impl Scenario {
     /// Runs it; the transcript.
     #[must_use]
     pub fn transcript(&self, subject: &mut dyn Subject) -> String {
+        self.timely_transcript(subject).0
+    }
+
+    /// Runs it; the transcript, and whether all sleepers woke in time.
+    #[must_use]
+    pub fn timely_transcript(&self, subject: &mut dyn Subject) -> (String, bool) {
         if self.sleeps {
-            while !(50..250).contains(&subject.wall().subsec_millis()) {
+            while !(50..150).contains(&subject.wall().subsec_millis()) {
                 subject.sleep(Duration::from_millis(20));
             }
         }
         let mut session = Session::new(subject, self.sleeps);
         (self.run)(&mut session);
-        session.finish()
+        let timely = !session.is_late();
+        (session.finish(), timely)
     }
 }
 
