@@ -23,7 +23,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     slow("time_sa_update", sa_update),
     slow("time_sa_ltime_val", sa_ltime_val),
     slow("time_larval", larval),
-    slow("time_policy", policy),
+    slow("time_policy_soft_and_hard", |s| policy(s, 0, limits(1, 3, 0, 0), |p| p)),
+    slow("time_policy_hard", |s| policy(s, 1, limits(0, 2, 0, 0), |p| p)),
+    slow("time_policy_use_limits", |s| policy(s, 2, limits(0, 0, 1, 3), |p| p.kind(1))),
+    slow("time_policy_hard_before_soft", |s| policy(s, 1, limits(3, 2, 0, 0), |p| p)),
+    slow("time_policy_attributes", |s| {
+        policy(s, 2, limits(2, 0, 0, 0), |p| p.u32(XFRMA_IF_ID, 4).pod(XFRMA_MARK, &Mark { v: 3, m: 3 }))
+    }),
     slow("time_policy_update", policy_update),
     slow("time_expiry_of_attributes", expiry_of_attributes),
     Scenario::new("expire_by_user", expire_by_user),
@@ -141,15 +147,12 @@ fn larval(s: &mut Session<'_>) {
     dump(s, a);
 }
 
-fn policy(s: &mut Session<'_>) {
+/// One policy a scenario: which of two timers of the same tick runs first is chance.
+fn policy(s: &mut Session<'_>, dir: u8, lft: LifetimeCfg, change: fn(Policy) -> Policy) {
     let a = s.open("a", Open::new());
     s.open("b", Open::new().all_groups());
-    let with = |dir, lft| Policy::new(dir).info(|i| i.lft = lft).tmpls(&[tmpl(1, 4)]);
-    s.request(a, "soft 1 hard 3", with(0, limits(1, 3, 0, 0)).new_policy());
-    s.request(a, "hard 2", with(1, limits(0, 2, 0, 0)).new_policy());
-    s.request(a, "use limits", with(2, limits(0, 0, 1, 3)).kind(1).new_policy());
-    s.request(a, "soft 2", with(2, limits(2, 0, 0, 0)).u32(XFRMA_IF_ID, 4).pod(XFRMA_MARK, &Mark { v: 3, m: 3 }).new_policy());
-    s.request(a, "hard 2 soft 3", with(1, limits(3, 2, 0, 0)).u32(XFRMA_IF_ID, 4).new_policy());
+    let policy = change(Policy::new(dir).info(|i| i.lft = lft).tmpls(&[tmpl(1, 4)]));
+    s.request(a, "", policy.new_policy());
     tick(s, 3);
     dump(s, a);
     tick(s, 2);
