@@ -1,0 +1,59 @@
+//! One line a figure: ours, the yardstick from the same run, the ratio, the target.
+
+use std::fmt;
+
+/// What the ratio of ours to the yardstick must be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    /// At most this.
+    AtMost(f64),
+}
+
+/// A figure.
+pub(crate) struct Figure {
+    pub(crate) name: String,
+    pub(crate) ours: f64,
+    pub(crate) yardstick: f64,
+    pub(crate) unit: &'static str,
+    /// What the yardstick is.
+    pub(crate) against: &'static str,
+    pub(crate) target: Target,
+}
+
+impl Figure {
+    fn ratio(&self) -> f64 {
+        self.ours / self.yardstick
+    }
+
+    pub(crate) fn met(&self) -> bool {
+        let Target::AtMost(limit) = self.target;
+        self.ratio() <= limit
+    }
+}
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Target::AtMost(limit) = self.target;
+        write!(
+            f,
+            "{:<38} {:>10} {:<3} {:>10} {:<3} ({}) {:>8}x  target <= {}x  {}",
+            self.name,
+            number(self.ours),
+            self.unit,
+            number(self.yardstick),
+            self.unit,
+            self.against,
+            number(self.ratio()),
+            number(limit),
+            if self.met() { "met" } else { "MISSED" },
+        )
+    }
+}
+
+fn number(value: f64) -> String {
+    if value >= 100.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.3}")
+    }
+}

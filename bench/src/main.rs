@@ -1,0 +1,114 @@
+//! `cargo xtask bench [NAME]...`: the project's figures, one line each.
+//!
+//! Every figure is measured beside its yardstick in the same run; machines are
+//! noisy, so it is medians and ratios that count. Exit code 1 when a target
+//! was missed. `client NAME` is the program's other half: the measuring client
+//! that it starts under `xfrmd run` and against the host's kernel.
+
+mod client;
+mod figure;
+mod messages;
+mod scale;
+mod sockets;
+mod stopwatch;
+mod transport;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use figure::Figure;
+
+/// A group of figures.
+struct Bench {
+    name: &'static str,
+    about: &'static str,
+    run: fn() -> Result<Vec<Figure>>,
+}
+
+const BENCHES: &[Bench] = &[
+    Bench {
+        name: "round-trip",
+        about: "one request with ACK through the shim, beside the bare transport and the host's kernel",
+        run: sockets::round_trip,
+    },
+    Bench {
+        name: "datagrams",
+        about: "many messages a datagram through the shim, beside the host's kernel",
+        run: sockets::datagrams,
+    },
+    Bench {
+        name: "host",
+        about: "UPDPOLICY, DELPOLICY, NEWPOLICY, ALLOCSPI in large tables, beside the host's kernel",
+        run: sockets::large_tables,
+    },
+    Bench {
+        name: "load",
+        about: "a million SAs through the shim: time, memory, dump",
+        run: sockets::load,
+    },
+    Bench {
+        name: "scale",
+        about: "requests among a million entries beside a thousand, in the emulator",
+        run: || Ok(scale::run()),
+    },
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let result = match args.split_first() {
+        Some((first, rest)) if first == "client" => client_main(rest),
+        Some((first, _)) if first == "-h" || first == "--help" => {
+            println!("usage: cargo xtask bench [NAME]...");
+            BENCHES
+                .iter()
+                .for_each(|b| println!("  {:11} {}", b.name, b.about));
+            Ok(true)
+        }
+        _ => run(&args),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn client_main(args: &[String]) -> Result<bool> {
+    let own_netns = args.iter().any(|a| a == "--own-netns");
+    if own_netns {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+    }
+    let args: Vec<String> = args
+        .iter()
+        .filter(|a| *a != "--own-netns")
+        .cloned()
+        .collect();
+    let (name, rest) = args
+        .split_first()
+        .ok_or_else(|| anyhow::anyhow!("client: which measurement?"))?;
+    client::run(name, rest)?;
+    Ok(true)
+}
+
+fn run(names: &[String]) -> Result<bool> {
+    if let Some(unknown) = names
+        .iter()
+        .find(|n| !BENCHES.iter().any(|b| b.name == **n))
+    {
+        anyhow::bail!("no benchmark {unknown:?}; --help lists them");
+    }
+    let mut met = true;
+    for bench in BENCHES
+        .iter()
+        .filter(|b| names.is_empty() || names.iter().any(|n| n == b.name))
+    {
+        for figure in (bench.run)()? {
+            println!("{figure}");
+            met &= figure.met();
+        }
+    }
+    Ok(met)
+}
