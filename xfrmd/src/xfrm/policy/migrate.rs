@@ -40,14 +40,26 @@ pub(crate) fn migrate(call: &mut Call<'_, '_>, request: &Request<'_>) -> Result<
             pad: [0; 3],
         });
         if let Some(given) = attrs.pod::<UserKmAddress>(XFRMA_KMADDRESS) {
-            w.attr_pod(XFRMA_KMADDRESS, &UserKmAddress { pad: [0; 2], ..given });
+            w.attr_pod(
+                XFRMA_KMADDRESS,
+                &UserKmAddress {
+                    pad: [0; 2],
+                    ..given
+                },
+            );
         }
         if let Some(encap) = attrs.pod::<EncapTmpl>(XFRMA_ENCAP) {
             w.attr_pod(XFRMA_ENCAP, &encap);
         }
         encode::policy_type(&mut w, kind);
         for entry in &entries {
-            w.attr_pod(XFRMA_MIGRATE, &UserMigrate { reserved: 0, ..*entry });
+            w.attr_pod(
+                XFRMA_MIGRATE,
+                &UserMigrate {
+                    reserved: 0,
+                    ..*entry
+                },
+            );
         }
         w.end();
     });
