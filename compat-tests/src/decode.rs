@@ -195,9 +195,12 @@ fn error(header: &NlMsgHdr, body: &[u8], mut head: String) -> Vec<String> {
     };
     let _ = write!(
         head,
-        " errno {errno} for {} {}",
+        " errno {errno} for {} len {} flags {:#x} seq {} pid {}",
         kind_name(request.kind),
-        hex(&echoed[..NLMSG_HDRLEN])
+        request.len,
+        request.flags,
+        request.seq,
+        request.pid
     );
     let mut lines = vec![head];
     let capped = header.flags & NLM_F_CAPPED != 0;
@@ -293,6 +296,13 @@ fn address(address: Address, family: u16) -> String {
 }
 
 fn selector(sel: &Selector) -> String {
+    let any = Selector {
+        family: sel.family,
+        ..Selector::default()
+    };
+    if *sel == any {
+        return format!("sel[any family {}]", sel.family);
+    }
     format!(
         "sel[{}/{}>{}/{} proto {} ports {}/{:#x}>{}/{:#x} family {} if {}]",
         address(sel.saddr, sel.family),
@@ -328,6 +338,16 @@ fn sa_info(sa: &UserSaInfo) -> String {
 }
 
 fn lifetime(lft: &LifetimeCfg) -> String {
+    let unlimited = LifetimeCfg {
+        soft_byte_limit: XFRM_INF,
+        hard_byte_limit: XFRM_INF,
+        soft_packet_limit: XFRM_INF,
+        hard_packet_limit: XFRM_INF,
+        ..LifetimeCfg::default()
+    };
+    if *lft == unlimited {
+        return "lft[none]".into();
+    }
     format!(
         "lft[bytes {:x}/{:x} packets {:x}/{:x} add {}/{} use {}/{}]",
         lft.soft_byte_limit,

@@ -14,12 +14,12 @@ use std::collections::BTreeMap;
 
 use xfrm_proto::align4;
 use xfrm_proto::consts::*;
-use xfrm_proto::uapi::{NlAttr, NlMsgHdr, Pod};
+use xfrm_proto::uapi::{NlAttr, NlMsgHdr, Pod, UserSaInfo};
 
 use crate::decode::fixed_bytes;
 
 /// Stands for a time within the run.
-pub const CLOCK: u64 = 0xc10c_0000_0000_0000;
+pub const CLOCK: u64 = 0xcccc_cccc_0000_0000;
 /// Stands for a random SPI.
 pub const SPI: u32 = 0x0a5b_1000;
 /// Stands for an acquire sequence number.
@@ -32,6 +32,8 @@ pub struct Normalizer {
     seconds_matter: bool,
     spis: BTreeMap<u32, u32>,
     first_acqseq: Option<u32>,
+    /// The SPI of every NEWSA is a random one.
+    pub learns_spis: bool,
 }
 
 impl Normalizer {
@@ -43,13 +45,16 @@ impl Normalizer {
             seconds_matter,
             spis: BTreeMap::new(),
             first_acqseq: None,
+            learns_spis: false,
         }
     }
 
-    /// Declares an SPI (host order) to be a random one.
-    pub fn random_spi(&mut self, spi: u32) {
+    fn learn_spi(&mut self, message: &[u8]) {
+        let Some(info) = UserSaInfo::read(&message[NLMSG_HDRLEN..]) else {
+            return;
+        };
         let next = SPI + self.spis.len() as u32;
-        self.spis.entry(spi).or_insert(next);
+        self.spis.entry(info.id.spi.get()).or_insert(next);
     }
 
     /// Renames everything in a datagram.
@@ -76,6 +81,9 @@ impl Normalizer {
     fn message(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         let start = out.len();
         let header = NlMsgHdr::read(bytes).unwrap();
+        if self.learns_spis && header.kind == XFRM_MSG_NEWSA {
+            self.learn_spi(bytes);
+        }
         if header.kind == NLMSG_ERROR {
             out.extend_from_slice(&bytes[..(NLMSG_HDRLEN + 4).min(bytes.len())]);
             if header.flags & NLM_F_CAPPED == 0 && bytes.len() > 36 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use xfrm_proto::align4;
 use xfrm_proto::consts::*;
 use xfrm_proto::reply::messages;
-use xfrm_proto::uapi::{NlMsgHdr, Pod};
+use xfrm_proto::uapi::{NlMsgHdr, Pod, UserSaInfo};
 
 use crate::decode::kind_name;
 use crate::message::Message;
@@ -226,10 +226,15 @@ impl<'s> Session<'s> {
     /// Sends bytes, and leaves what comes in the queues.
     pub fn send_bytes(&mut self, socket: Socket, label: &str, bytes: &[u8]) {
         let result = self.subject.send(socket, bytes);
-        let kinds = messages(bytes)
+        let mut kinds: Vec<_> = messages(bytes)
             .map(|(header, _)| kind_name(header.kind))
-            .collect::<Vec<_>>()
-            .join("+");
+            .collect();
+        let count = kinds.len();
+        if count > 4 {
+            kinds.truncate(1);
+            kinds.push(format!("{} more", count - 1));
+        }
+        let kinds = kinds.join("+");
         let name = self.name(socket);
         self.transcript
             .act(&name, &format!("{kinds} {label}"), result);
@@ -251,6 +256,14 @@ impl<'s> Session<'s> {
             }
         }
         answer
+    }
+
+    /// Takes everything that any socket has received, and leaves it out of the transcript.
+    pub fn drain_silently(&mut self) {
+        for index in 0..self.sockets.len() {
+            let (socket, _, open) = self.sockets[index];
+            while open && self.subject.recv(socket, LARGE_BUFFER).is_ok() {}
+        }
     }
 
     /// Takes one datagram into a buffer of `buffer_bytes`; `None` when there is none.
@@ -275,9 +288,50 @@ impl<'s> Session<'s> {
         }
     }
 
-    /// Declares an SPI to be one that the other side drew at random.
-    pub fn random_spi(&mut self, spi: u32) {
-        self.normalizer.random_spi(spi);
+    /// Sends an ALLOCSPI whose SPI is drawn at random; returns that SPI.
+    pub fn alloc_spi(&mut self, socket: Socket, label: &str, message: Message) -> u32 {
+        self.normalizer.learns_spis = true;
+        let answer = self.request(socket, label, message);
+        self.normalizer.learns_spis = false;
+        let info: Option<UserSaInfo> = answer.body(XFRM_MSG_NEWSA);
+        info.map_or(0, |info| info.id.spi.get())
+    }
+
+    /// Sends a request and takes only what its own socket gets.
+    pub fn request_quietly(&mut self, socket: Socket, label: &str, message: Message) {
+        self.send(socket, label, vec![message]);
+        while self.recv(socket, LARGE_BUFFER).is_some() {}
+    }
+
+    /// Takes all datagrams of a socket; only their sizes go into the transcript, and what is not
+    /// part of a dump's body.
+    pub fn recv_lengths(&mut self, socket: Socket, buffer_bytes: usize) {
+        self.recv_brief(socket, buffer_bytes, |_| String::new());
+    }
+
+    /// Takes all datagrams of a socket; of each SA only its SPI goes into the transcript.
+    pub fn recv_spis(&mut self, socket: Socket, buffer_bytes: usize) {
+        self.recv_brief(socket, buffer_bytes, |message| {
+            let info = UserSaInfo::read(&message[NLMSG_HDRLEN..]);
+            info.map_or_else(String::new, |info| format!(" {:#x}", info.id.spi))
+        });
+    }
+
+    fn recv_brief(&mut self, socket: Socket, buffer_bytes: usize, brief: fn(&[u8]) -> String) {
+        let name = self.name(socket);
+        while let Ok(received) = self.subject.recv(socket, buffer_bytes) {
+            let whole: Vec<_> = messages(&received.bytes).collect();
+            let in_dump = whole.iter().all(|(header, _)| header.kind >= NLMSG_MIN_TYPE);
+            if !in_dump {
+                let bytes = self.normalizer.datagram(&received.bytes);
+                self.transcript
+                    .datagram(&name, received.groups, received.sender, &bytes);
+                continue;
+            }
+            let briefs: String = whole.iter().map(|(_, message)| brief(message)).collect();
+            let text = format!("{} messages, {} of {} bytes{briefs}", whole.len(), received.bytes.len(), received.full_len);
+            self.transcript.note(&format!("{name} receives {text}"));
+        }
     }
 
     /// Sets `net.core.NAME`.

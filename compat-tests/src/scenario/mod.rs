@@ -1,7 +1,11 @@
 //! The scenarios: what a client does, whoever answers.
 
+mod attributes;
 mod build;
 mod first;
+mod netlink;
+mod sa_algorithms;
+mod sa_checks;
 
 pub use build::Sa;
 
@@ -45,7 +49,7 @@ impl Scenario {
 }
 
 /// Every scenario, by area.
-const AREAS: &[&[Scenario]] = &[first::SCENARIOS];
+const AREAS: &[&[Scenario]] = &[first::SCENARIOS, netlink::SCENARIOS, attributes::SCENARIOS, sa_checks::SCENARIOS, sa_algorithms::SCENARIOS];
 
 /// Every scenario.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
