@@ -21,6 +21,8 @@ pub struct Profile {
     pub rejects_misplaced_pcpu: bool,
     /// Timer ticks a second. Aevent timers are set in ticks and told in tenths of a second.
     pub hz: u32,
+    /// MIGRATE finds its policy by selector, not by flow.
+    pub migrate_by_selector: bool,
     /// CPUs that SA_PCPU may name.
     pub possible_cpus: u32,
     /// IPTFS is a known mode.
@@ -53,6 +55,8 @@ pub struct Profile {
     pub migrate_drops_encap: bool,
     /// MIGRATE initialises the new SA before it has its new addresses.
     pub migrate_inits_early: bool,
+    /// Policies know OFFLOAD_DEV.
+    pub policy_offload: bool,
 }
 
 /// What `xfrm_dev_state_add` checks before it looks for a device.
@@ -97,6 +101,8 @@ pub static V6_1: Profile = Profile {
     },
     migrate_drops_encap: false,
     migrate_inits_early: true,
+    migrate_by_selector: true,
+    policy_offload: false,
 };
 
 /// Linux 6.12 (Debian 13).
@@ -128,6 +134,8 @@ pub static V6_12: Profile = Profile {
     },
     migrate_drops_encap: false,
     migrate_inits_early: true,
+    migrate_by_selector: false,
+    policy_offload: true,
 };
 
 /// Linux 7.2.
@@ -159,6 +167,8 @@ pub static V7_2: Profile = Profile {
     },
     migrate_drops_encap: true,
     migrate_inits_early: false,
+    migrate_by_selector: false,
+    policy_offload: true,
 };
 
 impl Profile {

@@ -1,4 +1,4 @@
-//! MIGRATE and MIGRATE_STATE.
+//! MIGRATE_STATE.
 //!
 //! Source: `net/xfrm/xfrm_user.c xfrm_do_migrate_state, build_migrate_state`.
 
@@ -26,10 +26,6 @@ pub(crate) const STATE_ATTRS: [u16; 7] = [
     XFRMA_MTIMER_THRESH,
     XFRMA_NAT_KEEPALIVE_INTERVAL,
 ];
-
-pub(crate) fn policy(_call: &mut Call<'_, '_>, _request: &Request<'_>) -> Result<(), XfrmError> {
-    Err(XfrmError::new(errno::ENOSYS))
-}
 
 /// Moves one SA to other addresses; what the request leaves out is inherited.
 pub(crate) fn state(call: &mut Call<'_, '_>, request: &Request<'_>) -> Result<(), XfrmError> {
