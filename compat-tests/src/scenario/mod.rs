@@ -10,6 +10,7 @@ mod migrate;
 mod netlink;
 mod policy_checks;
 mod policy_tables;
+mod policy_order;
 mod sa_algorithms;
 mod sa_checks;
 mod sa_tables;
@@ -63,9 +64,21 @@ impl Scenario {
 }
 
 /// Every scenario, by area.
-const AREAS: &[&[Scenario]] = &[first::SCENARIOS, netlink::SCENARIOS, attributes::SCENARIOS, sa_checks::SCENARIOS, sa_algorithms::SCENARIOS,
-    sa_tables::SCENARIOS, larval::SCENARIOS, lifetimes::SCENARIOS, aevents::SCENARIOS,
-    policy_checks::SCENARIOS, policy_tables::SCENARIOS, migrate::SCENARIOS];
+const AREAS: &[&[Scenario]] = &[
+    first::SCENARIOS,
+    netlink::SCENARIOS,
+    attributes::SCENARIOS,
+    sa_checks::SCENARIOS,
+    sa_algorithms::SCENARIOS,
+    sa_tables::SCENARIOS,
+    larval::SCENARIOS,
+    lifetimes::SCENARIOS,
+    aevents::SCENARIOS,
+    policy_checks::SCENARIOS,
+    policy_tables::SCENARIOS,
+    policy_order::SCENARIOS,
+    migrate::SCENARIOS,
+];
 
 /// Every scenario.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
