@@ -7,6 +7,8 @@ mod netlink;
 mod policy_order;
 mod sa_algorithms;
 mod sa_checks;
+mod spd_checks;
+mod spd_life;
 
 pub use build::Sa;
 
@@ -57,6 +59,8 @@ const AREAS: &[&[Scenario]] = &[
     sa_checks::SCENARIOS,
     sa_algorithms::SCENARIOS,
     policy_order::SCENARIOS,
+    spd_checks::SCENARIOS,
+    spd_life::SCENARIOS,
 ];
 
 /// Every scenario.
