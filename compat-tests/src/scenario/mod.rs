@@ -14,6 +14,8 @@ mod policy_order;
 mod sa_algorithms;
 mod sa_checks;
 mod sa_tables;
+mod spd_checks;
+mod spd_life;
 
 pub use build::Sa;
 
@@ -78,6 +80,8 @@ const AREAS: &[&[Scenario]] = &[
     policy_tables::SCENARIOS,
     policy_order::SCENARIOS,
     migrate::SCENARIOS,
+    spd_checks::SCENARIOS,
+    spd_life::SCENARIOS,
 ];
 
 /// Every scenario.
