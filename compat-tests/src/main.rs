@@ -104,9 +104,7 @@ fn run(subject: SubjectKind, kernel: &str, out: Option<&Path>, names: &[String])
     let transcript = move |scenario: &Scenario| -> Result<String> {
         for _ in 0..MOST_ATTEMPTS {
             let (text, timely) = match subject {
-                SubjectKind::InProcess => {
-                    scenario.timely_transcript(&mut InProcess::new(profile))
-                }
+                SubjectKind::InProcess => scenario.timely_transcript(&mut InProcess::new(profile)),
                 SubjectKind::Socket => {
                     let subject =
                         RawSocket::in_fresh_netns().map_err(std::io::Error::from_raw_os_error);

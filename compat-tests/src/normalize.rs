@@ -233,8 +233,13 @@ fn hash_size(body: &mut [u8]) {
     };
     let end = 4 + align4(usize::from(info.len));
     let words = body.get(8..end).unwrap_or_default().chunks_exact(4);
-    let entries: u32 = words.map(|word| u32::from_ne_bytes(word.try_into().unwrap())).sum();
-    let Some(size) = body.get_mut(end + NLA_HDRLEN..).and_then(<[u8]>::first_chunk_mut::<4>) else {
+    let entries: u32 = words
+        .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
+        .sum();
+    let Some(size) = body
+        .get_mut(end + NLA_HDRLEN..)
+        .and_then(<[u8]>::first_chunk_mut::<4>)
+    else {
         return;
     };
     let first = [FIRST_HASH_SIZE - 1, FIRST_HASH_SIZE].contains(&u32::from_ne_bytes(*size));

@@ -36,24 +36,47 @@ fn variants() -> Vec<(&'static str, Sa)> {
     vec![
         ("same", Sa::esp()),
         ("other SPI", Sa::esp().spi(0x1001)),
-        ("other destination", Sa::esp().info(|i| i.id.daddr = Address::v4(10, 1, 0, 3))),
-        ("other source", Sa::esp().info(|i| i.saddr = Address::v4(10, 1, 0, 3))),
+        (
+            "other destination",
+            Sa::esp().info(|i| i.id.daddr = Address::v4(10, 1, 0, 3)),
+        ),
+        (
+            "other source",
+            Sa::esp().info(|i| i.saddr = Address::v4(10, 1, 0, 3)),
+        ),
         ("AH", Sa::ah()),
         ("COMP", Sa::comp()),
         ("v6", Sa::esp().over_v6()),
-        ("v6 with the same bytes", Sa::esp().info(|i| {
-            i.family = AF_INET6;
-            i.sel.family = AF_INET6;
-        })),
-        ("junk behind the IPv4 address", Sa::esp().info(|i| i.id.daddr.0[7] = 9)),
+        (
+            "v6 with the same bytes",
+            Sa::esp().info(|i| {
+                i.family = AF_INET6;
+                i.sel.family = AF_INET6;
+            }),
+        ),
+        (
+            "junk behind the IPv4 address",
+            Sa::esp().info(|i| i.id.daddr.0[7] = 9),
+        ),
         ("other reqid", Sa::esp().info(|i| i.reqid = 5)),
         ("other mode", Sa::esp().mode(1)),
         ("other if_id", Sa::esp().u32(XFRMA_IF_ID, 5)),
         ("other direction", Sa::esp().attr(XFRMA_SA_DIR, [1])),
-        ("other selector", Sa::esp().info(|i| i.sel = host_selector())),
+        (
+            "other selector",
+            Sa::esp().info(|i| i.sel = host_selector()),
+        ),
         ("marked", Sa::esp().pod(XFRMA_MARK, &Mark { v: 1, m: 15 })),
-        ("mark mask 0", Sa::esp().pod(XFRMA_MARK, &Mark { v: 1, m: 0 })),
-        ("other key", Sa::esp().without(XFRMA_ALG_AEAD).attr(XFRMA_ALG_AEAD, algo_icv("rfc4106(gcm(aes))", 128, &[9; 20]))),
+        (
+            "mark mask 0",
+            Sa::esp().pod(XFRMA_MARK, &Mark { v: 1, m: 0 }),
+        ),
+        (
+            "other key",
+            Sa::esp()
+                .without(XFRMA_ALG_AEAD)
+                .attr(XFRMA_ALG_AEAD, algo_icv("rfc4106(gcm(aes))", 128, &[9; 20])),
+        ),
     ]
 }
 
@@ -61,9 +84,17 @@ fn identity(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     for (first_name, first) in variants() {
         for (second_name, second) in variants() {
-            s.send(a, "flush", vec![flush_sa(0), first.new_sa().flags(NLM_F_REQUEST)]);
+            s.send(
+                a,
+                "flush",
+                vec![flush_sa(0), first.new_sa().flags(NLM_F_REQUEST)],
+            );
             s.drain_silently();
-            s.request(a, &format!("{second_name} after {first_name}"), second.new_sa());
+            s.request(
+                a,
+                &format!("{second_name} after {first_name}"),
+                second.new_sa(),
+            );
             if first_name == "same" || second_name == "same" {
                 s.request(a, "delete the second", second.by_id(XFRM_MSG_DELSA));
                 s.send(a, "left", vec![Message::dump(XFRM_MSG_GETSA)]);
@@ -75,7 +106,16 @@ fn identity(s: &mut Session<'_>) {
 
 fn identity_marks(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
-    let marks = [None, Some((0, 0)), Some((1, 15)), Some((1, 1)), Some((0, 15)), Some((0x21, 0xff)), Some((2, u32::MAX)), Some((5, 0))];
+    let marks = [
+        None,
+        Some((0, 0)),
+        Some((1, 15)),
+        Some((1, 1)),
+        Some((0, 15)),
+        Some((0x21, 0xff)),
+        Some((2, u32::MAX)),
+        Some((5, 0)),
+    ];
     let marked = |sa: Sa, mark: Option<(u32, u32)>| match mark {
         Some((v, m)) => sa.pod(XFRMA_MARK, &Mark { v, m }),
         None => sa,
@@ -85,13 +125,25 @@ fn identity_marks(s: &mut Session<'_>) {
             s.send(a, "flush", vec![flush_sa(0)]);
             let reqid = |id: usize| Sa::esp().info(|i| i.reqid = id as u32 + 1);
             s.request(a, &format!("{first:?}"), marked(reqid(n), first).new_sa());
-            s.request(a, &format!("{second:?} after {first:?}"), marked(reqid(k + 100), second).new_sa());
+            s.request(
+                a,
+                &format!("{second:?} after {first:?}"),
+                marked(reqid(k + 100), second).new_sa(),
+            );
             for mark in marks {
                 let answer = s.request_for_errno(a, marked(Sa::esp(), mark).by_id(XFRM_MSG_GETSA));
                 s.note(format!("get {mark:?}: {answer}"));
             }
-            s.request(a, "update the second", marked(reqid(k + 100), second).upd_sa());
-            s.request(a, "delete the first", marked(Sa::esp(), first).by_id(XFRM_MSG_DELSA));
+            s.request(
+                a,
+                "update the second",
+                marked(reqid(k + 100), second).upd_sa(),
+            );
+            s.request(
+                a,
+                "delete the first",
+                marked(Sa::esp(), first).by_id(XFRM_MSG_DELSA),
+            );
         }
     }
 }
@@ -99,7 +151,13 @@ fn identity_marks(s: &mut Session<'_>) {
 fn by_address(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     s.open("b", Open::new().all_groups());
-    let routed = |proto: u8| Sa::bare(proto).over_v6().spi(0).mode(2).attr(XFRMA_COADDR, [7; 16]);
+    let routed = |proto: u8| {
+        Sa::bare(proto)
+            .over_v6()
+            .spi(0)
+            .mode(2)
+            .attr(XFRMA_COADDR, [7; 16])
+    };
     for proto in [IPPROTO_DSTOPTS, IPPROTO_ROUTING] {
         let sa = routed(proto);
         let other = sa.clone().info(|i| i.saddr = v6(9));
@@ -107,19 +165,50 @@ fn by_address(s: &mut Session<'_>) {
         s.request(a, "the same", sa.new_sa());
         s.request(a, "other source", other.new_sa());
         s.request(a, "get", sa.by_id(XFRM_MSG_GETSA));
-        s.request(a, "get with a wrong SPI", sa.clone().spi(9).by_id(XFRM_MSG_GETSA));
-        s.request(a, "get without source", Message::with(XFRM_MSG_GETSA, &sa.id()));
-        s.request(a, "get of nobody", sa.clone().info(|i| i.saddr = v6(8)).by_id(XFRM_MSG_GETSA));
-        s.request(a, "update", sa.clone().info(|i| i.sel = host_selector_v6()).attr(XFRMA_COADDR, [8; 16]).upd_sa());
+        s.request(
+            a,
+            "get with a wrong SPI",
+            sa.clone().spi(9).by_id(XFRM_MSG_GETSA),
+        );
+        s.request(
+            a,
+            "get without source",
+            Message::with(XFRM_MSG_GETSA, &sa.id()),
+        );
+        s.request(
+            a,
+            "get of nobody",
+            sa.clone().info(|i| i.saddr = v6(8)).by_id(XFRM_MSG_GETSA),
+        );
+        s.request(
+            a,
+            "update",
+            sa.clone()
+                .info(|i| i.sel = host_selector_v6())
+                .attr(XFRMA_COADDR, [8; 16])
+                .upd_sa(),
+        );
         s.request(a, "get", sa.by_id(XFRM_MSG_GETSA));
-        s.request(a, "delete without source", Message::with(XFRM_MSG_DELSA, &sa.id()));
+        s.request(
+            a,
+            "delete without source",
+            Message::with(XFRM_MSG_DELSA, &sa.id()),
+        );
         s.request(a, "delete", sa.by_id(XFRM_MSG_DELSA));
         s.request(a, "delete again", sa.by_id(XFRM_MSG_DELSA));
         dump(s, a);
     }
     for proto in [0, 4, 6, 41, 43, 99, 255] {
-        s.request(a, &format!("get proto {proto}"), Sa::bare(proto).by_id(XFRM_MSG_GETSA));
-        s.request(a, &format!("get proto {proto} without source"), Message::with(XFRM_MSG_GETSA, &Sa::bare(proto).id()));
+        s.request(
+            a,
+            &format!("get proto {proto}"),
+            Sa::bare(proto).by_id(XFRM_MSG_GETSA),
+        );
+        s.request(
+            a,
+            &format!("get proto {proto} without source"),
+            Message::with(XFRM_MSG_GETSA, &Sa::bare(proto).id()),
+        );
     }
 }
 
@@ -156,12 +245,39 @@ fn lookup_fields(s: &mut Session<'_>) {
         let mut id = sa.id();
         change(&mut id);
         s.request(a, label, Message::with(XFRM_MSG_GETSA, &id));
-        s.request(a, label, Message::with(XFRM_MSG_GETAE, &AeventId { sa_id: id, ..AeventId::default() }));
+        s.request(
+            a,
+            label,
+            Message::with(
+                XFRM_MSG_GETAE,
+                &AeventId {
+                    sa_id: id,
+                    ..AeventId::default()
+                },
+            ),
+        );
     }
-    s.request(a, "wrong source", sa.by_id(XFRM_MSG_GETSA).pod(XFRMA_SRCADDR, &v6(9)));
-    s.request(a, "wrong if_id", sa.by_id(XFRM_MSG_GETSA).u32(XFRMA_IF_ID, 9));
-    s.request(a, "a mark", sa.by_id(XFRM_MSG_GETSA).pod(XFRMA_MARK, &Mark { v: 9, m: 9 }));
-    s.request(a, "delete with wrong if_id", sa.by_id(XFRM_MSG_DELSA).u32(XFRMA_IF_ID, 9));
+    s.request(
+        a,
+        "wrong source",
+        sa.by_id(XFRM_MSG_GETSA).pod(XFRMA_SRCADDR, &v6(9)),
+    );
+    s.request(
+        a,
+        "wrong if_id",
+        sa.by_id(XFRM_MSG_GETSA).u32(XFRMA_IF_ID, 9),
+    );
+    s.request(
+        a,
+        "a mark",
+        sa.by_id(XFRM_MSG_GETSA)
+            .pod(XFRMA_MARK, &Mark { v: 9, m: 9 }),
+    );
+    s.request(
+        a,
+        "delete with wrong if_id",
+        sa.by_id(XFRM_MSG_DELSA).u32(XFRMA_IF_ID, 9),
+    );
 }
 
 fn dump_order(s: &mut Session<'_>) {
@@ -172,7 +288,14 @@ fn dump_order(s: &mut Session<'_>) {
     }
     s.send(a, "dump", vec![Message::dump(XFRM_MSG_GETSA)]);
     s.recv_spis(a, 65536);
-    s.request(a, "update", Sa::esp().spi(1).info(|i| i.lft.hard_byte_limit = 9).upd_sa());
+    s.request(
+        a,
+        "update",
+        Sa::esp()
+            .spi(1)
+            .info(|i| i.lft.hard_byte_limit = 9)
+            .upd_sa(),
+    );
     s.request(a, "delete", Sa::esp().spi(9).by_id(XFRM_MSG_DELSA));
     s.request(a, "add again", Sa::esp().spi(9).new_sa());
     s.send(a, "dump", vec![Message::dump(XFRM_MSG_GETSA)]);
@@ -183,7 +306,16 @@ fn flush(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     s.open("b", Open::new().all_groups());
     for proto in [0, 50, 51, 108, 255, 1, 4] {
-        let all = [Sa::esp(), Sa::ah(), Sa::comp(), Sa::bare(60).over_v6().spi(0).mode(2).attr(XFRMA_COADDR, [7; 16])];
+        let all = [
+            Sa::esp(),
+            Sa::ah(),
+            Sa::comp(),
+            Sa::bare(60)
+                .over_v6()
+                .spi(0)
+                .mode(2)
+                .attr(XFRMA_COADDR, [7; 16]),
+        ];
         for sa in &all {
             s.send(a, "", vec![sa.new_sa().flags(NLM_F_REQUEST)]);
         }
@@ -193,23 +325,51 @@ fn flush(s: &mut Session<'_>) {
         s.send(a, "left", vec![Message::dump(XFRM_MSG_GETSA)]);
         s.recv_spis(a, 65536);
     }
-    s.request(a, "with padding", Message::new(XFRM_MSG_FLUSHSA).raw(&[50, 9, 9, 9]));
+    s.request(
+        a,
+        "with padding",
+        Message::new(XFRM_MSG_FLUSHSA).raw(&[50, 9, 9, 9]),
+    );
 }
 
 fn seq_replaces_larval(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     s.open("b", Open::new().all_groups());
-    let larval = |seq: u32, reqid: u32| alloc(&Sa::bare(50).info(|i| {
-        i.seq = seq;
-        i.reqid = reqid;
-    }), 0x900 + reqid, 0x900 + reqid);
+    let larval = |seq: u32, reqid: u32| {
+        alloc(
+            &Sa::bare(50).info(|i| {
+                i.seq = seq;
+                i.reqid = reqid;
+            }),
+            0x900 + reqid,
+            0x900 + reqid,
+        )
+    };
     s.request(a, "larval", larval(0, 1));
     s.request(a, "larval with unknown seq", larval(77, 2));
     dump(s, a);
-    s.request(a, "an SA with the tuple of a larval", Sa::esp().spi(0x901).new_sa());
-    s.request(a, "an SA for the same hosts", Sa::esp().spi(0x800).info(|i| i.reqid = 1).new_sa());
+    s.request(
+        a,
+        "an SA with the tuple of a larval",
+        Sa::esp().spi(0x901).new_sa(),
+    );
+    s.request(
+        a,
+        "an SA for the same hosts",
+        Sa::esp().spi(0x800).info(|i| i.reqid = 1).new_sa(),
+    );
     dump(s, a);
-    s.request(a, "an SA with seq", Sa::esp().spi(0x801).info(|i| { i.reqid = 2; i.seq = 77; }).new_sa());
+    s.request(
+        a,
+        "an SA with seq",
+        Sa::esp()
+            .spi(0x801)
+            .info(|i| {
+                i.reqid = 2;
+                i.seq = 77;
+            })
+            .new_sa(),
+    );
     dump(s, a);
     s.request(a, "a larval with the seq of an SA", larval(77, 3));
     dump(s, a);
@@ -227,7 +387,17 @@ fn ipcomp_tunnel(s: &mut Session<'_>) {
     s.request(a, "count", Message::new(XFRM_MSG_GETSADINFO).put(&[0; 4]));
     let hidden = Sa::bare(IPPROTO_IPIP).spi(0x0a01_0001);
     s.request(a, "get the hidden one", hidden.by_id(XFRM_MSG_GETSA));
-    s.request(a, "get the hidden one's events", Message::with(XFRM_MSG_GETAE, &AeventId { sa_id: hidden.id(), ..AeventId::default() }));
+    s.request(
+        a,
+        "get the hidden one's events",
+        Message::with(
+            XFRM_MSG_GETAE,
+            &AeventId {
+                sa_id: hidden.id(),
+                ..AeventId::default()
+            },
+        ),
+    );
     s.request(a, "delete the hidden one", hidden.by_id(XFRM_MSG_DELSA));
     s.request(a, "flush its protocol", flush_sa(4).flags(5));
     s.request(a, "delete one", one.by_id(XFRM_MSG_DELSA));
@@ -235,7 +405,18 @@ fn ipcomp_tunnel(s: &mut Session<'_>) {
     s.request(a, "v6", Sa::comp().over_v6().mode(1).spi(0x13).new_sa());
     s.send(a, "protocols", vec![Message::dump(XFRM_MSG_GETSA)]);
     s.recv_spis(a, 65536);
-    s.request(a, "expire the hidden one", Message::with(XFRM_MSG_EXPIRE, &UserExpire { state: hidden.info, hard: 0, pad: [0; 7] }));
+    s.request(
+        a,
+        "expire the hidden one",
+        Message::with(
+            XFRM_MSG_EXPIRE,
+            &UserExpire {
+                state: hidden.info,
+                hard: 0,
+                pad: [0; 7],
+            },
+        ),
+    );
     s.request(a, "update the hidden one", hidden.upd_sa());
 }
 
@@ -246,12 +427,22 @@ fn update_changes(s: &mut Session<'_>) {
     s.request(a, "old", old.new_sa());
     let new = Sa::bare(50)
         .attr(XFRMA_ALG_CRYPT, algo("cbc(aes)", &key(32)))
-        .attr(XFRMA_ALG_AUTH_TRUNC, algo_icv("hmac(sha256)", 128, &key(32)))
+        .attr(
+            XFRMA_ALG_AUTH_TRUNC,
+            algo_icv("hmac(sha256)", 128, &key(32)),
+        )
         .u32(XFRMA_IF_ID, 7)
         .u32(XFRMA_SET_MARK, 9)
         .u32(XFRMA_SA_EXTRA_FLAGS, 1)
         .u32(XFRMA_REPLAY_THRESH, 55)
-        .pod(XFRMA_REPLAY_VAL, &ReplayState { oseq: 3, seq: 4, bitmap: 5 })
+        .pod(
+            XFRMA_REPLAY_VAL,
+            &ReplayState {
+                oseq: 3,
+                seq: 4,
+                bitmap: 5,
+            },
+        )
         .info(|i| {
             i.reqid = 99;
             i.seq = 88;
@@ -266,37 +457,79 @@ fn update_changes(s: &mut Session<'_>) {
     dump(s, a);
     s.request(a, "update with nothing", old.upd_sa());
     dump(s, a);
-    s.request(a, "an update that NEWSA would refuse", new.clone().info(|i| i.sel.prefixlen_s = 99).upd_sa());
-    s.request(a, "an update with a bad algorithm", Sa::bare(50).attr(XFRMA_ALG_CRYPT, algo("nope", &[])).upd_sa());
+    s.request(
+        a,
+        "an update that NEWSA would refuse",
+        new.clone().info(|i| i.sel.prefixlen_s = 99).upd_sa(),
+    );
+    s.request(
+        a,
+        "an update with a bad algorithm",
+        Sa::bare(50)
+            .attr(XFRMA_ALG_CRYPT, algo("nope", &[]))
+            .upd_sa(),
+    );
     dump(s, a);
 }
 
 fn update_each_field(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     let attrs: [(u16, Vec<u8>); 13] = [
-        (XFRMA_TFCPAD, vec![9, 0, 0, 0]), (XFRMA_MARK, vec![0; 8]), (XFRMA_SET_MARK, vec![5, 0, 0, 0]),
-        (XFRMA_IF_ID, vec![6, 0, 0, 0]), (XFRMA_COADDR, vec![7; 16]), (XFRMA_SA_EXTRA_FLAGS, vec![2, 0, 0, 0]),
-        (XFRMA_REPLAY_VAL, vec![3; 12]), (XFRMA_LTIME_VAL, vec![4; 32]), (XFRMA_ETIMER_THRESH, vec![4, 0, 0, 0]),
-        (XFRMA_OFFLOAD_DEV, vec![1, 0, 0, 0, 0, 0, 0, 0]), (XFRMA_NAT_KEEPALIVE_INTERVAL, vec![0; 4]),
-        (XFRMA_REPLAY_ESN_VAL, vec![0; 24]), (XFRMA_SEC_CTX, vec![8, 0, 8, 0, 1, 1, 0, 0]),
+        (XFRMA_TFCPAD, vec![9, 0, 0, 0]),
+        (XFRMA_MARK, vec![0; 8]),
+        (XFRMA_SET_MARK, vec![5, 0, 0, 0]),
+        (XFRMA_IF_ID, vec![6, 0, 0, 0]),
+        (XFRMA_COADDR, vec![7; 16]),
+        (XFRMA_SA_EXTRA_FLAGS, vec![2, 0, 0, 0]),
+        (XFRMA_REPLAY_VAL, vec![3; 12]),
+        (XFRMA_LTIME_VAL, vec![4; 32]),
+        (XFRMA_ETIMER_THRESH, vec![4, 0, 0, 0]),
+        (XFRMA_OFFLOAD_DEV, vec![1, 0, 0, 0, 0, 0, 0, 0]),
+        (XFRMA_NAT_KEEPALIVE_INTERVAL, vec![0; 4]),
+        (XFRMA_REPLAY_ESN_VAL, vec![0; 24]),
+        (XFRMA_SEC_CTX, vec![8, 0, 8, 0, 1, 1, 0, 0]),
     ];
     for (attr, payload) in attrs {
         for before in [false, true] {
             let base = Sa::esp().mode(1);
             let with = base.clone().attr(attr, &payload);
-            s.send(a, "old", vec![flush_sa(0), if before { &with } else { &base }.new_sa().flags(NLM_F_REQUEST)]);
+            s.send(
+                a,
+                "old",
+                vec![
+                    flush_sa(0),
+                    if before { &with } else { &base }
+                        .new_sa()
+                        .flags(NLM_F_REQUEST),
+                ],
+            );
             s.drain_silently();
-            s.request(a, &format!("attr {attr}, had it before: {before}"), if before { &base } else { &with }.upd_sa());
+            s.request(
+                a,
+                &format!("attr {attr}, had it before: {before}"),
+                if before { &base } else { &with }.upd_sa(),
+            );
             s.request(a, "get", base.by_id(XFRM_MSG_GETSA));
         }
     }
     let fields: [(&str, fn(&mut UserSaInfo)); 10] = [
-        ("reqid", |i| i.reqid = 9), ("mode", |i| i.mode = 0), ("window", |i| i.replay_window = 9), ("flags", |i| i.flags = 1),
-        ("saddr", |i| i.saddr.0[3] = 99), ("seq", |i| i.seq = 4), ("selector", |i| i.sel = host_selector()),
-        ("lft", |i| i.lft.soft_use_expires_seconds = 5000), ("curlft", |i| i.curlft.bytes = 9), ("stats", |i| i.stats.replay = 9),
+        ("reqid", |i| i.reqid = 9),
+        ("mode", |i| i.mode = 0),
+        ("window", |i| i.replay_window = 9),
+        ("flags", |i| i.flags = 1),
+        ("saddr", |i| i.saddr.0[3] = 99),
+        ("seq", |i| i.seq = 4),
+        ("selector", |i| i.sel = host_selector()),
+        ("lft", |i| i.lft.soft_use_expires_seconds = 5000),
+        ("curlft", |i| i.curlft.bytes = 9),
+        ("stats", |i| i.stats.replay = 9),
     ];
     for (label, change) in fields {
-        s.send(a, "old", vec![flush_sa(0), Sa::esp().mode(1).new_sa().flags(NLM_F_REQUEST)]);
+        s.send(
+            a,
+            "old",
+            vec![flush_sa(0), Sa::esp().mode(1).new_sa().flags(NLM_F_REQUEST)],
+        );
         s.drain_silently();
         s.request(a, label, Sa::esp().mode(1).info(change).upd_sa());
         s.request(a, "get", Sa::esp().by_id(XFRM_MSG_GETSA));
@@ -311,32 +544,62 @@ fn update_directions(s: &mut Session<'_>) {
     };
     for old in [None, Some(1), Some(2)] {
         for new in [None, Some(1), Some(2)] {
-            s.send(a, "old", vec![flush_sa(0), with(old).new_sa().flags(NLM_F_REQUEST)]);
+            s.send(
+                a,
+                "old",
+                vec![flush_sa(0), with(old).new_sa().flags(NLM_F_REQUEST)],
+            );
             s.drain_silently();
             s.request(a, &format!("{new:?} over {old:?}"), with(new).upd_sa());
-            s.send(a, "larval", vec![flush_sa(0), alloc(&with(old), 0x1000, 0x1000).flags(NLM_F_REQUEST)]);
+            s.send(
+                a,
+                "larval",
+                vec![
+                    flush_sa(0),
+                    alloc(&with(old), 0x1000, 0x1000).flags(NLM_F_REQUEST),
+                ],
+            );
             s.drain(a);
-            s.request(a, &format!("{new:?} over larval {old:?}"), with(new).upd_sa());
+            s.request(
+                a,
+                &format!("{new:?} over larval {old:?}"),
+                with(new).upd_sa(),
+            );
             dump(s, a);
         }
     }
 }
 
 fn udp(kind: u16, port: u16) -> EncapTmpl {
-    EncapTmpl { kind, sport: BeU16::new(port), dport: BeU16::new(4500), pad: [0; 2], oa: Address::ANY }
+    EncapTmpl {
+        kind,
+        sport: BeU16::new(port),
+        dport: BeU16::new(4500),
+        pad: [0; 2],
+        oa: Address::ANY,
+    }
 }
 
 fn update_encap(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     for old in [None, Some(udp(2, 4500)), Some(udp(1, 4500))] {
-        for new in [None, Some(udp(2, 4501)), Some(udp(1, 4501)), Some(udp(2, 4500))] {
+        for new in [
+            None,
+            Some(udp(2, 4501)),
+            Some(udp(1, 4501)),
+            Some(udp(2, 4500)),
+        ] {
             let with = |encap: Option<EncapTmpl>| match encap {
                 Some(encap) => Sa::esp().pod(XFRMA_ENCAP, &encap),
                 None => Sa::esp(),
             };
             s.send(a, "flush", vec![flush_sa(0)]);
             s.request(a, "old", with(old).new_sa());
-            s.request(a, "new", with(new).info(|i| i.lft.hard_byte_limit = 7).upd_sa());
+            s.request(
+                a,
+                "new",
+                with(new).info(|i| i.lft.hard_byte_limit = 7).upd_sa(),
+            );
             dump(s, a);
         }
     }
@@ -351,7 +614,11 @@ fn update_missing(s: &mut Session<'_>) {
     s.request(a, "over a larval", Sa::esp().info(|i| i.reqid = 4).upd_sa());
     dump(s, a);
     s.request(a, "over another protocol's", Sa::ah().upd_sa());
-    s.request(a, "", alloc(&Sa::bare(50).spi(0).info(|i| i.mode = 1), 0x1001, 0x1001));
+    s.request(
+        a,
+        "",
+        alloc(&Sa::bare(50).spi(0).info(|i| i.mode = 1), 0x1001, 0x1001),
+    );
     s.request(a, "NEWSA over a larval", Sa::esp().spi(0x1001).new_sa());
     s.request(a, "UPDSA, other mode", Sa::esp().spi(0x1001).upd_sa());
     dump(s, a);
@@ -375,22 +642,60 @@ fn events(s: &mut Session<'_>) {
         .attr(XFRMA_SA_DIR, [2])
         .u32(XFRMA_NAT_KEEPALIVE_INTERVAL, 30)
         .u32(XFRMA_SA_PCPU, 0)
-        .attr(XFRMA_REPLAY_ESN_VAL, ReplayStateEsn { oseq: 9, ..ReplayStateEsn::default() }.as_bytes())
+        .attr(
+            XFRMA_REPLAY_ESN_VAL,
+            ReplayStateEsn {
+                oseq: 9,
+                ..ReplayStateEsn::default()
+            }
+            .as_bytes(),
+        )
         .info(|i| i.flags = XFRM_STATE_ESN);
     s.request(a, "everything, outbound", full.new_sa());
     s.request(a, "update", full.upd_sa());
-    let expire = UserExpire { state: full.info, hard: 0, pad: [0; 7] };
-    s.request(a, "soft", Message::with(XFRM_MSG_EXPIRE, &expire).pod(XFRMA_MARK, &Mark { v: 3, m: 255 }));
-    let ae = AeventId { sa_id: full.id(), flags: 0xff, ..AeventId::default() };
-    s.request(a, "aevent", Message::with(XFRM_MSG_GETAE, &ae).pod(XFRMA_MARK, &Mark { v: 3, m: 255 }));
+    let expire = UserExpire {
+        state: full.info,
+        hard: 0,
+        pad: [0; 7],
+    };
+    s.request(
+        a,
+        "soft",
+        Message::with(XFRM_MSG_EXPIRE, &expire).pod(XFRMA_MARK, &Mark { v: 3, m: 255 }),
+    );
+    let ae = AeventId {
+        sa_id: full.id(),
+        flags: 0xff,
+        ..AeventId::default()
+    };
+    s.request(
+        a,
+        "aevent",
+        Message::with(XFRM_MSG_GETAE, &ae).pod(XFRMA_MARK, &Mark { v: 3, m: 255 }),
+    );
     s.request(a, "delete", full.by_id(XFRM_MSG_DELSA));
-    let inbound = full.without(XFRMA_SA_DIR).attr(XFRMA_SA_DIR, [1]).without(XFRMA_NAT_KEEPALIVE_INTERVAL).without(XFRMA_SA_EXTRA_FLAGS);
-    let inbound = inbound.u32(XFRMA_MTIMER_THRESH, 11).without(XFRMA_REPLAY_ESN_VAL);
-    let window = ReplayStateEsn { bmp_len: 2, replay_window: 64, ..ReplayStateEsn::default() };
+    let inbound = full
+        .without(XFRMA_SA_DIR)
+        .attr(XFRMA_SA_DIR, [1])
+        .without(XFRMA_NAT_KEEPALIVE_INTERVAL)
+        .without(XFRMA_SA_EXTRA_FLAGS);
+    let inbound = inbound
+        .u32(XFRMA_MTIMER_THRESH, 11)
+        .without(XFRMA_REPLAY_ESN_VAL);
+    let window = ReplayStateEsn {
+        bmp_len: 2,
+        replay_window: 64,
+        ..ReplayStateEsn::default()
+    };
     let mut value = window.as_bytes().to_vec();
     value.extend_from_slice(&[0; 8]);
     let inbound = inbound.attr(XFRMA_REPLAY_ESN_VAL, value);
     s.request(a, "everything, inbound", inbound.new_sa());
-    s.request(a, "hard", Message::with(XFRM_MSG_EXPIRE, &UserExpire { hard: 1, ..expire }).pod(XFRMA_MARK, &Mark { v: 3, m: 255 }));
+    s.request(
+        a,
+        "hard",
+        Message::with(XFRM_MSG_EXPIRE, &UserExpire { hard: 1, ..expire })
+            .pod(XFRMA_MARK, &Mark { v: 3, m: 255 }),
+    );
     dump(s, a);
 }
