@@ -1,9 +1,20 @@
 //! Messages that the kernel sends unasked, as bytes.
 
 use dataplane::Event;
+use xfrm_proto::consts::group;
 
+use super::policy;
 use crate::emulator::NetnsId;
-use crate::netlink::Outbox;
+use crate::netlink::{Destination, Outbox};
 
 /// Multicasts an event of the engine.
-pub(crate) fn event(_out: &mut Outbox, _netns: NetnsId, _event: &Event) {}
+pub(crate) fn event(out: &mut Outbox, netns: NetnsId, event: &Event) {
+    match event {
+        Event::SaExpire(_) => {}
+        Event::PolicyExpire(expiry) => {
+            out.send(netns, Destination::Group(group::EXPIRE), |bytes| {
+                policy::encode::expired(bytes, &expiry.policy, expiry.hard, 0);
+            });
+        }
+    }
+}
