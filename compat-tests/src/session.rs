@@ -321,7 +321,9 @@ impl<'s> Session<'s> {
         let name = self.name(socket);
         while let Ok(received) = self.subject.recv(socket, buffer_bytes) {
             let whole: Vec<_> = messages(&received.bytes).collect();
-            let in_dump = whole.iter().all(|(header, _)| header.kind >= NLMSG_MIN_TYPE);
+            let in_dump = whole
+                .iter()
+                .all(|(header, _)| header.kind >= NLMSG_MIN_TYPE);
             if !in_dump {
                 let bytes = self.normalizer.datagram(&received.bytes);
                 self.transcript
@@ -329,7 +331,12 @@ impl<'s> Session<'s> {
                 continue;
             }
             let briefs: String = whole.iter().map(|(_, message)| brief(message)).collect();
-            let text = format!("{} messages, {} of {} bytes{briefs}", whole.len(), received.bytes.len(), received.full_len);
+            let text = format!(
+                "{} messages, {} of {} bytes{briefs}",
+                whole.len(),
+                received.bytes.len(),
+                received.full_len
+            );
             self.transcript.note(&format!("{name} receives {text}"));
         }
     }

@@ -95,7 +95,8 @@ impl<'a> Attrs<'a> {
     /// Where the attribute's payload starts in its message.
     #[must_use]
     pub fn payload_offset(&self, kind: u16) -> Option<usize> {
-        self.slot(kind).map(|slot| slot.offset as usize + NLA_HDRLEN)
+        self.slot(kind)
+            .map(|slot| slot.offset as usize + NLA_HDRLEN)
     }
 
     /// The structure at the front of the attribute; the table has checked its length.

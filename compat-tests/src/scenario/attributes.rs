@@ -46,14 +46,20 @@ fn attr_lengths(s: &mut Session<'_>) {
         let mut lengths = vec![0, min.saturating_sub(1), min, min + 1, min + 4];
         lengths.dedup();
         for len in lengths {
-            s.request(a, &format!("attr {kind} of {len}"), get.clone().attr(kind, &vec![0; len]));
+            s.request(
+                a,
+                &format!("attr {kind} of {len}"),
+                get.clone().attr(kind, &vec![0; len]),
+            );
         }
     }
 }
 
 fn attr_strictness(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
-    for kind in [1, 21, 25, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43] {
+    for kind in [
+        1, 21, 25, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+    ] {
         for bits in [NLA_F_NESTED, 1 << 14, 3 << 14] {
             for len in [0, 1, 2, 3, 4, 5, 8] {
                 let message = Sa::esp().new_sa().attr(kind | bits, &vec![1; len]);
@@ -63,7 +69,11 @@ fn attr_strictness(s: &mut Session<'_>) {
         }
     }
     for dir in [0, 1, 2, 3, 255] {
-        s.request(a, &format!("dir {dir}"), Sa::esp().new_sa().attr(XFRMA_SA_DIR, &[dir]));
+        s.request(
+            a,
+            &format!("dir {dir}"),
+            Sa::esp().new_sa().attr(XFRMA_SA_DIR, &[dir]),
+        );
         s.send(a, "flush", vec![flush_sa(0)]);
     }
 }
@@ -77,47 +87,111 @@ fn attr_order_and_junk(s: &mut Session<'_>) {
         }
     };
     let new = || Sa::esp().new_sa();
-    try_one(s, "last one wins", new().u32(XFRMA_IF_ID, 1).u32(XFRMA_IF_ID, 2));
-    try_one(s, "a bad one fails though a good one follows", new().attr(XFRMA_IF_ID, &[1]).u32(XFRMA_IF_ID, 2));
-    try_one(s, "the first bad one is named", new().attr(XFRMA_MARK, &[1]).attr(XFRMA_SA_DIR, &[9]));
-    try_one(s, "the first bad one is named", new().attr(XFRMA_SA_DIR, &[9]).attr(XFRMA_MARK, &[1]));
-    try_one(s, "type 0", new().attr(0, &[1, 2, 3, 4]).u32(XFRMA_IF_ID, 2));
-    try_one(s, "type 16383", new().attr(0x3fff, &[1, 2, 3, 4]).u32(XFRMA_IF_ID, 2));
+    try_one(
+        s,
+        "last one wins",
+        new().u32(XFRMA_IF_ID, 1).u32(XFRMA_IF_ID, 2),
+    );
+    try_one(
+        s,
+        "a bad one fails though a good one follows",
+        new().attr(XFRMA_IF_ID, &[1]).u32(XFRMA_IF_ID, 2),
+    );
+    try_one(
+        s,
+        "the first bad one is named",
+        new().attr(XFRMA_MARK, &[1]).attr(XFRMA_SA_DIR, &[9]),
+    );
+    try_one(
+        s,
+        "the first bad one is named",
+        new().attr(XFRMA_SA_DIR, &[9]).attr(XFRMA_MARK, &[1]),
+    );
+    try_one(
+        s,
+        "type 0",
+        new().attr(0, &[1, 2, 3, 4]).u32(XFRMA_IF_ID, 2),
+    );
+    try_one(
+        s,
+        "type 16383",
+        new().attr(0x3fff, &[1, 2, 3, 4]).u32(XFRMA_IF_ID, 2),
+    );
     try_one(s, "net byte order bit", new().u32(XFRMA_IF_ID | 1 << 14, 2));
     try_one(s, "nested bit", new().u32(XFRMA_IF_ID | NLA_F_NESTED, 2));
     for junk in 1..=9usize {
-        try_one(s, &format!("{junk} bytes of zero"), new().raw(&vec![0; junk]));
-        try_one(s, &format!("{junk} bytes of 255"), new().raw(&vec![255; junk]));
+        try_one(
+            s,
+            &format!("{junk} bytes of zero"),
+            new().raw(&vec![0; junk]),
+        );
+        try_one(
+            s,
+            &format!("{junk} bytes of 255"),
+            new().raw(&vec![255; junk]),
+        );
     }
     for claims in [0, 1, 3, 4, 5, 7, 8, 9, 12, 0xffff] {
         let message = new().attr_claiming(XFRMA_IF_ID, claims, &[5, 0, 0, 0]);
         try_one(s, &format!("claims {claims}"), message.clone());
-        try_one(s, &format!("claims {claims}, more behind"), message.u32(XFRMA_TFCPAD, 7));
+        try_one(
+            s,
+            &format!("claims {claims}, more behind"),
+            message.u32(XFRMA_TFCPAD, 7),
+        );
     }
     try_one(s, "unpadded last attribute", new().raw(&[5, 0, 38, 0, 1]));
     let mut body = Sa::esp().info.as_bytes().to_vec();
     body.extend_from_slice(&[0; 8]);
-    try_one(s, "body longer by an empty attribute header", Message::new(XFRM_MSG_NEWSA).raw(&body));
+    try_one(
+        s,
+        "body longer by an empty attribute header",
+        Message::new(XFRM_MSG_NEWSA).raw(&body),
+    );
     let error = Sa::esp().info(|info| info.family = 9).new_sa().raw(&[1, 2]);
     try_one(s, "error text wins over leftover", error);
     let error = Sa::esp().new_sa().attr(XFRMA_SA_DIR, &[9]).raw(&[1, 2]);
     try_one(s, "policy failure before leftover", error);
-    let leftover = Message::new(XFRM_MSG_DELSA).put(Sa::esp().id().as_bytes()).raw(&[1, 2]);
+    let leftover = Message::new(XFRM_MSG_DELSA)
+        .put(Sa::esp().id().as_bytes())
+        .raw(&[1, 2]);
     try_one(s, "errno without text and leftover", leftover);
 }
 
 fn attr_spd_space(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     for kind in 0..=6 {
-        for payload in [&[][..], &[1], &[20, 30], &[33, 1], &[1, 33], &[32, 32], &[129, 0], &[0, 129], &[128, 128, 9]] {
+        for payload in [
+            &[][..],
+            &[1],
+            &[20, 30],
+            &[33, 1],
+            &[1, 33],
+            &[32, 32],
+            &[129, 0],
+            &[0, 129],
+            &[128, 128, 9],
+        ] {
             let label = format!("attr {kind} {payload:?}");
-            let set = Message::new(XFRM_MSG_NEWSPDINFO).put(&[0; 4]).attr(kind, payload);
+            let set = Message::new(XFRM_MSG_NEWSPDINFO)
+                .put(&[0; 4])
+                .attr(kind, payload);
             s.request(a, &label, set);
-            s.request(a, &label, Message::new(XFRM_MSG_GETSPDINFO).put(&[9; 4]).attr(kind, payload));
+            s.request(
+                a,
+                &label,
+                Message::new(XFRM_MSG_GETSPDINFO)
+                    .put(&[9; 4])
+                    .attr(kind, payload),
+            );
         }
     }
     let both = Message::new(XFRM_MSG_NEWSPDINFO).put(&[0; 4]);
-    s.request(a, "the second is bad", both.clone().attr(3, &[8, 8]).attr(4, &[8, 200]));
+    s.request(
+        a,
+        "the second is bad",
+        both.clone().attr(3, &[8, 8]).attr(4, &[8, 200]),
+    );
     s.request(a, "get", Message::new(XFRM_MSG_GETSPDINFO).put(&[0; 4]));
     s.request(a, "both", both.clone().attr(3, &[8, 9]).attr(4, &[64, 65]));
     s.request(a, "get", Message::new(XFRM_MSG_GETSPDINFO).put(&[0; 4]));
@@ -151,8 +225,14 @@ fn on_sa(s: &mut Session<'_>, kind: u16) {
                 s.send(a, "old", vec![Sa::esp().new_sa().flags(NLM_F_REQUEST)]);
                 s.drain_silently();
             }
-            if s.request(a, &label, Sa::esp().message(kind).attr(attr, &payload)).is_ok() {
-                s.request(a, "get", Sa::esp().by_id(XFRM_MSG_GETSA).attr(attr, &payload));
+            if s.request(a, &label, Sa::esp().message(kind).attr(attr, &payload))
+                .is_ok()
+            {
+                s.request(
+                    a,
+                    "get",
+                    Sa::esp().by_id(XFRM_MSG_GETSA).attr(attr, &payload),
+                );
             }
             s.send(a, "flush", vec![flush_sa(0)]);
             s.drain_silently();
@@ -165,8 +245,13 @@ fn attrs_on_newsa_out(s: &mut Session<'_>) {
     for dir in [XFRM_SA_DIR_IN, XFRM_SA_DIR_OUT] {
         for attr in 0..=BEYOND {
             for (label, payload) in payloads(attr) {
-                let sa = Sa::esp().mode(1).attr(XFRMA_SA_DIR, [dir]).attr(attr, &payload);
-                if s.request(a, &format!("dir {dir} {label}"), sa.new_sa()).is_ok() {
+                let sa = Sa::esp()
+                    .mode(1)
+                    .attr(XFRMA_SA_DIR, [dir])
+                    .attr(attr, &payload);
+                if s.request(a, &format!("dir {dir} {label}"), sa.new_sa())
+                    .is_ok()
+                {
                     s.request(a, "get", sa.by_id(XFRM_MSG_GETSA));
                 }
                 s.send(a, "flush", vec![flush_sa(0)]);
@@ -177,11 +262,23 @@ fn attrs_on_newsa_out(s: &mut Session<'_>) {
 }
 
 fn lookup_request(kind: u16, sa: &Sa) -> Message {
-    let ae = AeventId { sa_id: sa.id(), saddr: sa.info.saddr, flags: 0xffff, reqid: 9 };
+    let ae = AeventId {
+        sa_id: sa.id(),
+        saddr: sa.info.saddr,
+        flags: 0xffff,
+        reqid: 9,
+    };
     match kind {
         XFRM_MSG_GETAE => Message::with(kind, &ae),
         XFRM_MSG_NEWAE => Message::with(kind, &ae).flags(NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE),
-        XFRM_MSG_EXPIRE => Message::with(kind, &UserExpire { state: sa.info, hard: 0, pad: [3; 7] }),
+        XFRM_MSG_EXPIRE => Message::with(
+            kind,
+            &UserExpire {
+                state: sa.info,
+                hard: 0,
+                pad: [3; 7],
+            },
+        ),
         _ => Message::with(kind, &sa.id()),
     }
 }
@@ -191,9 +288,17 @@ fn on_lookup(s: &mut Session<'_>, kind: u16) {
     s.open("b", Open::new().all_groups());
     for attr in 0..=BEYOND {
         for (label, payload) in payloads(attr) {
-            s.send(a, "flush", vec![flush_sa(0), Sa::esp().new_sa().flags(NLM_F_REQUEST)]);
+            s.send(
+                a,
+                "flush",
+                vec![flush_sa(0), Sa::esp().new_sa().flags(NLM_F_REQUEST)],
+            );
             s.drain_silently();
-            s.request(a, &label, lookup_request(kind, &Sa::esp()).attr(attr, &payload));
+            s.request(
+                a,
+                &label,
+                lookup_request(kind, &Sa::esp()).attr(attr, &payload),
+            );
         }
     }
 }
@@ -202,7 +307,11 @@ fn attrs_on_allocspi(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     for attr in 0..=BEYOND {
         for (label, payload) in payloads(attr) {
-            s.request(a, &label, alloc(&Sa::bare(IPPROTO_ESP), 0x900, 0x900).attr(attr, &payload));
+            s.request(
+                a,
+                &label,
+                alloc(&Sa::bare(IPPROTO_ESP), 0x900, 0x900).attr(attr, &payload),
+            );
             s.send(a, "flush", vec![flush_sa(0)]);
         }
     }
@@ -211,10 +320,21 @@ fn attrs_on_allocspi(s: &mut Session<'_>) {
 fn policy_request(kind: u16, policy: &Policy) -> Message {
     match kind {
         XFRM_MSG_NEWPOLICY | XFRM_MSG_UPDPOLICY => policy.message(kind),
-        XFRM_MSG_POLEXPIRE => Message::with(kind, &UserPolExpire { pol: policy.info, hard: 0, pad: [3; 7] }),
+        XFRM_MSG_POLEXPIRE => Message::with(
+            kind,
+            &UserPolExpire {
+                pol: policy.info,
+                hard: 0,
+                pad: [3; 7],
+            },
+        ),
         XFRM_MSG_ACQUIRE => {
             let acquire = UserAcquire {
-                id: XfrmId { daddr: RIGHT, proto: IPPROTO_ESP, ..XfrmId::default() },
+                id: XfrmId {
+                    daddr: RIGHT,
+                    proto: IPPROTO_ESP,
+                    ..XfrmId::default()
+                },
                 saddr: LEFT,
                 sel: policy.info.sel,
                 policy: policy.info,
@@ -242,7 +362,11 @@ fn on_policy(s: &mut Session<'_>, kind: u16) {
                 s.send(a, "old", vec![policy.new_policy().flags(NLM_F_REQUEST)]);
             }
             s.drain_silently();
-            let answer = s.request(a, &label, policy_request(kind, &policy).attr(attr, &payload));
+            let answer = s.request(
+                a,
+                &label,
+                policy_request(kind, &policy).attr(attr, &payload),
+            );
             if creates && answer.is_ok() {
                 s.request(a, "dump", Message::dump(XFRM_MSG_GETPOLICY));
             }
@@ -263,7 +387,11 @@ fn attrs_on_migrate_state(s: &mut Session<'_>) {
     };
     for attr in 0..=BEYOND {
         for (label, payload) in payloads(attr) {
-            s.send(a, "flush", vec![flush_sa(0), sa.new_sa().flags(NLM_F_REQUEST)]);
+            s.send(
+                a,
+                "flush",
+                vec![flush_sa(0), sa.new_sa().flags(NLM_F_REQUEST)],
+            );
             s.drain_silently();
             let request = Message::with(XFRM_MSG_MIGRATE_STATE, &migrate).attr(attr, &payload);
             if s.request(a, &label, request).is_ok() {

@@ -227,7 +227,10 @@ impl Policy {
 
     /// Appends templates.
     pub(super) fn tmpls(self, tmpls: &[UserTmpl]) -> Self {
-        let bytes: Vec<u8> = tmpls.iter().flat_map(|tmpl| tmpl.as_bytes().to_vec()).collect();
+        let bytes: Vec<u8> = tmpls
+            .iter()
+            .flat_map(|tmpl| tmpl.as_bytes().to_vec())
+            .collect();
         self.attr(XFRMA_TMPL, bytes)
     }
 
@@ -255,9 +258,10 @@ impl Policy {
     /// A message of type `kind` that carries it.
     pub(super) fn message(&self, kind: u16) -> Message {
         let attrs = self.attrs.iter();
-        attrs.fold(Message::with(kind, &self.info), |message, (kind, payload)| {
-            message.attr(*kind, payload)
-        })
+        attrs.fold(
+            Message::with(kind, &self.info),
+            |message, (kind, payload)| message.attr(*kind, payload),
+        )
     }
 
     /// NEWPOLICY.
@@ -415,5 +419,7 @@ pub(super) fn try_policies(s: &mut Session<'_>, cases: impl IntoIterator<Item = 
 /// Labels cases.
 pub(super) fn labelled<T>(cases: impl IntoIterator<Item = (&'static str, T)>) -> Vec<(String, T)> {
     let cases = cases.into_iter();
-    cases.map(|(label, case)| (label.to_owned(), case)).collect()
+    cases
+        .map(|(label, case)| (label.to_owned(), case))
+        .collect()
 }

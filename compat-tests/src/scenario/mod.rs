@@ -4,6 +4,7 @@ mod attributes;
 mod build;
 mod first;
 mod netlink;
+mod policy_order;
 mod sa_algorithms;
 mod sa_checks;
 
@@ -49,7 +50,14 @@ impl Scenario {
 }
 
 /// Every scenario, by area.
-const AREAS: &[&[Scenario]] = &[first::SCENARIOS, netlink::SCENARIOS, attributes::SCENARIOS, sa_checks::SCENARIOS, sa_algorithms::SCENARIOS];
+const AREAS: &[&[Scenario]] = &[
+    first::SCENARIOS,
+    netlink::SCENARIOS,
+    attributes::SCENARIOS,
+    sa_checks::SCENARIOS,
+    sa_algorithms::SCENARIOS,
+    policy_order::SCENARIOS,
+];
 
 /// Every scenario.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {

@@ -68,18 +68,33 @@ fn ack_on_request_only(s: &mut Session<'_>) {
     let sa = Sa::esp();
     s.request(a, "no ack wanted", sa.new_sa().flags(NLM_F_REQUEST));
     s.request(a, "error anyway", sa.new_sa().flags(NLM_F_REQUEST));
-    s.request(a, "no request flag", sa.by_id(XFRM_MSG_DELSA).flags(NLM_F_ACK));
+    s.request(
+        a,
+        "no request flag",
+        sa.by_id(XFRM_MSG_DELSA).flags(NLM_F_ACK),
+    );
     s.request(a, "no flags", sa.by_id(XFRM_MSG_DELSA).flags(0));
-    s.request(a, "still there", sa.by_id(XFRM_MSG_GETSA).flags(NLM_F_REQUEST));
+    s.request(
+        a,
+        "still there",
+        sa.by_id(XFRM_MSG_GETSA).flags(NLM_F_REQUEST),
+    );
     let alloc = alloc(&Sa::bare(IPPROTO_ESP), 0x900, 0x900);
     s.request(a, "reply without ack", alloc.flags(NLM_F_REQUEST));
-    s.request(a, "dump with ack", Message::dump(XFRM_MSG_GETSA).flags(NLM_F_REQUEST | NLM_F_DUMP | NLM_F_ACK));
+    s.request(
+        a,
+        "dump with ack",
+        Message::dump(XFRM_MSG_GETSA).flags(NLM_F_REQUEST | NLM_F_DUMP | NLM_F_ACK),
+    );
 }
 
 fn message_types(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     let nobody = s.open("nobody", Open::new().unprivileged());
-    for kind in (0..0x14).chain(0x1c..0x30).chain([0x7f, 0xff, 0x100, 0x7fff, 0xffff]) {
+    for kind in (0..0x14)
+        .chain(0x1c..0x30)
+        .chain([0x7f, 0xff, 0x100, 0x7fff, 0xffff])
+    {
         let message = Message::new(kind).put(&[0; 512]);
         s.request(a, &format!("{kind:#x}"), message.clone());
         s.request(nobody, &format!("{kind:#x}"), message);
@@ -88,14 +103,44 @@ fn message_types(s: &mut Session<'_>) {
 
 fn message_lengths(s: &mut Session<'_>) {
     const MIN: [(u16, usize); 26] = [
-        (0x10, 224), (0x11, 24), (0x12, 24), (0x13, 168), (0x14, 64), (0x15, 64), (0x16, 232),
-        (0x17, 280), (0x18, 232), (0x19, 168), (0x1a, 224), (0x1b, 176), (0x1c, 1), (0x1d, 0),
-        (0x1e, 48), (0x1f, 48), (0x20, 60), (0x21, 64), (0x22, 0), (0x23, 4), (0x24, 4), (0x25, 4),
-        (0x26, 64), (0x27, 3), (0x28, 3), (0x29, 132),
+        (0x10, 224),
+        (0x11, 24),
+        (0x12, 24),
+        (0x13, 168),
+        (0x14, 64),
+        (0x15, 64),
+        (0x16, 232),
+        (0x17, 280),
+        (0x18, 232),
+        (0x19, 168),
+        (0x1a, 224),
+        (0x1b, 176),
+        (0x1c, 1),
+        (0x1d, 0),
+        (0x1e, 48),
+        (0x1f, 48),
+        (0x20, 60),
+        (0x21, 64),
+        (0x22, 0),
+        (0x23, 4),
+        (0x24, 4),
+        (0x25, 4),
+        (0x26, 64),
+        (0x27, 3),
+        (0x28, 3),
+        (0x29, 132),
     ];
     let a = s.open("a", Open::new());
     for (kind, min) in MIN {
-        for len in [0, 1, min.saturating_sub(4), min.saturating_sub(1), min, min + 1, min + 3] {
+        for len in [
+            0,
+            1,
+            min.saturating_sub(4),
+            min.saturating_sub(1),
+            min,
+            min + 1,
+            min + 3,
+        ] {
             let message = Message::new(kind).raw(&vec![0; len]);
             s.request(a, &format!("{len} of {min}"), message);
         }
@@ -106,23 +151,54 @@ fn datagram_of_several(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     s.open("b", Open::new().all_groups());
     let (one, two) = (Sa::esp(), Sa::esp().spi(0x1001));
-    s.datagram(a, "all good", vec![one.new_sa(), two.new_sa(), one.by_id(XFRM_MSG_GETSA)]);
+    s.datagram(
+        a,
+        "all good",
+        vec![one.new_sa(), two.new_sa(), one.by_id(XFRM_MSG_GETSA)],
+    );
     s.datagram(
         a,
         "an error in the middle",
-        vec![one.by_id(XFRM_MSG_DELSA), one.by_id(XFRM_MSG_DELSA), two.by_id(XFRM_MSG_DELSA)],
+        vec![
+            one.by_id(XFRM_MSG_DELSA),
+            one.by_id(XFRM_MSG_DELSA),
+            two.by_id(XFRM_MSG_DELSA),
+        ],
     );
     s.datagram(
         a,
         "a dump in the middle",
-        vec![one.new_sa(), Message::dump(XFRM_MSG_GETSA), two.new_sa(), Message::dump(XFRM_MSG_GETPOLICY)],
+        vec![
+            one.new_sa(),
+            Message::dump(XFRM_MSG_GETSA),
+            two.new_sa(),
+            Message::dump(XFRM_MSG_GETPOLICY),
+        ],
     );
     let quiet = |sa: &Sa| sa.by_id(XFRM_MSG_DELSA).flags(NLM_F_REQUEST);
-    s.datagram(a, "one ack for three", vec![quiet(&one), quiet(&two), Message::new(XFRM_MSG_FLUSHPOLICY)]);
+    s.datagram(
+        a,
+        "one ack for three",
+        vec![quiet(&one), quiet(&two), Message::new(XFRM_MSG_FLUSHPOLICY)],
+    );
     let noop = Message::new(NLMSG_NOOP);
-    s.datagram(a, "control messages between", vec![noop.clone(), one.new_sa(), Message::new(NLMSG_DONE), two.new_sa(), noop]);
+    s.datagram(
+        a,
+        "control messages between",
+        vec![
+            noop.clone(),
+            one.new_sa(),
+            Message::new(NLMSG_DONE),
+            two.new_sa(),
+            noop,
+        ],
+    );
     let unaligned = Message::new(XFRM_MSG_FLUSHSA).raw(&[0]);
-    s.datagram(a, "unaligned first", vec![unaligned.clone(), one.new_sa(), unaligned]);
+    s.datagram(
+        a,
+        "unaligned first",
+        vec![unaligned.clone(), one.new_sa(), unaligned],
+    );
 }
 
 fn malformed_framing(s: &mut Session<'_>) {
@@ -139,7 +215,18 @@ fn malformed_framing(s: &mut Session<'_>) {
     for len in [0, 1, 3, 15] {
         try_bytes(s, &format!("{len} bytes"), &good[..len]);
     }
-    for claims in [0u32, 1, 15, 16, 17, 20, good.len() as u32 - 1, good.len() as u32 + 1, 0x7fff_ffff, 0xffff_ffff] {
+    for claims in [
+        0u32,
+        1,
+        15,
+        16,
+        17,
+        20,
+        good.len() as u32 - 1,
+        good.len() as u32 + 1,
+        0x7fff_ffff,
+        0xffff_ffff,
+    ] {
         let mut bytes = good.clone();
         bytes[..4].copy_from_slice(&claims.to_ne_bytes());
         try_bytes(s, &format!("claims {claims} of {}", good.len()), &bytes);
@@ -169,8 +256,16 @@ fn header_flags(s: &mut Session<'_>) {
         s.request(a, &label, Sa::esp().new_sa().flags(flags));
         s.request(a, &label, Sa::esp().by_id(XFRM_MSG_DELSA).flags(flags));
         s.request(a, &label, Policy::new(1).new_policy().flags(flags));
-        s.request(a, &label, Policy::new(1).by_selector(XFRM_MSG_DELPOLICY).flags(flags));
-        s.request(a, &label, Message::new(XFRM_MSG_GETSADINFO).put(&[0; 4]).flags(flags));
+        s.request(
+            a,
+            &label,
+            Policy::new(1).by_selector(XFRM_MSG_DELPOLICY).flags(flags),
+        );
+        s.request(
+            a,
+            &label,
+            Message::new(XFRM_MSG_GETSADINFO).put(&[0; 4]).flags(flags),
+        );
         s.drain(b);
     }
 }
@@ -184,7 +279,10 @@ fn port_id_and_seq_echo(s: &mut Session<'_>) {
     s.request(a, "", odd(sa.new_sa()));
     s.request(a, "", odd(sa.by_id(XFRM_MSG_GETSA)));
     s.request(a, "", odd(sa.upd_sa()));
-    let ae = AeventId { sa_id: sa.id(), ..AeventId::default() };
+    let ae = AeventId {
+        sa_id: sa.id(),
+        ..AeventId::default()
+    };
     s.request(a, "", odd(Message::with(XFRM_MSG_GETAE, &ae)));
     s.request(a, "pid 0", Message::with(XFRM_MSG_GETAE, &ae));
     let set = Message::with(XFRM_MSG_NEWAE, &ae).flags(NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE);
@@ -195,16 +293,28 @@ fn port_id_and_seq_echo(s: &mut Session<'_>) {
     s.request(a, "", odd(policy.by_selector(XFRM_MSG_GETPOLICY)));
     s.request(a, "", odd(policy.upd_policy()));
     s.request(a, "", odd(Message::dump(XFRM_MSG_GETPOLICY)));
-    let expire = UserPolExpire { pol: policy.info, hard: 0, pad: [0; 7] };
+    let expire = UserPolExpire {
+        pol: policy.info,
+        hard: 0,
+        pad: [0; 7],
+    };
     s.request(a, "", odd(Message::with(XFRM_MSG_POLEXPIRE, &expire)));
     s.request(a, "", odd(policy.by_selector(XFRM_MSG_DELPOLICY)));
-    let expire = UserExpire { state: sa.info, hard: 0, pad: [0; 7] };
+    let expire = UserExpire {
+        state: sa.info,
+        hard: 0,
+        pad: [0; 7],
+    };
     s.request(a, "", odd(Message::with(XFRM_MSG_EXPIRE, &expire)));
     for kind in [XFRM_MSG_GETSADINFO, XFRM_MSG_GETSPDINFO] {
         s.request(a, "", odd(Message::new(kind).put(&[1, 2, 3, 4])));
     }
     for kind in [XFRM_MSG_SETDEFAULT, XFRM_MSG_GETDEFAULT] {
-        s.request(a, "", odd(Message::with(kind, &UserPolicyDefault::default())));
+        s.request(
+            a,
+            "",
+            odd(Message::with(kind, &UserPolicyDefault::default())),
+        );
     }
     s.request(a, "", odd(sa.by_id(XFRM_MSG_DELSA)));
     s.request(a, "", odd(flush_sa(0)));
@@ -220,7 +330,11 @@ fn unprivileged(s: &mut Session<'_>) {
     s.request(nobody, "dump", Message::dump(XFRM_MSG_GETSA));
     s.request(nobody, "too short", Message::new(XFRM_MSG_NEWSA));
     s.request(nobody, "not for us", Message::new(5));
-    s.request(nobody, "not a request", Message::new(XFRM_MSG_FLUSHSA).flags(NLM_F_ACK));
+    s.request(
+        nobody,
+        "not a request",
+        Message::new(XFRM_MSG_FLUSHSA).flags(NLM_F_ACK),
+    );
     let _ = s.try_open("groupie", Open::new().unprivileged().all_groups());
     s.set_member(nobody, 3, true);
     let plain = s.open("plain", Open::new().plain().unprivileged());
@@ -240,14 +354,37 @@ fn groups(s: &mut Session<'_>) {
     for from in [a, own] {
         s.request(from, "", sa.new_sa());
         s.request(from, "", policy.new_policy());
-        let ae = AeventId { sa_id: sa.id(), ..AeventId::default() };
-        let set = Message::with(XFRM_MSG_NEWAE, &ae).flags(NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE);
+        let ae = AeventId {
+            sa_id: sa.id(),
+            ..AeventId::default()
+        };
+        let set =
+            Message::with(XFRM_MSG_NEWAE, &ae).flags(NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE);
         s.request(from, "", set.u32(XFRMA_REPLAY_THRESH, 3));
-        let expire = UserPolExpire { pol: policy.info, hard: 1, pad: [0; 7] };
+        let expire = UserPolExpire {
+            pol: policy.info,
+            hard: 1,
+            pad: [0; 7],
+        };
         s.request(from, "", Message::with(XFRM_MSG_POLEXPIRE, &expire));
-        let expire = UserExpire { state: sa.info, hard: 1, pad: [0; 7] };
+        let expire = UserExpire {
+            state: sa.info,
+            hard: 1,
+            pad: [0; 7],
+        };
         s.request(from, "", Message::with(XFRM_MSG_EXPIRE, &expire));
-        s.request(from, "", Message::with(XFRM_MSG_SETDEFAULT, &UserPolicyDefault { input: 1, fwd: 1, out: 1 }));
+        s.request(
+            from,
+            "",
+            Message::with(
+                XFRM_MSG_SETDEFAULT,
+                &UserPolicyDefault {
+                    input: 1,
+                    fwd: 1,
+                    out: 1,
+                },
+            ),
+        );
     }
     s.set_member(members[2], 3, false);
     s.set_member(members[3], 3, true);
@@ -274,7 +411,10 @@ fn fill_sad(s: &mut Session<'_>, a: crate::subject::Socket, count: u32) {
 fn fill_spd(s: &mut Session<'_>, a: crate::subject::Socket, count: u32) {
     let policy = |n: u32| {
         let policy = Policy::new((n % 3) as u8).info(|info| info.sel.sport = BeU16::new(n as u16));
-        policy.tmpls(&vec![tmpl(1, n); n as usize % 7]).new_policy().flags(NLM_F_REQUEST)
+        policy
+            .tmpls(&vec![tmpl(1, n); n as usize % 7])
+            .new_policy()
+            .flags(NLM_F_REQUEST)
     };
     for chunk in (0..count).map(policy).collect::<Vec<_>>().chunks(20) {
         s.datagram(a, "many", chunk.to_vec());
@@ -285,13 +425,23 @@ fn dump_chunks(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     fill_sad(s, a, 90);
     fill_spd(s, a, 60);
-    for (name, buffer) in [("small", 4096), ("middle", 8192), ("large", 16384), ("huge", 32768), ("more", 65536)] {
+    for (name, buffer) in [
+        ("small", 4096),
+        ("middle", 8192),
+        ("large", 16384),
+        ("huge", 32768),
+        ("more", 65536),
+    ] {
         let reader = s.open(name, Open::new());
         s.send(reader, "dump", vec![Message::dump(XFRM_MSG_GETSA)]);
         s.recv_lengths(reader, buffer);
         s.send(reader, "dump", vec![Message::dump(XFRM_MSG_GETPOLICY)]);
         s.recv_lengths(reader, buffer);
-        s.send(reader, "dump into 4096 after that", vec![Message::dump(XFRM_MSG_GETSA)]);
+        s.send(
+            reader,
+            "dump into 4096 after that",
+            vec![Message::dump(XFRM_MSG_GETSA)],
+        );
         s.recv_lengths(reader, 4096);
     }
 }
@@ -315,7 +465,11 @@ fn dump_is_stale_by_one_chunk(s: &mut Session<'_>) {
 fn dump_while_changing(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     fill_sad(s, a, 30);
-    for (label, victim) in [("deletes what comes next", 0x2000 + 16), ("deletes what has been", 0x2000 + 29), ("deletes the oldest", 0x2000)] {
+    for (label, victim) in [
+        ("deletes what comes next", 0x2000 + 16),
+        ("deletes what has been", 0x2000 + 29),
+        ("deletes the oldest", 0x2000),
+    ] {
         let reader = s.open("reader", Open::new());
         s.send(reader, "dump", vec![Message::dump(XFRM_MSG_GETSA)]);
         s.recv(reader, 4096);
@@ -329,7 +483,11 @@ fn dump_while_changing(s: &mut Session<'_>) {
     s.recv(reader, 4096);
     s.close(reader);
     let reader = s.open("next", Open::new());
-    s.send(reader, "dump of another socket", vec![Message::dump(XFRM_MSG_GETSA)]);
+    s.send(
+        reader,
+        "dump of another socket",
+        vec![Message::dump(XFRM_MSG_GETSA)],
+    );
     s.recv_spis(reader, 32768);
     let cursor = Sa::esp().spi(0x2000 + 12);
     s.send(reader, "dump again", vec![Message::dump(XFRM_MSG_GETSA)]);
@@ -344,12 +502,35 @@ fn dump_while_dumping(s: &mut Session<'_>) {
     let reader = s.open("reader", Open::new());
     s.send(reader, "dump", vec![Message::dump(XFRM_MSG_GETSA)]);
     s.send(reader, "dump again", vec![Message::dump(XFRM_MSG_GETSA)]);
-    s.send(reader, "dump the other", vec![Message::dump(XFRM_MSG_GETPOLICY)]);
-    s.send(reader, "get one", vec![Sa::esp().spi(0x2003).by_id(XFRM_MSG_GETSA)]);
-    s.send(reader, "dump again, no ack wanted, several", vec![Message::dump(XFRM_MSG_GETSA), Message::dump(XFRM_MSG_GETSA)]);
+    s.send(
+        reader,
+        "dump the other",
+        vec![Message::dump(XFRM_MSG_GETPOLICY)],
+    );
+    s.send(
+        reader,
+        "get one",
+        vec![Sa::esp().spi(0x2003).by_id(XFRM_MSG_GETSA)],
+    );
+    s.send(
+        reader,
+        "dump again, no ack wanted, several",
+        vec![Message::dump(XFRM_MSG_GETSA), Message::dump(XFRM_MSG_GETSA)],
+    );
     s.recv_lengths(reader, 8192);
-    s.request(reader, "and when it is over", Message::dump(XFRM_MSG_GETPOLICY));
-    s.send(reader, "two of an empty table", vec![Message::dump(XFRM_MSG_GETPOLICY), Message::dump(XFRM_MSG_GETPOLICY)]);
+    s.request(
+        reader,
+        "and when it is over",
+        Message::dump(XFRM_MSG_GETPOLICY),
+    );
+    s.send(
+        reader,
+        "two of an empty table",
+        vec![
+            Message::dump(XFRM_MSG_GETPOLICY),
+            Message::dump(XFRM_MSG_GETPOLICY),
+        ],
+    );
     s.recv_lengths(reader, 8192);
 }
 
@@ -367,17 +548,50 @@ fn dump_errors(s: &mut Session<'_>) {
     for (name, cap, ext) in ACKS {
         let a = s.open(name, Open::new().acks(cap, ext));
         let dump = || Message::dump(XFRM_MSG_GETSA);
-        let filter = |splen, dplen| AddressFilter { family: AF_INET, splen, dplen, ..AddressFilter::default() };
-        for (splen, dplen) in [(32, 32), (33, 0), (0, 33), (128, 128), (129, 0), (0, 129), (255, 255)] {
-            s.request(a, &format!("{splen} {dplen}"), dump().pod(XFRMA_ADDRESS_FILTER, &filter(splen, dplen)));
+        let filter = |splen, dplen| AddressFilter {
+            family: AF_INET,
+            splen,
+            dplen,
+            ..AddressFilter::default()
+        };
+        for (splen, dplen) in [
+            (32, 32),
+            (33, 0),
+            (0, 33),
+            (128, 128),
+            (129, 0),
+            (0, 129),
+            (255, 255),
+        ] {
+            s.request(
+                a,
+                &format!("{splen} {dplen}"),
+                dump().pod(XFRMA_ADDRESS_FILTER, &filter(splen, dplen)),
+            );
         }
-        s.request(a, "short filter", dump().attr(XFRMA_ADDRESS_FILTER, &[0; 35]));
+        s.request(
+            a,
+            "short filter",
+            dump().attr(XFRMA_ADDRESS_FILTER, &[0; 35]),
+        );
         s.request(a, "short proto", dump().attr(XFRMA_PROTO, &[]));
         s.request(a, "misplaced attribute", dump().attr(XFRMA_SA_DIR, &[1]));
         s.request(a, "leftover", dump().raw(&[1, 2, 3]));
-        s.request(a, "leading body", dump().put(&[0; 24]).attr(XFRMA_PROTO, &[50]));
-        s.request(a, "policy dump ignores attributes", Message::dump(XFRM_MSG_GETPOLICY).attr(XFRMA_IF_ID, &[1]));
-        s.request(a, "policy dump ignores its body", Message::dump(XFRM_MSG_GETPOLICY).raw(&[255; 9]));
+        s.request(
+            a,
+            "leading body",
+            dump().put(&[0; 24]).attr(XFRMA_PROTO, &[50]),
+        );
+        s.request(
+            a,
+            "policy dump ignores attributes",
+            Message::dump(XFRM_MSG_GETPOLICY).attr(XFRMA_IF_ID, &[1]),
+        );
+        s.request(
+            a,
+            "policy dump ignores its body",
+            Message::dump(XFRM_MSG_GETPOLICY).raw(&[255; 9]),
+        );
     }
 }
 
@@ -391,17 +605,38 @@ fn dump_flags(s: &mut Session<'_>) {
         s.request(a, &label, Message::new(XFRM_MSG_GETSA).flags(flags));
         s.request(a, &label, Message::new(XFRM_MSG_GETPOLICY).flags(flags));
         s.request(a, &label, Sa::esp().by_id(XFRM_MSG_GETSA).flags(flags));
-        s.request(a, &label, Policy::new(1).by_selector(XFRM_MSG_GETPOLICY).flags(flags));
-        s.request(a, &label, Message::new(XFRM_MSG_GETSADINFO).put(&[0; 4]).flags(flags));
-        s.request(a, &label, Message::new(XFRM_MSG_GETAE).put(&[0; 48]).flags(flags));
+        s.request(
+            a,
+            &label,
+            Policy::new(1).by_selector(XFRM_MSG_GETPOLICY).flags(flags),
+        );
+        s.request(
+            a,
+            &label,
+            Message::new(XFRM_MSG_GETSADINFO).put(&[0; 4]).flags(flags),
+        );
+        s.request(
+            a,
+            &label,
+            Message::new(XFRM_MSG_GETAE).put(&[0; 48]).flags(flags),
+        );
     }
-    s.request(a, "not a request", Message::dump(XFRM_MSG_GETSA).flags(NLM_F_DUMP));
+    s.request(
+        a,
+        "not a request",
+        Message::dump(XFRM_MSG_GETSA).flags(NLM_F_DUMP),
+    );
 }
 
 fn dump_filters(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     let mut spi = 0x100;
-    for base in [Sa::esp(), Sa::ah(), Sa::comp(), Sa::bare(IPPROTO_DSTOPTS).attr(XFRMA_COADDR, [7; 16])] {
+    for base in [
+        Sa::esp(),
+        Sa::ah(),
+        Sa::comp(),
+        Sa::bare(IPPROTO_DSTOPTS).attr(XFRMA_COADDR, [7; 16]),
+    ] {
         for last in [1, 9, 130] {
             spi += 1;
             let routed = base.info.id.proto == IPPROTO_DSTOPTS;
@@ -413,7 +648,11 @@ fn dump_filters(s: &mut Session<'_>) {
             s.request(a, "", v4.new_sa());
             let over_v6 = base.clone().over_v6().info(|info| {
                 info.id.spi = BeU32::new(if routed { 0 } else { spi });
-                info.mode = if routed { XFRM_MODE_ROUTEOPTIMIZATION } else { 0 };
+                info.mode = if routed {
+                    XFRM_MODE_ROUTEOPTIMIZATION
+                } else {
+                    0
+                };
                 info.saddr = v6(last);
                 info.id.daddr = v6(last + 1);
             });
@@ -421,7 +660,11 @@ fn dump_filters(s: &mut Session<'_>) {
         }
     }
     for proto in [0, 1, 50, 51, 60, 108, 255, 4] {
-        s.send(a, &format!("proto {proto}"), vec![Message::dump(XFRM_MSG_GETSA).attr(XFRMA_PROTO, &[proto])]);
+        s.send(
+            a,
+            &format!("proto {proto}"),
+            vec![Message::dump(XFRM_MSG_GETSA).attr(XFRMA_PROTO, &[proto])],
+        );
         s.recv_spis(a, 65536);
     }
     let filters = [
@@ -440,11 +683,21 @@ fn dump_filters(s: &mut Session<'_>) {
         (7, Address::ANY, 0, Address::ANY, 0),
     ];
     for (family, saddr, splen, daddr, dplen) in filters {
-        let filter = AddressFilter { saddr, daddr, family, splen, dplen };
+        let filter = AddressFilter {
+            saddr,
+            daddr,
+            family,
+            splen,
+            dplen,
+        };
         let dump = Message::dump(XFRM_MSG_GETSA).pod(XFRMA_ADDRESS_FILTER, &filter);
         s.send(a, &format!("{family} {splen} {dplen}"), vec![dump.clone()]);
         s.recv_spis(a, 65536);
-        s.send(a, &format!("{family} {splen} {dplen} AH"), vec![dump.attr(XFRMA_PROTO, &[51])]);
+        s.send(
+            a,
+            &format!("{family} {splen} {dplen} AH"),
+            vec![dump.attr(XFRMA_PROTO, &[51])],
+        );
         s.recv_spis(a, 65536);
     }
 }

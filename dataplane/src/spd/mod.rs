@@ -41,8 +41,8 @@ use index::{Find, Index};
 use lifetime::{Timers, Verdict};
 pub use migrate::Migration;
 pub use order::Thresholds;
-pub use policy::{Policy, PolicyKey, Templates, selector_matches};
 use policy::{Place, hash_state};
+pub use policy::{Policy, PolicyKey, Templates, selector_matches};
 use slots::SlotTable;
 pub use socket::SocketKey;
 use socket::SocketPolicies;
@@ -228,7 +228,9 @@ impl Spd {
 
     fn find_key(&self, key: &PolicyKey) -> Option<u32> {
         self.by_key.find(key.hash(), |slot| {
-            self.store.get(slot).is_some_and(|policy| policy.key == *key)
+            self.store
+                .get(slot)
+                .is_some_and(|policy| policy.key == *key)
         })
     }
 
@@ -257,8 +259,7 @@ impl Spd {
         }
         let slot = self.find_index(index)?;
         let found = &self.store.get(slot)?.key;
-        let same =
-            found.kind == key.kind && found.if_id == key.if_id && found.mark == key.mark;
+        let same = found.kind == key.kind && found.if_id == key.if_id && found.mark == key.mark;
         same.then_some(PolicyId(slot))
     }
 

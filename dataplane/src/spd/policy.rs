@@ -33,7 +33,9 @@ impl PolicyKey {
         let mut hasher = hash_state().build_hasher();
         hasher.write(self.selector.as_bytes());
         hasher.write_u64(u64::from(self.mark.v) << 32 | u64::from(self.mark.m));
-        hasher.write_u64(u64::from(self.if_id) << 16 | u64::from(self.kind) << 8 | u64::from(self.dir));
+        hasher.write_u64(
+            u64::from(self.if_id) << 16 | u64::from(self.kind) << 8 | u64::from(self.dir),
+        );
         (hasher.finish() >> 32) as u32
     }
 }

@@ -51,8 +51,7 @@ impl Spd {
         mut policy: Policy,
         now: WallSecs,
     ) -> Result<PolicyId, XfrmError> {
-        self.reserve()
-            .map_err(|_| XfrmError::new(errno::ENOBUFS))?;
+        self.reserve().map_err(|_| XfrmError::new(errno::ENOBUFS))?;
         if policy.key.kind != XFRM_POLICY_TYPE_MAIN {
             return Err(XfrmError::new(errno::EINVAL));
         }

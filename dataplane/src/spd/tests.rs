@@ -2,9 +2,7 @@
 
 use proptest::prelude::*;
 use xfrm_proto::consts::*;
-use xfrm_proto::uapi::{
-    Address, BeU16, LifetimeCfg, Mark, Selector, SpdHthresh, UserPolicyInfo,
-};
+use xfrm_proto::uapi::{Address, BeU16, LifetimeCfg, Mark, Selector, SpdHthresh, UserPolicyInfo};
 
 use super::order::List;
 use super::*;
@@ -130,25 +128,46 @@ fn address() -> impl Strategy<Value = (u16, Address)> {
 }
 
 fn selector() -> impl Strategy<Value = Selector> {
-    let bits = || prop_oneof![Just(0u8), Just(8), Just(15), Just(16), Just(24), Just(31), Just(32)];
+    let bits = || {
+        prop_oneof![
+            Just(0u8),
+            Just(8),
+            Just(15),
+            Just(16),
+            Just(24),
+            Just(31),
+            Just(32)
+        ]
+    };
     let port = || prop_oneof![3 => Just((0u16, 0u16)), 1 => (0u16..3, Just(0xffff)), 1 => (0u16..3, Just(2))];
-    (address(), address(), bits(), bits(), port(), port(), 0u8..3, 0i32..2, 0u32..2).prop_map(
-        |(daddr, saddr, plen_d, plen_s, dport, sport, proto, ifindex, user)| Selector {
-            daddr: daddr.1,
-            saddr: saddr.1,
-            dport: BeU16::new(dport.0),
-            dport_mask: BeU16::new(dport.1),
-            sport: BeU16::new(sport.0),
-            sport_mask: BeU16::new(sport.1),
-            family: AF_INET,
-            prefixlen_d: plen_d,
-            prefixlen_s: plen_s,
-            proto,
-            ifindex,
-            user,
-            ..Selector::default()
-        },
+    (
+        address(),
+        address(),
+        bits(),
+        bits(),
+        port(),
+        port(),
+        0u8..3,
+        0i32..2,
+        0u32..2,
     )
+        .prop_map(
+            |(daddr, saddr, plen_d, plen_s, dport, sport, proto, ifindex, user)| Selector {
+                daddr: daddr.1,
+                saddr: saddr.1,
+                dport: BeU16::new(dport.0),
+                dport_mask: BeU16::new(dport.1),
+                sport: BeU16::new(sport.0),
+                sport_mask: BeU16::new(sport.1),
+                family: AF_INET,
+                prefixlen_d: plen_d,
+                prefixlen_s: plen_s,
+                proto,
+                ifindex,
+                user,
+                ..Selector::default()
+            },
+        )
 }
 
 /// Selectors of one pair of hosts, so that cells grow.
@@ -185,8 +204,16 @@ fn key() -> impl Strategy<Value = PolicyKey> {
 }
 
 fn flow() -> impl Strategy<Value = Flow> {
-    (address(), address(), 0u8..3, 0u16..4, 0u16..4, 0i32..3, 0u32..2).prop_map(
-        |(daddr, saddr, proto, dport, sport, ifindex, mark)| Flow {
+    (
+        address(),
+        address(),
+        0u8..3,
+        0u16..4,
+        0u16..4,
+        0i32..3,
+        0u32..2,
+    )
+        .prop_map(|(daddr, saddr, proto, dport, sport, ifindex, mark)| Flow {
             family: AF_INET,
             daddr: daddr.1,
             saddr: saddr.1,
@@ -195,8 +222,7 @@ fn flow() -> impl Strategy<Value = Flow> {
             sport,
             ifindex,
             mark,
-        },
-    )
+        })
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -309,9 +335,18 @@ fn a_taken_index_is_generated_anew() {
 fn selector_identity_includes_padding_host_bits_and_user() {
     let mut spd = spd();
     index_of(&mut spd, policy(|p| p.sel.prefixlen_d = 24));
-    index_of(&mut spd, policy(|p| (p.sel.prefixlen_d, p.sel.daddr) = (24, Address::v4(10, 0, 0, 9))));
-    index_of(&mut spd, policy(|p| (p.sel.prefixlen_d, p.sel.pad) = (24, [0, 0, 1])));
-    index_of(&mut spd, policy(|p| (p.sel.prefixlen_d, p.sel.user) = (24, 7)));
+    index_of(
+        &mut spd,
+        policy(|p| (p.sel.prefixlen_d, p.sel.daddr) = (24, Address::v4(10, 0, 0, 9))),
+    );
+    index_of(
+        &mut spd,
+        policy(|p| (p.sel.prefixlen_d, p.sel.pad) = (24, [0, 0, 1])),
+    );
+    index_of(
+        &mut spd,
+        policy(|p| (p.sel.prefixlen_d, p.sel.user) = (24, 7)),
+    );
     assert_eq!(spd.counts().outcnt, 4);
 }
 
@@ -497,4 +532,32 @@ fn absurd_lifetimes_wrap_and_expire_at_once() {
         ..LifetimeCfg::default()
     };
     assert_eq!(expiries(lft, None, 100), [(1, true)]);
+}
+
+#[test]
+fn migrate_takes_protocol_255_for_any() {
+    let mut spd = spd();
+    let plain = policy(|_| ());
+    let id = spd.insert(plain.clone(), true, now()).unwrap();
+    spd.insert(policy(|p| p.sel.ifindex = 1), true, now())
+        .unwrap();
+    let entries = [xfrm_proto::uapi::UserMigrate {
+        new_daddr: Address::v4(1, 1, 1, 1),
+        new_saddr: Address::v4(1, 1, 1, 2),
+        new_family: AF_INET,
+        ..Default::default()
+    }];
+    let sel = Selector {
+        proto: 255,
+        ifindex: 2,
+        ..plain.key.selector
+    };
+    let migration = Migration {
+        sel: &sel,
+        dir: XFRM_POLICY_OUT,
+        kind: XFRM_POLICY_TYPE_MAIN,
+        if_id: 0,
+        entries: &entries,
+    };
+    assert_eq!(spd.find_migrated(&migration), Ok(id));
 }

@@ -210,5 +210,14 @@ pub(crate) fn reject_misplaced(
     {
         return Err(XfrmError::invalid("Invalid attribute SA_PCPU"));
     }
+    if kind == XFRM_MSG_MIGRATE_STATE
+        && let Some(other) = attrs
+            .kinds()
+            .find(|kind| !migrate::STATE_ATTRS.contains(kind))
+    {
+        let mut error = XfrmError::invalid("Unsupported attribute in XFRM_MSG_MIGRATE_STATE");
+        error.extack.offset = attrs.offset(other);
+        return Err(error);
+    }
     Ok(())
 }

@@ -169,7 +169,9 @@ impl Cell {
             Self::Empty | Self::One(_) => 0,
             Self::Few(slots) => slots.capacity() * size_of::<u32>(),
             Self::Many(shapes) => {
-                size_of::<Shapes>() + shapes.table.allocation_size() + shapes.numbers.allocation_size()
+                size_of::<Shapes>()
+                    + shapes.table.allocation_size()
+                    + shapes.numbers.allocation_size()
             }
         }
     }

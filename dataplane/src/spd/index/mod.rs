@@ -250,7 +250,11 @@ impl Index {
         let of_class = |class: &Class| {
             class.dst.heap_bytes()
                 + class.src.heap_bytes()
-                + class.dst.data().map(|node| node.cells.heap_bytes()).sum::<usize>()
+                + class
+                    .dst
+                    .data()
+                    .map(|node| node.cells.heap_bytes())
+                    .sum::<usize>()
         };
         self.classes.iter().map(of_class).sum()
     }

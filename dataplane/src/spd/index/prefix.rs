@@ -61,7 +61,9 @@ impl<T: Default> Prefixes<T> {
     }
 
     pub(super) fn node_mut(&mut self, number: u32) -> Option<&mut T> {
-        self.nodes.get_mut(number as usize).map(|node| &mut node.data)
+        self.nodes
+            .get_mut(number as usize)
+            .map(|node| &mut node.data)
     }
 
     fn find(&self, bits: u128, len: u8) -> Option<u32> {

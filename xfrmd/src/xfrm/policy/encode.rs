@@ -6,9 +6,7 @@
 use dataplane::spd::Policy;
 use xfrm_proto::consts::*;
 use xfrm_proto::reply::Writer;
-use xfrm_proto::uapi::{
-    NlMsgHdr, Selector, UserPolExpire, UserPolicyId, UserPolicyType,
-};
+use xfrm_proto::uapi::{NlMsgHdr, Selector, UserPolExpire, UserPolicyId, UserPolicyType};
 use zerocopy::IntoBytes;
 
 /// A policy as GETPOLICY and dumps show it.

@@ -3,6 +3,7 @@
 //! Source: `net/xfrm/xfrm_user.c xfrm_do_migrate`, `build_migrate`;
 //! `net/xfrm/xfrm_policy.c xfrm_migrate`.
 
+use dataplane::sad::SaId;
 use dataplane::spd::Migration;
 use xfrm_proto::consts::*;
 use xfrm_proto::extack::XfrmError;
@@ -28,8 +29,15 @@ pub(crate) fn migrate(call: &mut Call<'_, '_>, request: &Request<'_>) -> Result<
         if_id: attrs.u32(XFRMA_IF_ID).unwrap_or_default(),
         entries: &entries,
     };
+    let if_id = migration.if_id;
     let id = call.ns.spd.find_migrated(&migration)?;
-    call.ns.spd.migrate(id, &entries)?;
+    let moved = clone_states(call, request, &entries, if_id)?;
+    let migrated = call.ns.spd.migrate(id, &entries);
+    for (original, clone) in moved {
+        let loser = if migrated.is_ok() { original } else { clone };
+        call.ns.sad.delete(loser);
+    }
+    migrated?;
 
     call.multicast(group::MIGRATE, |out| {
         let mut w = Writer::begin(out, XFRM_MSG_MIGRATE, 0, 0, 0);
@@ -40,16 +48,59 @@ pub(crate) fn migrate(call: &mut Call<'_, '_>, request: &Request<'_>) -> Result<
             pad: [0; 3],
         });
         if let Some(given) = attrs.pod::<UserKmAddress>(XFRMA_KMADDRESS) {
-            w.attr_pod(XFRMA_KMADDRESS, &UserKmAddress { pad: [0; 2], ..given });
+            w.attr_pod(
+                XFRMA_KMADDRESS,
+                &UserKmAddress {
+                    pad: [0; 2],
+                    ..given
+                },
+            );
         }
         if let Some(encap) = attrs.pod::<EncapTmpl>(XFRMA_ENCAP) {
             w.attr_pod(XFRMA_ENCAP, &encap);
         }
         encode::policy_type(&mut w, kind);
         for entry in &entries {
-            w.attr_pod(XFRMA_MIGRATE, &UserMigrate { reserved: 0, ..*entry });
+            w.attr_pod(
+                XFRMA_MIGRATE,
+                &UserMigrate {
+                    reserved: 0,
+                    ..*entry
+                },
+            );
         }
         w.end();
     });
     Ok(())
+}
+
+/// Clones the SA of each entry that has one; originals and clones, or the error after which no
+/// clone is left.
+fn clone_states(
+    call: &mut Call<'_, '_>,
+    request: &Request<'_>,
+    entries: &[UserMigrate],
+    if_id: u32,
+) -> Result<Vec<(SaId, SaId)>, XfrmError> {
+    let (encap, offload) = (
+        request.attrs.pod(XFRMA_ENCAP),
+        request.attrs.pod(XFRMA_OFFLOAD_DEV),
+    );
+    let sad = &mut call.ns.sad;
+    let mut moved = Vec::new();
+    for entry in entries {
+        let Some(original) = sad.migrate_find(entry, if_id) else {
+            continue;
+        };
+        match sad.migrate_clone(call.cx, original, entry, encap, offload) {
+            Ok(clone) => moved.push((original, clone)),
+            Err(error) => {
+                for (_, clone) in moved {
+                    sad.delete(clone);
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(moved)
 }

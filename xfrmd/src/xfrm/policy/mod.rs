@@ -110,7 +110,13 @@ fn find(
 /// POLEXPIRE: a user says that a policy has expired; a hard expiry deletes it.
 pub(crate) fn expire(call: &mut Call<'_, '_>, request: &Request<'_>) -> Result<(), XfrmError> {
     let given: UserPolExpire = request.fixed();
-    let id = find(call, request, given.pol.dir, given.pol.index, &given.pol.sel)?;
+    let id = find(
+        call,
+        request,
+        given.pol.dir,
+        given.pol.index,
+        &given.pol.sel,
+    )?;
     let hard = given.hard != 0;
     let pid = request.header.pid;
     if !hard {
@@ -146,8 +152,9 @@ impl Call<'_, '_> {
         if let Some(policy) = self.ns.spd.get(id)
             && self.sockets.has_listeners(group)
         {
-            self.out
-                .send(self.netns, Destination::Group(group), |out| write(out, policy));
+            self.out.send(self.netns, Destination::Group(group), |out| {
+                write(out, policy)
+            });
         }
     }
 

@@ -40,9 +40,7 @@ pub(super) fn info(info: &UserPolicyInfo) -> Result<(), XfrmError> {
     }
     direction(info.dir)?;
     if info.index != 0 && info.index & 7 != u32::from(info.dir) {
-        return Err(XfrmError::invalid(
-            "Policy index doesn't match direction",
-        ));
+        return Err(XfrmError::invalid("Policy index doesn't match direction"));
     }
     Ok(())
 }
@@ -117,9 +115,7 @@ fn template(profile: &Profile, tmpl: &UserTmpl, outer: u16, dir: u8) -> Result<(
                 "Mode in optional template not allowed in outbound policy",
             ));
         }
-        XFRM_MODE_IPTFS
-            if profile.knows_iptfs && tmpl.optional != 0 && dir == XFRM_POLICY_OUT =>
-        {
+        XFRM_MODE_IPTFS if profile.knows_iptfs && tmpl.optional != 0 && dir == XFRM_POLICY_OUT => {
             return Err(XfrmError::invalid(
                 "Mode in optional template not allowed in outbound policy",
             ));
