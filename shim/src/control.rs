@@ -44,8 +44,7 @@ pub(crate) struct Received {
 pub(crate) fn owns(fd: c_int) -> bool {
     fd > 0
         && pages::wiped().places.iter().any(|place| {
-            place.fd.load(Ordering::Relaxed) == fd
-                && place.state.load(Ordering::Relaxed) != EMPTY
+            place.fd.load(Ordering::Relaxed) == fd && place.state.load(Ordering::Relaxed) != EMPTY
         })
 }
 
@@ -178,7 +177,10 @@ fn transmit(fd: c_int, request: &Request, cargo: Cargo<'_>) -> Result<(), c_int>
     let Some(used) = parts.get_mut(..count) else {
         return Err(libc::EMSGSIZE);
     };
-    for (slot, part) in used.iter_mut().zip(core::iter::once(&own).chain(cargo.parts)) {
+    for (slot, part) in used
+        .iter_mut()
+        .zip(core::iter::once(&own).chain(cargo.parts))
+    {
         *slot = *part;
     }
     // SAFETY: all-zero bytes are a valid msghdr.

@@ -335,11 +335,11 @@ pub(crate) unsafe fn member(
     }
     let kept = if bit == 0 {
         // Whether EPERM or EINVAL comes first depends on the right to join at all.
-        keep(entry, fd, 0, 0).and(Err(libc::EINVAL))
+        keep(entry, fd, 1, 1).and(Err(libc::EINVAL))
     } else if joins {
         keep(entry, fd, bit, 0)
     } else {
-        keep(entry, fd, 0, bit)
+        keep(entry, fd, bit, bit)
     };
     match kept {
         Ok(()) => 0,

@@ -164,8 +164,8 @@ unsafe fn socket_policy(
     value: *const c_void,
     len: socklen_t,
 ) -> Result<(), c_int> {
-    let netns = sys::option::<u64>(fd, libc::SOL_SOCKET, netlink::SO_NETNS_COOKIE)
-        .ok_or(libc::ENOTSOCK)?;
+    let netns =
+        sys::option::<u64>(fd, libc::SOL_SOCKET, netlink::SO_NETNS_COOKIE).ok_or(libc::ENOTSOCK)?;
     let len = len as usize;
     if len > LARGEST_POLICY {
         return Err(libc::EMSGSIZE);
@@ -192,4 +192,3 @@ unsafe fn socket_policy(
         errno => Err(errno as c_int),
     }
 }
-

@@ -181,9 +181,7 @@ fn permissions(file: File) -> u32 {
 /// `access`.
 pub(crate) fn access(file: File, mode: c_int) -> c_int {
     let refused = mode & libc::X_OK != 0
-        || (mode & libc::W_OK != 0
-            && (file == File::Stat
-                || sys::effective_uid() != 0));
+        || (mode & libc::W_OK != 0 && (file == File::Stat || sys::effective_uid() != 0));
     if refused { fail(libc::EACCES) } else { 0 }
 }
 

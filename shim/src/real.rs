@@ -7,8 +7,7 @@ use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
-    FILE, iovec, mmsghdr, mode_t, msghdr, size_t, sockaddr, socklen_t, ssize_t,
-    timespec, uid_t,
+    FILE, iovec, mmsghdr, mode_t, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec, uid_t,
 };
 
 fn find(slot: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {

@@ -35,7 +35,9 @@ pub(crate) enum Received {
 enum Source {
     /// The kernel that we stand for, with the groups to show.
     Kernel(u32),
-    /// Nobody that NETLINK_XFRM has; or an event meant for other sockets.
+    /// The daemon, but the event is meant for other sockets.
+    ForOthers,
+    /// Nobody that NETLINK_XFRM has.
     Stranger,
     /// The errno that a datagram stands for.
     Errno(c_int),
@@ -101,7 +103,7 @@ pub(crate) unsafe fn receive(
                 }
                 return Received::Result(len);
             }
-            Source::Stranger => drop_peeked(fd, flags),
+            Source::ForOthers | Source::Stranger => drop_peeked(fd, flags),
             Source::Errno(errno) => {
                 drop_peeked(fd, flags);
                 // SAFETY: as above.
@@ -145,7 +147,7 @@ fn judge(entry: &Entry, from: &sockaddr_nl) -> Source {
         if from.nl_groups & entry.kept.load(Ordering::Relaxed) != 0 {
             return Source::Kernel(from.nl_groups);
         }
-        return Source::Stranger;
+        return Source::ForOthers;
     }
     if port == entry.port.load(Ordering::Relaxed) && port != 0 {
         entry.dumping.store(false, Ordering::Relaxed);

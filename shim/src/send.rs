@@ -52,7 +52,10 @@ pub(crate) unsafe fn send(
     if flags & libc::MSG_OOB != 0 {
         return Err(libc::EOPNOTSUPP.into());
     }
-    let len = parts.iter().map(|part| part.iov_len).fold(0, usize::saturating_add);
+    let len = parts
+        .iter()
+        .map(|part| part.iov_len)
+        .fold(0, usize::saturating_add);
     if len == 0 {
         return Err(libc::ENODATA.into());
     }
@@ -108,7 +111,11 @@ fn send_as_file(
         let want: usize = some.iter().map(|part| part.iov_len).sum();
         if written.is_ok() {
             written = sys::writev(file, some).and_then(|len| {
-                if len == want { Ok(len) } else { Err(libc::ENOBUFS) }
+                if len == want {
+                    Ok(len)
+                } else {
+                    Err(libc::ENOBUFS)
+                }
             });
         }
     }

@@ -76,13 +76,7 @@ pub(crate) fn netlink_address(port: u32, groups: u32) -> sockaddr_nl {
 pub(crate) fn netlink_name(fd: c_int) -> Option<(u32, u32)> {
     let mut address = netlink_address(0, 0);
     let mut len = size_of::<sockaddr_nl>() as socklen_t;
-    call!(
-        libc::SYS_getsockname,
-        fd,
-        &raw mut address,
-        &raw mut len
-    )
-    .ok()?;
+    call!(libc::SYS_getsockname, fd, &raw mut address, &raw mut len).ok()?;
     (c_int::from(address.nl_family) == libc::AF_NETLINK)
         .then_some((address.nl_pid, address.nl_groups))
 }
@@ -142,12 +136,7 @@ pub(crate) fn sendmsg(fd: c_int, message: &msghdr, flags: c_int) -> Result<usize
 
 pub(crate) fn recvmsg(fd: c_int, message: &mut msghdr, flags: c_int) -> Result<usize, c_int> {
     loop {
-        match call!(
-            libc::SYS_recvmsg,
-            fd,
-            core::ptr::from_mut(message),
-            flags
-        ) {
+        match call!(libc::SYS_recvmsg, fd, core::ptr::from_mut(message), flags) {
             Err(libc::EINTR) => {}
             other => return other.map(|len| usize::try_from(len).unwrap_or(0)),
         }

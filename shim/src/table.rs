@@ -216,9 +216,7 @@ pub(crate) fn remember(fd: c_int) -> Option<&'static Entry> {
 }
 
 fn find_or_take(cookie: u64) -> Option<(u16, &'static Entry)> {
-    let known = |(_, entry): &(u16, &'static Entry)| {
-        entry.cookie.load(Ordering::Relaxed) == cookie
-    };
+    let known = |(_, entry): &(u16, &'static Entry)| entry.cookie.load(Ordering::Relaxed) == cookie;
     if let Some(found) = (0_u16..).zip(&ENTRIES).find(known) {
         return Some(found);
     }

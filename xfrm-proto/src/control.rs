@@ -227,13 +227,8 @@ pub enum Request {
         native: u32,
         /// Groups to join that the host's kernel has refused.
         join: u32,
-        /// Groups to leave of those.
+        /// Groups to leave of those; a group that is joined and left needs the right to join.
         leave: u32,
-    },
-    /// A socket was closed, or one descriptor of it.
-    Close {
-        /// Whose.
-        socket: Socket,
     },
     /// A file's content, as the answer's payload.
     Read {
@@ -296,12 +291,11 @@ impl Request {
                 join,
                 leave,
             } => header(4, &socket, [native, join, leave]),
-            Self::Close { socket } => header(5, &socket, [0; 3]),
-            Self::Read { netns, file } => header(6, &in_netns(netns), [file as u32, 0, 0]),
-            Self::OpenWrite { netns, file } => header(7, &in_netns(netns), [file as u32, 0, 0]),
-            Self::Write { netns, file } => header(8, &in_netns(netns), [file as u32, 0, 0]),
-            Self::SocketPolicy { netns, family } => header(9, &in_netns(netns), [family, 0, 0]),
-            Self::Stat => header(10, &Socket::default(), [0; 3]),
+            Self::Read { netns, file } => header(5, &in_netns(netns), [file as u32, 0, 0]),
+            Self::OpenWrite { netns, file } => header(6, &in_netns(netns), [file as u32, 0, 0]),
+            Self::Write { netns, file } => header(7, &in_netns(netns), [file as u32, 0, 0]),
+            Self::SocketPolicy { netns, family } => header(8, &in_netns(netns), [family, 0, 0]),
+            Self::Stat => header(9, &Socket::default(), [0; 3]),
         }
     }
 
@@ -344,21 +338,20 @@ impl Request {
                 join: b,
                 leave: c,
             },
-            5 => Self::Close { socket },
-            6 => Self::Read {
+            5 => Self::Read {
                 netns,
                 file: File::from_wire(a)?,
             },
-            7 => Self::OpenWrite {
+            6 => Self::OpenWrite {
                 netns,
                 file: File::from_wire(a)?,
             },
-            8 => Self::Write {
+            7 => Self::Write {
                 netns,
                 file: File::from_wire(a)?,
             },
-            9 => Self::SocketPolicy { netns, family: a },
-            10 => Self::Stat,
+            8 => Self::SocketPolicy { netns, family: a },
+            9 => Self::Stat,
             _ => return None,
         };
         Some((request, payload))
@@ -508,7 +501,6 @@ mod tests {
                 join: 2,
                 leave: 4,
             },
-            Request::Close { socket },
             Request::Read {
                 netns: 1,
                 file: File::Stat,
@@ -548,10 +540,7 @@ mod tests {
             first: 1,
             second: 2,
         };
-        assert_eq!(
-            Answer::decode(&answer.encode()),
-            Some((answer, &b""[..]))
-        );
+        assert_eq!(Answer::decode(&answer.encode()), Some((answer, &b""[..])));
     }
 
     #[test]
