@@ -11,7 +11,6 @@ use compat_tests::golden::{self, Divergences};
 use compat_tests::kernel::{self, Kernel};
 use compat_tests::scenario::{self, Scenario};
 use compat_tests::subject::{InProcess, RawSocket};
-use dataplane::Profile;
 
 /// How often a scenario whose sleepers wake late is tried.
 const MOST_ATTEMPTS: u32 = 8;
@@ -90,7 +89,8 @@ fn selected(names: &[String]) -> Vec<&'static Scenario> {
 }
 
 fn run(subject: SubjectKind, kernel: &str, out: Option<&Path>, names: &[String]) -> Result<()> {
-    let profile = Profile::by_name(kernel).with_context(|| format!("no kernel {kernel}"))?;
+    let kernel = Kernel::by_name(kernel).with_context(|| format!("no kernel {kernel}"))?;
+    let profile = kernel.profile();
     if let Some(out) = out {
         fs::create_dir_all(out)?;
     }
@@ -157,7 +157,7 @@ fn diff(kernel: Option<&str>, names: &[String]) -> Result<ExitCode> {
     let divergences = Divergences::of_project();
     let (mut agree, mut differ) = (0, 0);
     for kernel in kernels(kernel)? {
-        let profile = Profile::by_name(kernel.name).context("a profile")?;
+        let profile = kernel.profile();
         for scenario in selected(names) {
             let expected = fs::read_to_string(golden::path(kernel, scenario.name))
                 .with_context(|| format!("golden of {} on {}", scenario.name, kernel.name))?;
