@@ -11,6 +11,12 @@ use super::flow::Flow;
 use super::{PolicyId, Spd};
 use crate::profile::Profile;
 
+/// `IPSEC_ULPROTO_ANY`: what a MIGRATE selector says for "any protocol".
+///
+/// QUIRK: migrate_takes_protocol_255_for_any: policies and flows have 0 for that, so
+/// from 6.12 on only a policy without protocol, ports and interface is found by it.
+const ANY_PROTOCOL: u8 = 255;
+
 /// What a MIGRATE request asks of the policy side.
 #[derive(Clone, Copy, Debug)]
 pub struct Migration<'a> {
@@ -48,36 +54,29 @@ impl Spd {
         if !matches!(sel.family, AF_INET | AF_INET6) {
             return Err(missing(errno::EAFNOSUPPORT));
         }
-        // QUIRK: migrate_without_protocol_ignores_ports_and_interface.
-        let flow = match sel.proto {
-            0 => Flow {
-                family: sel.family,
-                daddr: sel.daddr,
-                saddr: sel.saddr,
-                ..Flow::default()
-            },
-            proto => Flow {
-                family: sel.family,
-                daddr: sel.daddr,
-                saddr: sel.saddr,
-                proto,
-                dport: sel.dport.get(),
-                sport: sel.sport.get(),
-                ifindex: sel.ifindex,
-                mark: 0,
-            },
+        let mut flow = Flow {
+            family: sel.family,
+            daddr: sel.daddr,
+            saddr: sel.saddr,
+            proto: sel.proto,
+            ..Flow::default()
         };
+        if sel.proto != ANY_PROTOCOL {
+            flow.dport = sel.dport.get();
+            flow.sport = sel.sport.get();
+            flow.ifindex = sel.ifindex;
+        }
         self.lookup_type(&flow, migration.dir, migration.kind, migration.if_id)
             .ok_or(missing(errno::ENOENT))
     }
 
     /// The policy of that selector, as Linux 6.1 finds it: byte for byte, but for a selector
-    /// of protocol 0 only family and prefixes; interface id 0 is any. The lowest priority
+    /// of protocol 255 only family and prefixes; interface id 0 is any. The lowest priority
     /// number wins, then a hashed policy, then the first inserted. A walk over all policies.
     fn find_by_migrated_selector(&self, migration: &Migration<'_>) -> Option<PolicyId> {
         let wanted = migration.sel;
         let same = |sel: &Selector| match wanted.proto {
-            0 => {
+            ANY_PROTOCOL => {
                 sel.family == wanted.family
                     && sel.daddr.equal(wanted.daddr, wanted.family)
                     && sel.saddr.equal(wanted.saddr, wanted.family)
