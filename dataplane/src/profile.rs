@@ -23,6 +23,8 @@ pub struct Profile {
     pub rejects_misplaced_pcpu: bool,
     /// Timer ticks a second. Aevent timers are set in ticks and told in tenths of a second.
     pub hz: u32,
+    /// Between lookup lists policies are ordered by position, not by age.
+    pub policies_have_positions: bool,
     /// MIGRATE finds its policy by selector, not by flow.
     pub migrate_by_selector: bool,
     /// CPUs that SA_PCPU may name.
@@ -107,6 +109,7 @@ pub static V6_1: Profile = Profile {
     },
     migrate_drops_encap: false,
     migrate_inits_early: true,
+    policies_have_positions: true,
     migrate_by_selector: true,
     policy_offload: false,
 };
@@ -142,6 +145,7 @@ pub static V6_12: Profile = Profile {
     },
     migrate_drops_encap: false,
     migrate_inits_early: true,
+    policies_have_positions: false,
     migrate_by_selector: false,
     policy_offload: true,
 };
@@ -177,6 +181,7 @@ pub static V7_2: Profile = Profile {
     },
     migrate_drops_encap: true,
     migrate_inits_early: false,
+    policies_have_positions: false,
     migrate_by_selector: false,
     policy_offload: true,
 };
