@@ -82,13 +82,6 @@ const AREAS: &[&[Scenario]] = &[
     migrate::SCENARIOS,
     spd_checks::SCENARIOS,
     spd_life::SCENARIOS,
-    sa_tables::SCENARIOS,
-    larval::SCENARIOS,
-    lifetimes::SCENARIOS,
-    aevents::SCENARIOS,
-    policy_checks::SCENARIOS,
-    policy_tables::SCENARIOS,
-    migrate::SCENARIOS,
 ];
 
 /// Every scenario.
