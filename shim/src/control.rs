@@ -11,7 +11,7 @@ use core::mem::{size_of, zeroed};
 use core::sync::atomic::Ordering;
 
 use libc::iovec;
-use xfrm_proto::control::{ANSWER_BYTES, Answer, REQUEST_BYTES, Request};
+use xfrm_proto::control::{ANSWER_BYTES, Answer, LARGEST_FRAME, REQUEST_BYTES, Request};
 
 use crate::connection;
 use crate::pages::{self, BUSY, EMPTY, IDLE, Place};
@@ -182,6 +182,10 @@ fn transmit(fd: c_int, request: &Request, cargo: Cargo<'_>) -> Result<(), c_int>
         .zip(core::iter::once(&own).chain(cargo.parts))
     {
         *slot = *part;
+    }
+    let bytes = used.iter().map(|part| part.iov_len);
+    if bytes.fold(0, usize::saturating_add) > LARGEST_FRAME {
+        return Err(libc::EMSGSIZE);
     }
     // SAFETY: all-zero bytes are a valid msghdr.
     let mut message: libc::msghdr = unsafe { zeroed() };

@@ -26,6 +26,8 @@ pub const EVENTS_LOST: [u8; 16] = *b"xfrmd: overrun!!";
 pub const REQUEST_BYTES: usize = 48;
 /// Bytes of an answer's header.
 pub const ANSWER_BYTES: usize = 24;
+/// The largest frame; a datagram that does not fit goes as a file.
+pub const LARGEST_FRAME: usize = 448 * 1024;
 /// Bytes of each half of the shared secret.
 pub const SECRET_BYTES: usize = 16;
 
