@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+
+use dataplane::Profile;
 
 /// A kernel release that goldens are recorded from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,28 @@ impl Kernel {
         ALL.into_iter().find(|kernel| kernel.name == name)
     }
 
+    /// The emulator's profile of this very build, which differs from what distributions ship for
+    /// real machines in what was chosen when it was built: ticks, SELinux, no IPTFS.
+    ///
+    /// # Panics
+    /// When the emulator does not know the release.
+    #[must_use]
+    pub fn profile(self) -> &'static Profile {
+        static BUILDS: OnceLock<Vec<Profile>> = OnceLock::new();
+        let builds = BUILDS.get_or_init(|| {
+            let builds = Profile::ALL.into_iter().map(|release| Profile {
+                hz: 100,
+                possible_cpus: 1,
+                has_iptfs: false,
+                has_selinux: true,
+                ..release.clone()
+            });
+            builds.collect()
+        });
+        let build = builds.iter().find(|build| build.name == self.name);
+        build.expect("a profile of every reference kernel")
+    }
+
     /// Whether it can be run here.
     ///
     /// # Errors
@@ -70,7 +95,31 @@ impl Kernel {
     /// # Errors
     /// When the script cannot be started.
     pub fn run(self, seconds: u32, program: &Path, args: &[String]) -> std::io::Result<ExitStatus> {
+        self.start(&[], seconds, program, args)
+    }
+
+    /// The same where no module is loaded on demand: much faster for scenarios.
+    ///
+    /// # Errors
+    /// When the script cannot be started.
+    pub fn run_sealed(
+        self,
+        seconds: u32,
+        program: &Path,
+        args: &[String],
+    ) -> std::io::Result<ExitStatus> {
+        self.start(&["-s"], seconds, program, args)
+    }
+
+    fn start(
+        self,
+        options: &[&str],
+        seconds: u32,
+        program: &Path,
+        args: &[String],
+    ) -> std::io::Result<ExitStatus> {
         Command::new(suite_dir().join("kernel/run.sh"))
+            .args(options)
             .args(["-k", self.name, "-t", &seconds.to_string(), "--"])
             .arg(program)
             .args(args)

@@ -5,8 +5,13 @@
 //! * SPIs that the other side drew at random are numbered as they appear;
 //! * the acquire sequence, which all namespaces of a kernel share, counts from
 //!   the first one seen;
+//! * the sizes of hash tables once they grow: a worker grows them when it gets
+//!   to it;
+//! * the SPI of the hidden IPv6 tunnel SA below an IPCOMP one counts up in the
+//!   kernel, but whether it does depends on when a worker has freed the last;
 //! * `XFRMA_PAD` goes: whether it is sent depends on the machine's alignment
-//!   rules, not on the kernel's release. Lengths are corrected.
+//!   rules, not on the kernel's release. Lengths are corrected. The same goes
+//!   for the padding in an error's copy of an attribute's policy.
 //!
 //! Port ids and sequence numbers need nothing: scenarios choose them.
 
@@ -22,6 +27,14 @@ use crate::decode::fixed_bytes;
 pub const CLOCK: u64 = 0xcccc_cccc_0000_0000;
 /// Stands for a random SPI.
 pub const SPI: u32 = 0x0a5b_1000;
+/// Stands for the SPI of a hidden IPv6 tunnel SA.
+pub const TUNNEL6_SPI: u32 = 0x4141_4141;
+/// Stands for the size of a hash table that has grown or is about to.
+pub const HASH_SIZE: u32 = 0x4a54_4a54;
+/// Padding in front of 64-bit values.
+const NL_POLICY_TYPE_ATTR_PAD: u16 = 11;
+/// Entries that a table of the first size holds.
+const FIRST_HASH_SIZE: u32 = 8;
 /// Stands for an acquire sequence number.
 pub const ACQSEQ: u32 = 0xac90_0000;
 
@@ -96,10 +109,25 @@ impl Normalizer {
             } else {
                 out.extend_from_slice(bytes.get(20..).unwrap_or_default());
             }
+            if header.flags & NLM_F_ACK_TLVS != 0 {
+                let echoed = if header.flags & NLM_F_CAPPED == 0 {
+                    NlMsgHdr::read(bytes.get(20..).unwrap_or_default()).map_or(16, |h| h.len)
+                } else {
+                    NLMSG_HDRLEN as u32
+                };
+                tlvs(out, start, 20 + align4(echoed as usize));
+            }
             return;
         }
         self.fixed(bytes, out);
         if header.kind < NLMSG_MIN_TYPE {
+            if header.kind == NLMSG_DONE && header.flags & NLM_F_ACK_TLVS != 0 {
+                tlvs(out, start, 20);
+            }
+            return;
+        }
+        if matches!(header.kind, XFRM_MSG_NEWSADINFO | XFRM_MSG_NEWSPDINFO) {
+            hash_size(&mut out[start + NLMSG_HDRLEN..]);
             return;
         }
         let attrs = start + NLMSG_HDRLEN + fixed_bytes(header.kind);
@@ -163,6 +191,11 @@ impl Normalizer {
     }
 
     fn sa_info(&self, bytes: &mut [u8]) {
+        if bytes.get(76) == Some(&IPPROTO_IPV6)
+            && let Some(spi) = bytes.get_mut(72..76)
+        {
+            spi.copy_from_slice(&TUNNEL6_SPI.to_be_bytes());
+        }
         self.spi(bytes, 72);
         self.clock(bytes, 176);
         self.clock(bytes, 184);
@@ -205,4 +238,56 @@ impl Normalizer {
             *field = (CLOCK + seconds).to_ne_bytes();
         }
     }
+}
+
+/// `SAD_CNT, SAD_HINFO` or `SPD_INFO, SPD_HINFO`: entries, then the size.
+fn hash_size(body: &mut [u8]) {
+    let Some(info) = body.get(4..).and_then(NlAttr::read) else {
+        return;
+    };
+    let end = 4 + align4(usize::from(info.len));
+    let words = body.get(8..end).unwrap_or_default().chunks_exact(4);
+    let entries: u32 = words
+        .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
+        .sum();
+    let Some(size) = body
+        .get_mut(end + NLA_HDRLEN..)
+        .and_then(<[u8]>::first_chunk_mut::<4>)
+    else {
+        return;
+    };
+    let first = [FIRST_HASH_SIZE - 1, FIRST_HASH_SIZE].contains(&u32::from_ne_bytes(*size));
+    if entries > FIRST_HASH_SIZE || !first {
+        *size = HASH_SIZE.to_ne_bytes();
+    }
+}
+
+/// Takes the padding out of `NLMSGERR_ATTR_POLICY` among the TLVs of the message at `start`.
+fn tlvs(out: &mut Vec<u8>, start: usize, first: usize) {
+    let mut at = start + first;
+    while let Some(header) = out.get(at..).and_then(NlAttr::read) {
+        let len = usize::from(header.len);
+        if len < NLA_HDRLEN || at + len > out.len() {
+            break;
+        }
+        if header.kind == NLMSGERR_ATTR_POLICY | NLA_F_NESTED {
+            let mut inner = at + NLA_HDRLEN;
+            let mut end = at + len;
+            while let Some(nested) = out.get(inner..end).and_then(NlAttr::read) {
+                let step = align4(usize::from(nested.len).max(NLA_HDRLEN));
+                if nested.kind == NL_POLICY_TYPE_ATTR_PAD {
+                    out.drain(inner..inner + step);
+                    end -= step;
+                } else {
+                    inner += step;
+                }
+            }
+            out[at..at + 2].copy_from_slice(&((end - at) as u16).to_ne_bytes());
+            at = end;
+        } else {
+            at = (at + align4(len)).min(out.len());
+        }
+    }
+    let len = (out.len() - start) as u32;
+    out[start..start + 4].copy_from_slice(&len.to_ne_bytes());
 }

@@ -16,6 +16,7 @@ use super::replay::EsnReplay;
 use super::tunnel::TunnelKey;
 use crate::crypto::Algorithm;
 use crate::event::SaExpire;
+use crate::security::SecurityContext;
 
 /// Place of an SA in its SAD; another SA may have it later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,8 +32,6 @@ pub enum Lifecycle {
     Larval,
     /// In use.
     Valid,
-    /// Beyond a hard limit, about to be removed.
-    Expired,
 }
 
 /// An algorithm with its key.
@@ -65,6 +64,8 @@ pub struct SaOptions {
     pub nat_keepalive_secs: u32,
     /// Seconds between MAPPING events of the same port, 0 for every packet.
     pub mapping_maxage_secs: u32,
+    /// Security context.
+    pub security: Option<SecurityContext>,
     /// IPTFS, of SAs in that mode.
     pub iptfs: Option<IptfsConfig>,
 }
@@ -214,6 +215,7 @@ impl Sa {
             tfcpad: 0,
             nat_keepalive_secs: 0,
             mapping_maxage_secs: 0,
+            security: None,
             iptfs: None,
         };
         self.options.as_deref().unwrap_or(&NONE)
@@ -279,8 +281,13 @@ pub fn mark_key(mark: Mark) -> u32 {
     mark.v & mark.m
 }
 
-/// Whether an SA of that protocol is found by its SPI (`IPSEC_PROTO_ANY`).
+/// Whether an SA of that protocol is found by its SPI.
+///
+/// QUIRK: protocol_255_has_an_spi. It equals the "any" that Linux matches it against.
 #[must_use]
 pub fn has_spi(proto: u8) -> bool {
-    matches!(proto, IPPROTO_AH | IPPROTO_ESP | IPPROTO_COMP)
+    matches!(
+        proto,
+        IPPROTO_AH | IPPROTO_ESP | IPPROTO_COMP | IPSEC_PROTO_ANY
+    )
 }

@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 use xfrm_proto::consts::*;
-use xfrm_proto::uapi::{Address, BeU16, LifetimeCfg, Mark, Selector, SpdHthresh, UserPolicyInfo};
+use xfrm_proto::uapi::{
+    Address, BeU16, LifetimeCfg, Mark, Selector, SpdHthresh, UserMigrate, UserPolicyInfo, UserTmpl,
+};
 
 use super::order::List;
 use super::*;
@@ -541,7 +543,7 @@ fn migrate_takes_protocol_255_for_any() {
     let id = spd.insert(plain.clone(), true, now()).unwrap();
     spd.insert(policy(|p| p.sel.ifindex = 1), true, now())
         .unwrap();
-    let entries = [xfrm_proto::uapi::UserMigrate {
+    let entries = [UserMigrate {
         new_daddr: Address::v4(1, 1, 1, 1),
         new_saddr: Address::v4(1, 1, 1, 2),
         new_family: AF_INET,
@@ -560,4 +562,77 @@ fn migrate_takes_protocol_255_for_any() {
         entries: &entries,
     };
     assert_eq!(spd.find_migrated(&migration), Ok(id));
+}
+
+#[test]
+fn migrate_matches_any_transport_template() {
+    let mut spd = spd();
+    let of_mode = |mode| UserTmpl {
+        id: xfrm_proto::uapi::XfrmId {
+            daddr: Address::v4(9, 9, 9, 9),
+            proto: IPPROTO_ESP,
+            ..Default::default()
+        },
+        mode,
+        ..UserTmpl::default()
+    };
+    for (mode, expected) in [
+        (XFRM_MODE_TRANSPORT, Ok(())),
+        (XFRM_MODE_TUNNEL, Err(XfrmError::new(errno::ENODATA))),
+    ] {
+        let mut templated = policy(|_| ());
+        templated.templates = Templates::new([of_mode(mode)]);
+        let id = spd.insert(templated, false, now()).unwrap();
+        let entry = UserMigrate {
+            old_daddr: Address::v4(1, 1, 1, 1),
+            old_family: AF_INET,
+            proto: IPPROTO_ESP,
+            mode,
+            ..UserMigrate::default()
+        };
+        assert_eq!(spd.migrate(id, &[entry]), expected);
+        let daddr = spd
+            .get(id)
+            .unwrap()
+            .templates
+            .iter()
+            .next()
+            .unwrap()
+            .id
+            .daddr;
+        assert_eq!(daddr, Address::v4(9, 9, 9, 9));
+    }
+}
+
+#[test]
+fn on_6_1_a_hashed_policy_beats_an_older_prefix() {
+    let mut spd = Spd::new(&crate::profile::V6_1, Limits::default());
+    let host = policy(|_| ());
+    let net = policy(|p| p.sel.prefixlen_d = 24);
+    let better = policy(|p| (p.sel.prefixlen_d, p.sel.proto) = (16, 99));
+    let flow = Flow {
+        family: AF_INET,
+        daddr: host.key.selector.daddr,
+        saddr: host.key.selector.saddr,
+        ..Flow::default()
+    };
+    let winner = |spd: &Spd| {
+        let id = spd.lookup(&flow, XFRM_POLICY_OUT, 0).unwrap();
+        spd.get(id).unwrap().key.selector.prefixlen_d
+    };
+    spd.insert(host, true, now()).unwrap();
+    spd.insert(net.clone(), true, now()).unwrap();
+    assert_eq!(winner(&spd), 24);
+    // Any prefix before it in the list takes its number away, even for other flows.
+    let mut worse = net.clone();
+    worse.priority = 1;
+    spd.insert(worse.clone(), false, now()).unwrap();
+    let id = spd.insert(better, true, now()).unwrap();
+    spd.insert(net.clone(), false, now()).unwrap();
+    assert_eq!(winner(&spd), 32);
+    // Deleting that gives no new numbers, replacing does.
+    spd.remove(id);
+    assert_eq!(winner(&spd), 32);
+    spd.insert(net, false, now()).unwrap();
+    assert_eq!(winner(&spd), 24);
 }

@@ -14,7 +14,7 @@ use dataplane::sad::sa::{ANY_CPU, KeyedAlgorithm};
 use xfrm_proto::algo::NAME_BYTES;
 use xfrm_proto::consts::*;
 use xfrm_proto::reply::Writer;
-use xfrm_proto::uapi::{AeventId, Mark, UserSaFlush, UserSaId};
+use xfrm_proto::uapi::{AeventId, EncapTmpl, Mark, UserSaFlush, UserSaId};
 use zerocopy::IntoBytes;
 
 /// Where a message says it comes from.
@@ -118,13 +118,21 @@ fn attributes(writer: &mut Writer<'_>, sa: &Sa) {
         writer.attr_parts(XFRMA_ALG_COMP, &[&name(comp.name), &[0; 4]]);
     }
     if let Some(encap) = &options.encap {
-        writer.attr_pod(XFRMA_ENCAP, encap);
+        let encap = EncapTmpl {
+            pad: [0; 2],
+            ..*encap
+        };
+        writer.attr_pod(XFRMA_ENCAP, &encap);
     }
     nonzero(writer, XFRMA_TFCPAD, options.tfcpad);
     mark(writer, sa.mark);
     set_mark(writer, options.smark);
     replay(writer, sa);
     nonzero(writer, XFRMA_IF_ID, sa.if_id);
+    if let Some(context) = &options.security {
+        let head = context.head();
+        writer.attr_parts(XFRMA_SEC_CTX, &[head.as_bytes(), context.bytes()]);
+    }
     if let Some(iptfs) = &options.iptfs {
         if sa.dir == XFRM_SA_DIR_IN {
             writer.attr_u32(XFRMA_IPTFS_DROP_TIME, iptfs.drop_time_usecs);
