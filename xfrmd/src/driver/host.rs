@@ -9,6 +9,7 @@ use std::path::Path;
 
 use libc::{c_int, c_void, sockaddr_nl, socklen_t};
 
+const SO_COOKIE: c_int = 57;
 const SO_NETNS_COOKIE: c_int = 71;
 /// The protocol whose sockets stand for NETLINK_XFRM ones.
 const NETLINK_USERSOCK: c_int = 2;
@@ -41,6 +42,11 @@ fn option<T: Default + Copy>(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> i
 /// A number for the network namespace of a socket, never used again.
 pub(crate) fn netns_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
     option(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE)
+}
+
+/// A number for a socket, never used again.
+pub(crate) fn socket_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    option(fd, libc::SOL_SOCKET, SO_COOKIE)
 }
 
 /// Whether it is a socket of the kind that clients hold.

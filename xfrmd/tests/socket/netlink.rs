@@ -6,7 +6,6 @@ use std::mem::{size_of, zeroed};
 use libc::{c_int, c_void, sockaddr_nl, socklen_t};
 
 pub(crate) const XFRM_MSG_NEWPOLICY: u16 = 0x13;
-pub(crate) const XFRM_MSG_DELPOLICY: u16 = 0x14;
 pub(crate) const XFRM_MSG_GETPOLICY: u16 = 0x15;
 pub(crate) const XFRM_MSG_NEWSADINFO: u16 = 0x22;
 pub(crate) const XFRM_MSG_GETSADINFO: u16 = 0x23;
