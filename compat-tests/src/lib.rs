@@ -18,6 +18,7 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::type_complexity,
     reason = "all of this crate is test code: a panic is a failed test"
 )]
 
