@@ -54,7 +54,7 @@ impl Generator {
 
 /// Takes out what two honest runs may answer differently: SPIs drawn from a
 /// range, and IPCOMP tunnels, whose hidden SA goes when a worker gets to it.
-pub(super) fn tame(datagram: &mut [u8]) {
+pub(super) fn tame(datagram: &mut [u8], survives_rebuild: bool) {
     let mut at = 0;
     let parts: Vec<(u16, usize, usize)> = messages(datagram)
         .map(|(header, message)| {
@@ -66,6 +66,9 @@ pub(super) fn tame(datagram: &mut [u8]) {
     for (kind, start, len) in parts {
         let message = &mut datagram[start..start + len];
         match kind {
+            XFRM_MSG_NEWSPDINFO if !survives_rebuild => {
+                message[4..6].copy_from_slice(&XFRM_MSG_GETSPDINFO.to_ne_bytes());
+            }
             XFRM_MSG_NEWSA | XFRM_MSG_UPDSA if len >= 16 + 224 => {
                 let body = &mut message[16..];
                 if body[76] == IPPROTO_COMP && body[214] == XFRM_MODE_TUNNEL {

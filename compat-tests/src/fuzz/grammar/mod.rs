@@ -17,12 +17,15 @@ use crate::scenario::Sa;
 use crate::scenario::build::*;
 
 /// The sequence of a seed.
-pub(super) fn sequence(seed: u64, count: u32) -> Sequence {
+///
+/// Hash thresholds are only set where the kernel `survives_rebuild` of its policy tables.
+pub(super) fn sequence(seed: u64, count: u32, survives_rebuild: bool) -> Sequence {
     let mut generator = Generator {
         entropy: SeededEntropy::new(seed),
         sas: Vec::new(),
         policies: Vec::new(),
         seq: 1000,
+        survives_rebuild,
     };
     let mut steps = Vec::new();
     let mut left = count;
@@ -44,6 +47,7 @@ struct Generator {
     sas: Vec<Sa>,
     policies: Vec<Policy>,
     seq: u32,
+    survives_rebuild: bool,
 }
 
 const HOSTS: [u8; 3] = [1, 2, 3];
@@ -82,7 +86,7 @@ impl Generator {
             }
             datagram.extend_from_slice(&bytes);
         }
-        damage::tame(&mut datagram);
+        damage::tame(&mut datagram, self.survives_rebuild);
         let socket = match self.below(40) {
             0..30 => 0,
             30..36 => 1,
