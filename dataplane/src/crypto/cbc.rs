@@ -24,7 +24,7 @@ use super::cipher::Cipher;
 use super::transform::{Refusal, Seal};
 
 /// Packets whose blocks are encrypted side by side.
-pub const LANES: usize = 16;
+const LANES: usize = 16;
 
 /// CBC under one key.
 pub(super) struct Cbc<C: BlockCipherEncrypt> {
