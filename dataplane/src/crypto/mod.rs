@@ -29,6 +29,8 @@ mod gcm;
 #[cfg(test)]
 mod tests;
 mod transform;
+#[cfg(test)]
+mod vectors;
 
 pub use aead::AeadAlgorithm;
 pub use algorithm::{Algorithm, KeyBytes, Kind, aead, auth, cipher, compressor};

@@ -1,5 +1,7 @@
+use proptest::prelude::*;
+
 use super::*;
-use crate::SeededEntropy;
+use crate::{Entropy as _, SeededEntropy};
 
 fn all() -> Vec<(String, EspTransform)> {
     let mut made = Vec::new();
@@ -104,5 +106,204 @@ fn what_is_sealed_opens() {
             transform.open(5, &mut sealed).unwrap();
             assert_eq!(body(&layout, &sealed), body(&layout, &plain), "{name}");
         }
+    }
+}
+
+#[test]
+fn short_packets_are_refused() {
+    for (name, transform) in all() {
+        let layout = *transform.layout();
+        let least = layout.prefix_bytes() + layout.icv_bytes;
+        for bytes in 0..least + 70 {
+            let mut packet = vec![0xa5; bytes];
+            let whole = bytes >= least && (bytes - least).is_multiple_of(layout.block_bytes);
+            assert_eq!(transform.seal(1, &mut packet).is_ok(), whole, "{name}");
+            let mut batch = [Seal {
+                seq: 1,
+                packet: &mut packet,
+            }];
+            assert_eq!(transform.seal_batch(&mut batch).is_ok(), whole, "{name}");
+            let mut packet = vec![0x5a; bytes];
+            let refusal = transform.open(1, &mut packet).unwrap_err();
+            let short = bytes < least;
+            assert_eq!(refusal == Refusal::Length, short, "{name} {bytes}");
+        }
+    }
+}
+
+/// As in Linux's `authenc`: the ICV is checked first.
+#[test]
+fn a_body_that_is_no_multiple_of_the_block_is_refused_after_its_icv() {
+    let auth = (AuthAlgorithm::HmacSha256, &[1; 32][..]);
+    let mut entropy = SeededEntropy::new(1);
+    let cbc = (CipherAlgorithm::AesCbc, &[2; 16][..]);
+    let cbc = EspTransform::authenc(cbc, auth, 16, false, &mut entropy).unwrap();
+    let null = (CipherAlgorithm::Null, &[][..]);
+    let null = EspTransform::authenc(null, auth, 16, false, &mut entropy).unwrap();
+    let mut packet = vec![9; 8 + 16 + 17 + 16];
+    null.seal(1, &mut packet).unwrap();
+    assert_eq!(cbc.open(0, &mut packet.clone()), Err(Refusal::Length));
+    packet[30] ^= 1;
+    assert_eq!(cbc.open(0, &mut packet), Err(Refusal::Integrity));
+}
+
+#[test]
+fn every_flipped_bit_is_refused() {
+    for (name, transform) in all() {
+        let layout = *transform.layout();
+        let mut sealed = packet(&layout, 3, 9);
+        transform.seal((5 << 32) | 9, &mut sealed).unwrap();
+        for bit in 0..sealed.len() * 8 {
+            let mut forged = sealed.clone();
+            forged[bit / 8] ^= 1 << (bit % 8);
+            let result = transform.open(5, &mut forged);
+            assert_eq!(result, Err(Refusal::Integrity), "{name} bit {bit}");
+        }
+        let esn = name.ends_with("true");
+        assert_eq!(
+            transform.open(4, &mut sealed.clone()).is_err(),
+            esn,
+            "{name}"
+        );
+        let mut short = sealed[..sealed.len() - 1].to_vec();
+        assert!(transform.open(5, &mut short).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn keys_and_icvs_of_other_lengths_are_refused() {
+    let mut entropy = SeededEntropy::new(1);
+    let table = |cipher: CipherAlgorithm| {
+        CIPHERS
+            .iter()
+            .filter(|c| c.0 == cipher)
+            .map(|c| usize::from(c.1))
+            .collect::<Vec<_>>()
+    };
+    for (cipher, _) in CIPHERS {
+        let lengths = table(cipher);
+        for bytes in 0..80 {
+            let key = vec![1; bytes];
+            let made = EspTransform::authenc(
+                (cipher, &key),
+                (AuthAlgorithm::Null, &[]),
+                0,
+                false,
+                &mut entropy,
+            );
+            let range = matches!(
+                cipher,
+                CipherAlgorithm::Cast5Cbc
+                    | CipherAlgorithm::BlowfishCbc
+                    | CipherAlgorithm::SerpentCbc
+            );
+            let good = match cipher {
+                CipherAlgorithm::AesCtr => [20, 28, 36].contains(&bytes),
+                _ if range => (lengths[0]..=lengths[1]).contains(&bytes),
+                _ => lengths.contains(&bytes),
+            };
+            assert_eq!(made.is_ok(), good, "{cipher:?} {bytes}");
+        }
+    }
+    for algorithm in [
+        AeadAlgorithm::AesGcm,
+        AeadAlgorithm::AesCcm,
+        AeadAlgorithm::AesGmac,
+        AeadAlgorithm::ChaCha20Poly1305,
+    ] {
+        let (keys, icvs): (&[usize], &[usize]) = match algorithm {
+            AeadAlgorithm::AesGcm => (&[20, 28, 36], &[8, 12, 16]),
+            AeadAlgorithm::AesCcm => (&[19, 27, 35], &[8, 12, 16]),
+            AeadAlgorithm::AesGmac => (&[20, 28, 36], &[16]),
+            AeadAlgorithm::ChaCha20Poly1305 => (&[36], &[16]),
+        };
+        for bytes in 0..40 {
+            for icv_bytes in 0..20 {
+                let key = vec![1; bytes];
+                let made = EspTransform::aead(algorithm, &key, icv_bytes, false, &mut entropy);
+                let good = keys.contains(&bytes) && icvs.contains(&icv_bytes);
+                assert_eq!(made.is_ok(), good, "{algorithm:?} {bytes} {icv_bytes}");
+            }
+        }
+    }
+    assert!(mac(AuthAlgorithm::HmacSha1, &[], 21).is_err());
+    assert!(mac(AuthAlgorithm::HmacSha1, &[], 20).is_ok());
+    assert!(mac(AuthAlgorithm::AesXcbc, &[0; 20], 12).is_err());
+    assert!(mac(AuthAlgorithm::Null, &[1], 1).is_err());
+}
+
+#[test]
+fn no_two_packets_have_the_same_iv() {
+    for (name, transform) in all() {
+        let layout = *transform.layout();
+        if layout.iv_bytes == 0 {
+            continue;
+        }
+        let mut seen = std::collections::HashSet::new();
+        for seq in (1..50).chain((1 << 32)..(1 << 32) + 50) {
+            let mut packet = packet(&layout, 2, 9);
+            transform.seal(seq, &mut packet).unwrap();
+            assert!(
+                seen.insert(packet[8..layout.prefix_bytes()].to_vec()),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn shared_by_workers() {
+    fn check<T: Send + Sync>() {}
+    check::<EspTransform>();
+    check::<Box<dyn Mac>>();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn a_batch_is_its_packets(lengths in prop::collection::vec(0usize..100, 0..40), seed: u64) {
+        for (name, transform) in all() {
+            let layout = *transform.layout();
+            let mut one: Vec<Vec<u8>> = lengths.iter().map(|l| packet(&layout, *l, 7)).collect();
+            let mut many = one.clone();
+            let seq = |i: usize| seed.wrapping_add(i as u64);
+            for (i, packet) in one.iter_mut().enumerate() {
+                transform.seal(seq(i), packet).unwrap();
+            }
+            let mut batch: Vec<Seal<'_>> = many
+                .iter_mut()
+                .enumerate()
+                .map(|(i, packet)| Seal { seq: seq(i), packet })
+                .collect();
+            transform.seal_batch(&mut batch).unwrap();
+            prop_assert!(one == many, "{}", name);
+        }
+    }
+
+    #[test]
+    fn any_bytes_may_arrive(mut bytes in prop::collection::vec(any::<u8>(), 0..300), high: u32) {
+        for (_, transform) in all() {
+            prop_assert!(transform.open(high, &mut bytes.clone()).is_err());
+        }
+        let mut deflate = Deflate::default();
+        let mut output = [0; 64];
+        let _ = deflate.decompress(&bytes, &mut output);
+        bytes.truncate(3);
+        let _ = deflate.decompress(&bytes, &mut []);
+    }
+
+    #[test]
+    fn what_is_deflated_inflates(seed: u64, period in 1usize..3000, bytes in 0usize..65_000) {
+        let mut entropy = SeededEntropy::new(seed);
+        let noise: Vec<u8> = (0..period).map(|_| entropy.u32() as u8 & 15).collect();
+        let input: Vec<u8> = noise.iter().copied().cycle().take(bytes).collect();
+        let mut deflate = Deflate::default();
+        let mut compressed = vec![0; bytes + 100];
+        let length = deflate.compress(&input, &mut compressed).unwrap();
+        let mut output = vec![0; bytes];
+        let back = deflate.decompress(&compressed[..length], &mut output);
+        prop_assert_eq!(back, Some(bytes));
+        prop_assert!(output == input);
     }
 }
