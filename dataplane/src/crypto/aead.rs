@@ -6,8 +6,17 @@
 //! Associated data are SPI and sequence number, with ESN all 64 bits of it, high
 //! half first (RFC 4106 5); GMAC authenticates IV and body there as well (RFC
 //! 4543 3.3) and encrypts nothing.
+//!
+//! **Whose code.** Sealing 64 / 256 / 1,420 / 8,900 bytes with AES-128-GCM, in
+//! nanoseconds on an AMD EPYC with VAES and AVX2: `ring` 88 / 114 / 299 / 1,247,
+//! `aws-lc-rs` 132 / 182 / 485 / 2,204, `graviola` 123 / 131 / 431 / 2,201,
+//! `RustCrypto` 143 / 207 / 682 / 3,497; ChaCha20-Poly1305: 179 / 258 / 825 /
+//! 3,834, 189 / 266 / 833 / 3,846, 339 / 534 / 1,785 / 8,356. With AVX-512,
+//! `aws-lc-rs` is ahead of `ring` by a sixth at 8,900 bytes and behind below. So
+//! it is `ring` wherever `ring` has the algorithm. The same EPYC takes 167 ns for
+//! 64 bytes with `gcm.rs`, so short packets are no case for it either.
 
-use aes::{Aes128, Aes192, Aes256};
+use aes::{Aes128Enc, Aes192Enc, Aes256Enc};
 use ccm::Ccm;
 use ccm::aead::AeadInOut;
 use ccm::consts::{U8, U11, U12, U16};
@@ -82,33 +91,33 @@ pub(super) fn new(
             match (key.len(), icv_bytes) {
                 (16, 16) => wrap.ring(&AES_128_GCM, key, *salt),
                 (32, 16) => wrap.ring(&AES_256_GCM, key, *salt),
-                (16, 8 | 12) => wrap.esp(Gcm::<Aes128>::new(key, *salt, icv_bytes)?),
-                (24, 8 | 12 | 16) => wrap.esp(Gcm::<Aes192>::new(key, *salt, icv_bytes)?),
-                (32, 8 | 12) => wrap.esp(Gcm::<Aes256>::new(key, *salt, icv_bytes)?),
+                (16, 8 | 12) => wrap.esp(Gcm::<Aes128Enc>::new(key, *salt, icv_bytes)?),
+                (24, 8 | 12 | 16) => wrap.esp(Gcm::<Aes192Enc>::new(key, *salt, icv_bytes)?),
+                (32, 8 | 12) => wrap.esp(Gcm::<Aes256Enc>::new(key, *salt, icv_bytes)?),
                 _ => Err(BadKey),
             }
         }
         AeadAlgorithm::AesGmac => {
             let (key, salt) = key.split_last_chunk().ok_or(BadKey)?;
             match (key.len(), icv_bytes) {
-                (16, 16) => wrap.esp(Gmac(Gcm::<Aes128>::new(key, *salt, 16)?)),
-                (24, 16) => wrap.esp(Gmac(Gcm::<Aes192>::new(key, *salt, 16)?)),
-                (32, 16) => wrap.esp(Gmac(Gcm::<Aes256>::new(key, *salt, 16)?)),
+                (16, 16) => wrap.esp(Gmac(Gcm::<Aes128Enc>::new(key, *salt, 16)?)),
+                (24, 16) => wrap.esp(Gmac(Gcm::<Aes192Enc>::new(key, *salt, 16)?)),
+                (32, 16) => wrap.esp(Gmac(Gcm::<Aes256Enc>::new(key, *salt, 16)?)),
                 _ => Err(BadKey),
             }
         }
         AeadAlgorithm::AesCcm => {
             let (key, salt) = key.split_last_chunk().ok_or(BadKey)?;
             match (key.len(), icv_bytes) {
-                (16, 8) => wrap.ccm::<Ccm<Aes128, U8, U11>>(key, *salt),
-                (16, 12) => wrap.ccm::<Ccm<Aes128, U12, U11>>(key, *salt),
-                (16, 16) => wrap.ccm::<Ccm<Aes128, U16, U11>>(key, *salt),
-                (24, 8) => wrap.ccm::<Ccm<Aes192, U8, U11>>(key, *salt),
-                (24, 12) => wrap.ccm::<Ccm<Aes192, U12, U11>>(key, *salt),
-                (24, 16) => wrap.ccm::<Ccm<Aes192, U16, U11>>(key, *salt),
-                (32, 8) => wrap.ccm::<Ccm<Aes256, U8, U11>>(key, *salt),
-                (32, 12) => wrap.ccm::<Ccm<Aes256, U12, U11>>(key, *salt),
-                (32, 16) => wrap.ccm::<Ccm<Aes256, U16, U11>>(key, *salt),
+                (16, 8) => wrap.ccm::<Ccm<Aes128Enc, U8, U11>>(key, *salt),
+                (16, 12) => wrap.ccm::<Ccm<Aes128Enc, U12, U11>>(key, *salt),
+                (16, 16) => wrap.ccm::<Ccm<Aes128Enc, U16, U11>>(key, *salt),
+                (24, 8) => wrap.ccm::<Ccm<Aes192Enc, U8, U11>>(key, *salt),
+                (24, 12) => wrap.ccm::<Ccm<Aes192Enc, U12, U11>>(key, *salt),
+                (24, 16) => wrap.ccm::<Ccm<Aes192Enc, U16, U11>>(key, *salt),
+                (32, 8) => wrap.ccm::<Ccm<Aes256Enc, U8, U11>>(key, *salt),
+                (32, 12) => wrap.ccm::<Ccm<Aes256Enc, U12, U11>>(key, *salt),
+                (32, 16) => wrap.ccm::<Ccm<Aes256Enc, U16, U11>>(key, *salt),
                 _ => Err(BadKey),
             }
         }

@@ -2,7 +2,7 @@
 //! (RFC 4493), and none. ICVs are truncated to what the SA asks for.
 
 use ::cmac::Cmac;
-use aes::{Aes128, Aes192, Aes256};
+use aes::{Aes128Enc, Aes192Enc, Aes256Enc};
 use cipher::{Block, BlockCipherEncrypt, BlockSizeUser};
 use hmac::digest::typenum::{U16, Unsigned};
 use hmac::digest::{self, OutputSizeUser};
@@ -11,9 +11,6 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::BadKey;
-
-/// Bytes of the longest MAC.
-const MAX_BYTES: usize = 64;
 
 /// A MAC algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,9 +86,9 @@ pub fn mac(algorithm: AuthAlgorithm, key: &[u8], icv_bytes: usize) -> Result<Box
         AuthAlgorithm::HmacRmd160 => hmac::<ripemd::Ripemd160>(key, icv_bytes),
         AuthAlgorithm::AesXcbc => truncated(Xcbc::new(key)?, icv_bytes),
         AuthAlgorithm::AesCmac => match key.len() {
-            16 => keyed::<Cmac<Aes128>>(key, icv_bytes),
-            24 => keyed::<Cmac<Aes192>>(key, icv_bytes),
-            _ => keyed::<Cmac<Aes256>>(key, icv_bytes),
+            16 => keyed::<Cmac<Aes128Enc>>(key, icv_bytes),
+            24 => keyed::<Cmac<Aes192Enc>>(key, icv_bytes),
+            _ => keyed::<Cmac<Aes256Enc>>(key, icv_bytes),
         },
     }
 }
@@ -120,11 +117,13 @@ fn truncated<F: FullMac + 'static>(mac: F, icv_bytes: usize) -> Result<Box<dyn M
 
 /// The whole MAC.
 trait FullMac: Send + Sync {
+    /// It.
+    type Output: AsRef<[u8]>;
+
     /// Its length.
     const BYTES: usize;
 
-    /// Puts it at the start of the result.
-    fn compute(&self, pieces: &[&[u8]]) -> [u8; MAX_BYTES];
+    fn compute(&self, pieces: &[&[u8]]) -> Self::Output;
 }
 
 struct Truncated<F> {
@@ -139,15 +138,16 @@ impl<F: FullMac> Mac for Truncated<F> {
 
     fn write(&self, pieces: &[&[u8]], icv: &mut [u8]) {
         let full = self.mac.compute(pieces);
-        icv.iter_mut()
-            .zip(full)
-            .take(self.icv_bytes)
-            .for_each(|(i, f)| *i = f);
+        let bytes = icv.len().min(self.icv_bytes);
+        if let (Some(icv), Some(full)) = (icv.get_mut(..bytes), full.as_ref().get(..bytes)) {
+            icv.copy_from_slice(full);
+        }
     }
 
     fn verify(&self, pieces: &[&[u8]], icv: &[u8]) -> bool {
         let full = self.mac.compute(pieces);
-        full.get(..self.icv_bytes)
+        full.as_ref()
+            .get(..self.icv_bytes)
             .is_some_and(|expected| expected.ct_eq(icv).into())
     }
 }
@@ -156,10 +156,12 @@ impl<F: FullMac> Mac for Truncated<F> {
 struct Null;
 
 impl FullMac for Null {
+    type Output = [u8; 0];
+
     const BYTES: usize = 0;
 
-    fn compute(&self, _pieces: &[&[u8]]) -> [u8; MAX_BYTES] {
-        [0; MAX_BYTES]
+    fn compute(&self, _pieces: &[&[u8]]) -> Self::Output {
+        []
     }
 }
 
@@ -167,22 +169,24 @@ impl FullMac for Null {
 struct Keyed<M>(M);
 
 impl<M: digest::Mac + Clone + Send + Sync> FullMac for Keyed<M> {
+    type Output = digest::Output<M>;
+
     const BYTES: usize = <M as OutputSizeUser>::OutputSize::USIZE;
 
-    fn compute(&self, pieces: &[&[u8]]) -> [u8; MAX_BYTES] {
+    fn compute(&self, pieces: &[&[u8]]) -> Self::Output {
         let mut mac = self.0.clone();
-        pieces.iter().for_each(|piece| mac.update(piece));
-        let output = mac.finalize().into_bytes();
-        let mut full = [0; MAX_BYTES];
-        full.iter_mut().zip(output).for_each(|(f, o)| *f = o);
-        full
+        pieces
+            .iter()
+            .filter(|piece| !piece.is_empty())
+            .for_each(|piece| mac.update(piece));
+        mac.finalize().into_bytes()
     }
 }
 
 /// AES-XCBC-MAC: CBC-MAC whose last block is masked by one key when it is
 /// whole and by another when it is padded.
 struct Xcbc {
-    chain: Aes128,
+    chain: Aes128Enc,
     whole: Zeroizing<[u8; 16]>,
     padded: Zeroizing<[u8; 16]>,
 }
@@ -192,9 +196,9 @@ impl Xcbc {
     /// 128-bit keys follow in the same way (`crypto/xcbc.c`).
     fn new(key: &[u8]) -> Result<Self, BadKey> {
         match key.len() {
-            16 => Self::derive::<Aes128>(key),
-            24 => Self::derive::<Aes192>(key),
-            _ => Self::derive::<Aes256>(key),
+            16 => Self::derive::<Aes128Enc>(key),
+            24 => Self::derive::<Aes192Enc>(key),
+            _ => Self::derive::<Aes256Enc>(key),
         }
     }
 
@@ -209,7 +213,7 @@ impl Xcbc {
             Zeroizing::new(<[u8; 16]>::from(block))
         };
         Ok(Self {
-            chain: Aes128::new_from_slice(&derived(1)[..]).map_err(|_| BadKey)?,
+            chain: Aes128Enc::new_from_slice(&derived(1)[..]).map_err(|_| BadKey)?,
             whole: derived(2),
             padded: derived(3),
         })
@@ -217,10 +221,12 @@ impl Xcbc {
 }
 
 impl FullMac for Xcbc {
+    type Output = [u8; 16];
+
     const BYTES: usize = 16;
 
-    fn compute(&self, pieces: &[&[u8]]) -> [u8; MAX_BYTES] {
-        let mut chain = Block::<Aes128>::default();
+    fn compute(&self, pieces: &[&[u8]]) -> Self::Output {
+        let mut chain = Block::<Aes128Enc>::default();
         let mut filled = 0;
         for byte in pieces.iter().flat_map(|piece| piece.iter()) {
             if filled == chain.len() {
@@ -241,8 +247,6 @@ impl FullMac for Xcbc {
         };
         chain.iter_mut().zip(mask.iter()).for_each(|(c, m)| *c ^= m);
         self.chain.encrypt_block(&mut chain);
-        let mut full = [0; MAX_BYTES];
-        full.iter_mut().zip(chain).for_each(|(f, c)| *f = c);
-        full
+        chain.into()
     }
 }

@@ -1,7 +1,7 @@
 //! Encryption without authentication: CBC of ten block ciphers, AES in counter
 //! mode (RFC 3686), and none (RFC 2410).
 
-use aes::{Aes128, Aes192, Aes256};
+use aes::{Aes128, Aes128Enc, Aes192, Aes192Enc, Aes256, Aes256Enc};
 use cipher::typenum::U16;
 use cipher::{
     BlockCipherEncrypt, BlockSizeUser, InnerIvInit, KeyInit, StreamCipher, StreamCipherCoreWrapper,
@@ -112,9 +112,9 @@ pub(super) fn new(
             let (key, nonce) = key.split_last_chunk().ok_or(BadKey)?;
             let [iv_seed, _] = iv_seed;
             match key.len() {
-                16 => Ctr::<Aes128>::boxed(key, *nonce, iv_seed),
-                24 => Ctr::<Aes192>::boxed(key, *nonce, iv_seed),
-                _ => Ctr::<Aes256>::boxed(key, *nonce, iv_seed),
+                16 => Ctr::<Aes128Enc>::boxed(key, *nonce, iv_seed),
+                24 => Ctr::<Aes192Enc>::boxed(key, *nonce, iv_seed),
+                _ => Ctr::<Aes256Enc>::boxed(key, *nonce, iv_seed),
             }
         }
     }

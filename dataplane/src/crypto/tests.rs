@@ -251,6 +251,32 @@ fn no_two_packets_have_the_same_iv() {
     }
 }
 
+/// `ring` has the one, `RustCrypto` the others.
+#[test]
+fn a_short_icv_is_the_start_of_the_full_one() {
+    for (key_bytes, bytes) in [
+        (20, 0),
+        (20, 1),
+        (36, 16),
+        (36, 333),
+        (20, 1420),
+        (20, 9000),
+    ] {
+        let key = vec![8; key_bytes];
+        let sealed = [16, 12, 8].map(|icv_bytes| {
+            let mut entropy = SeededEntropy::new(1);
+            let algorithm = AeadAlgorithm::AesGcm;
+            let transform =
+                EspTransform::aead(algorithm, &key, icv_bytes, true, &mut entropy).unwrap();
+            let mut packet = vec![3; 16 + bytes + icv_bytes];
+            transform.seal(7 << 32, &mut packet).unwrap();
+            packet
+        });
+        assert_eq!(sealed[0][..sealed[1].len()], sealed[1]);
+        assert_eq!(sealed[0][..sealed[2].len()], sealed[2]);
+    }
+}
+
 #[test]
 fn shared_by_workers() {
     fn check<T: Send + Sync>() {}

@@ -1,7 +1,7 @@
 //! Known answers: of the RFCs, of NIST, of the ciphers' authors, and packets that
 //! Linux sealed (`testdata/record.py`).
 
-use aes::{Aes128, Aes192, Aes256};
+use aes::{Aes128Enc, Aes192Enc, Aes256Enc};
 
 use super::aead::Primitive;
 use super::gcm::Gcm;
@@ -406,19 +406,19 @@ fn gcm_of_its_specification() {
     let salt = [0xca, 0xfe, 0xba, 0xbe];
     for icv_bytes in [8, 12, 16] {
         check_gcm(
-            &Gcm::<Aes128>::new(&key[..16], salt, icv_bytes).unwrap(),
+            &Gcm::<Aes128Enc>::new(&key[..16], salt, icv_bytes).unwrap(),
             "42831ec2217774244b7221b784d0d49ce3aa212f2c02a4e035c17e2329aca12e
              21d514b25466931c7d8f6a5aac84aa051ba30b396a0aac973d58e091",
             "5bc94fbc3221a5db94fae95ae7121a47",
         );
         check_gcm(
-            &Gcm::<Aes192>::new(&key[..24], salt, icv_bytes).unwrap(),
+            &Gcm::<Aes192Enc>::new(&key[..24], salt, icv_bytes).unwrap(),
             "3980ca0b3c00e841eb06fac4872a2757859e1ceaa6efd984628593b40ca1e19c
              7d773d00c144c525ac619d18c84a3f4718e2448b2fe324d9ccda2710",
             "2519498e80f1478f37ba55bd6d27618c",
         );
         check_gcm(
-            &Gcm::<Aes256>::new(&key, salt, icv_bytes).unwrap(),
+            &Gcm::<Aes256Enc>::new(&key, salt, icv_bytes).unwrap(),
             "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa
              8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f662",
             "76fc6ece0f4e1768cddf8853bb2d551b",
