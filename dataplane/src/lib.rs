@@ -10,6 +10,7 @@
 //! * [`spd`]: security policies (`net/xfrm/xfrm_policy.c`).
 //! * [`crypto`]: which algorithms there are, and the transforms behind an SA.
 //! * [`profile`]: which kernel is modelled.
+//! * [`security`]: security contexts.
 //! * [`mib`], [`sysctl`]: counters and settings, under Linux's names.
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ pub mod mib;
 pub mod netns;
 pub mod profile;
 pub mod sad;
+pub mod security;
 pub mod spd;
 pub mod sysctl;
 pub mod time;
