@@ -173,29 +173,11 @@ struct AeadEsp<P> {
     esn: bool,
 }
 
-/// SPI and sequence number, as they are authenticated.
-struct Aad {
-    bytes: [u8; 12],
-    long: bool,
-}
-
-impl Aad {
-    fn new(header: [u8; HEADER_BYTES], seq_hi: u32, esn: bool) -> Self {
-        let [s0, s1, s2, s3, l0, l1, l2, l3] = header;
-        let [h0, h1, h2, h3] = seq_hi.to_be_bytes();
-        let bytes = if esn {
-            [s0, s1, s2, s3, h0, h1, h2, h3, l0, l1, l2, l3]
-        } else {
-            [s0, s1, s2, s3, l0, l1, l2, l3, 0, 0, 0, 0]
-        };
-        Self { bytes, long: esn }
-    }
-
-    fn as_slice(&self) -> &[u8] {
-        let Self { bytes, long } = self;
-        let (short, _) = bytes.split_at(HEADER_BYTES);
-        if *long { bytes } else { short }
-    }
+/// SPI and all of the sequence number, as ESN authenticates them.
+fn long_aad(header: [u8; HEADER_BYTES], seq_hi: u32) -> [u8; 12] {
+    let [s0, s1, s2, s3, l0, l1, l2, l3] = header;
+    let [h0, h1, h2, h3] = seq_hi.to_be_bytes();
+    [s0, s1, s2, s3, h0, h1, h2, h3, l0, l1, l2, l3]
 }
 
 impl<P: Primitive> Esp for AeadEsp<P> {
@@ -207,8 +189,11 @@ impl<P: Primitive> Esp for AeadEsp<P> {
             .and_then(|bytes| rest.split_at_mut_checked(bytes))
             .ok_or(Refusal::Length)?;
         *iv = (self.iv_seed ^ seq).to_be_bytes();
-        let aad = Aad::new(*header, high(seq), self.esn);
-        self.primitive.seal(iv, aad.as_slice(), body, icv)
+        if self.esn {
+            let aad = long_aad(*header, high(seq));
+            return self.primitive.seal(iv, &aad, body, icv);
+        }
+        self.primitive.seal(iv, header, body, icv)
     }
 
     fn open(&self, seq_hi: u32, packet: &mut [u8]) -> Result<(), Refusal> {
@@ -217,8 +202,11 @@ impl<P: Primitive> Esp for AeadEsp<P> {
         if sealed.len() < self.primitive.icv_bytes() {
             return Err(Refusal::Length);
         }
-        let aad = Aad::new(*header, seq_hi, self.esn);
-        self.primitive.open(iv, aad.as_slice(), sealed)
+        if self.esn {
+            let aad = long_aad(*header, seq_hi);
+            return self.primitive.open(iv, &aad, sealed);
+        }
+        self.primitive.open(iv, header, sealed)
     }
 }
 

@@ -90,7 +90,7 @@ impl<N: ArraySize> BlockCipherEncClosure for Interleave<'_, '_, N> {
                     let mut blocks = ParBlocks::<B>::default();
                     for (block, lane) in blocks.iter_mut().zip(lanes.iter_mut()) {
                         if let Some(chained) = chained(lane, step) {
-                            block.clone_from(chained);
+                            *block = chained;
                         }
                     }
                     backend.encrypt_par_blocks((&mut blocks).into());
@@ -104,8 +104,12 @@ impl<N: ArraySize> BlockCipherEncClosure for Interleave<'_, '_, N> {
                 // VAES code takes 30 blocks and more or one; the CPU overlaps those that do
                 // not depend on each other.
                 for lane in lanes {
-                    if let Some(block) = chained(lane, step) {
-                        backend.encrypt_block_inplace(block);
+                    let Some(mut block) = chained(lane, step) else {
+                        continue;
+                    };
+                    backend.encrypt_block_inplace(&mut block);
+                    if let Some(encrypted) = lane.get_mut(step) {
+                        *encrypted = block;
                     }
                 }
             }
@@ -115,11 +119,11 @@ impl<N: ArraySize> BlockCipherEncClosure for Interleave<'_, '_, N> {
 
 /// Block `step` of a chain, XOR what the one before it became.
 #[inline(always)]
-fn chained<N: ArraySize>(lane: &mut [Array<u8, N>], step: usize) -> Option<&mut Array<u8, N>> {
-    let (done, rest) = lane.split_at_mut_checked(step)?;
-    let block = rest.first_mut()?;
+fn chained<N: ArraySize>(lane: &[Array<u8, N>], step: usize) -> Option<Array<u8, N>> {
+    let (done, rest) = lane.split_at_checked(step)?;
+    let mut block = rest.first()?.clone();
     if let Some(previous) = done.last() {
-        xor(block, previous);
+        xor(&mut block, previous);
     }
     Some(block)
 }

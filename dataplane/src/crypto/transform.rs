@@ -217,7 +217,6 @@ impl Authenc {
 }
 
 /// The high half of a sequence number.
-#[expect(clippy::cast_possible_truncation, reason = "32 bits remain")]
 pub(super) const fn high(seq: u64) -> u32 {
     (seq >> 32) as u32
 }

@@ -1,5 +1,6 @@
 //! Known answers: of the RFCs, of NIST, of the ciphers' authors, and packets that
 //! Linux sealed (`testdata/record.py`).
+#![expect(clippy::cast_possible_truncation, reason = "made-up packets")]
 
 use aes::{Aes128Enc, Aes192Enc, Aes256Enc};
 
