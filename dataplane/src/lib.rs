@@ -8,7 +8,7 @@
 //! * [`netns`]: the owner of everything that one namespace has.
 //! * [`sad`]: security associations (`net/xfrm/xfrm_state.c`).
 //! * [`spd`]: security policies (`net/xfrm/xfrm_policy.c`).
-//! * [`crypto`]: which algorithms there are, and their limits.
+//! * [`crypto`]: which algorithms there are, and the transforms behind an SA.
 //! * [`profile`]: which kernel is modelled.
 //! * [`security`]: security contexts.
 //! * [`mib`], [`sysctl`]: counters and settings, under Linux's names.
