@@ -47,6 +47,8 @@ pub struct Normalizer {
     first_acqseq: Option<u32>,
     /// The SPI of every NEWSA is a random one.
     pub learns_spis: bool,
+    /// Hash tables have grown before: their sizes say nothing.
+    pub ignores_hash_sizes: bool,
 }
 
 impl Normalizer {
@@ -59,6 +61,7 @@ impl Normalizer {
             spis: BTreeMap::new(),
             first_acqseq: None,
             learns_spis: false,
+            ignores_hash_sizes: false,
         }
     }
 
@@ -127,7 +130,7 @@ impl Normalizer {
             return;
         }
         if matches!(header.kind, XFRM_MSG_NEWSADINFO | XFRM_MSG_NEWSPDINFO) {
-            hash_size(&mut out[start + NLMSG_HDRLEN..]);
+            hash_size(&mut out[start + NLMSG_HDRLEN..], self.ignores_hash_sizes);
             return;
         }
         let attrs = start + NLMSG_HDRLEN + fixed_bytes(header.kind);
@@ -241,7 +244,7 @@ impl Normalizer {
 }
 
 /// `SAD_CNT, SAD_HINFO` or `SPD_INFO, SPD_HINFO`: entries, then the size.
-fn hash_size(body: &mut [u8]) {
+fn hash_size(body: &mut [u8], always: bool) {
     let Some(info) = body.get(4..).and_then(NlAttr::read) else {
         return;
     };
@@ -257,7 +260,7 @@ fn hash_size(body: &mut [u8]) {
         return;
     };
     let first = [FIRST_HASH_SIZE - 1, FIRST_HASH_SIZE].contains(&u32::from_ne_bytes(*size));
-    if entries > FIRST_HASH_SIZE || !first {
+    if always || entries > FIRST_HASH_SIZE || !first {
         *size = HASH_SIZE.to_ne_bytes();
     }
 }
