@@ -26,7 +26,7 @@ macro_rules! exported {
         /// # Safety
         /// As libc's.
         #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name($($arg: $type),*) $(-> $ret)? {
+        pub(crate) unsafe extern "C" fn $name($($arg: $type),*) $(-> $ret)? {
             // SAFETY: the arguments are the caller's, with the contract of libc's function.
             #[allow(unused_unsafe, reason = "some bodies need none")]
             unsafe { $($body)* }

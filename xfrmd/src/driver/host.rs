@@ -1,4 +1,8 @@
 //! The host kernel's calls that the driver makes often, or that nix lacks.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "C's types: constants and sizes of structures fit by their definition"
+)]
 
 use std::ffi::CString;
 use std::io;
