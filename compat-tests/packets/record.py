@@ -16,7 +16,8 @@ Format, one block per case, blank line between blocks:
   out HEX                 a frame that left a (several when fragmented)
   err ERRNO               sending failed instead
   wire HEX                what was put on the wire to b (only where it differs from `out`)
-  got HEX                 what b delivered (IPv6 transport: payload only, marked got-payload)
+  got HEX                 what b delivered, = for what a was given (IPv6 transport: payload only, marked
+                          got-payload)
   mib NAME                the counter that moved in b when nothing was delivered
 In the mtu cases the hexadecimal text is cut after 64 bytes, and the length of the whole is in front:
 LENGTH:HEX.
@@ -162,6 +163,9 @@ class Bed:
                 made.append(sock)
         return made
 
+    def got(self, packet):
+        return "got =" if packet == self.inner else f"got {self.show(packet)}"
+
     def show(self, packet):
         return f"{len(packet)}:{packet[:64].hex()}" if self.brief else packet.hex()
 
@@ -230,11 +234,11 @@ class Bed:
                 continue
             outs = self.frames(self.tap_b, 0.2, bytes.fromhex("02000000000a"))
             lines += [f"out {self.show(out)}" for out in outs]
-            to_deliver.append((len(lines), outs, alter))
+            to_deliver.append((len(lines), packet, outs, alter))
         for sa in sas:
             sh("ip xfrm state add " + state_arguments(sa), ns="b")
         grown = 0
-        for at, outs, alter in to_deliver:
+        for at, self.inner, outs, alter in to_deliver:
             extra = []
             before = self.mib()
             for out in outs:
@@ -255,9 +259,9 @@ class Bed:
     def delivered(self, case, wires):
         if case["deliver"] == "tap":
             arrived = self.frames(self.tap_b, 0.1, bytes.fromhex("02000000000a"))
-            return [f"got {self.show(packet)}" for packet in arrived if packet not in wires]
+            return [self.got(packet) for packet in arrived if packet not in wires]
         if case["deliver"] == "sink4":
-            return [f"got {self.show(packet)}" for packet, _ in self.drain(self.sink4, 0.1)]
+            return [self.got(packet) for packet, _ in self.drain(self.sink4, 0.1)]
         return [f"got-payload {self.show(packet)}" for packet, _ in self.drain(self.sink6, 0.1)]
 
 
@@ -298,9 +302,7 @@ def state_arguments(sa):
 
 
 def template_arguments(sa):
-    text = "tmpl "
-    if sa["mode"] != "transport":
-        text += f"src {sa['src']} dst {sa['dst']} "
+    text = f"tmpl src {sa['src']} dst {sa['dst']} "
     text += f"proto {sa['proto']} mode {sa['mode']} reqid {sa['reqid']}"
     return text
 
@@ -400,8 +402,8 @@ def truncate_payload(keep):
     return alter
 
 
-def twice(packet):
-    return [packet, packet]
+def thrice(packet):
+    return [packet, packet, packet]
 
 
 def shape_name(shape):
@@ -445,8 +447,9 @@ def cases():
         yield case(f"esp-{where}-lengths-cbc", shape, [sa_of(shape, "esp", enc=CBC, auth=SHA256)], lengths)
         yield case(f"esp-{where}-lengths-gcm", shape, [sa_of(shape, "esp", aead=GCM)], lengths[:5])
         # DSCP and ECN on the way out and in.
-        for flags, xflags in ((None, None), ("noecn", None), ("decap-dscp", None), (None, "dont-encap-dscp"),
-                              ("noecn,decap-dscp", "dont-encap-dscp")):
+        marks = ((None, None), ("noecn", None), ("decap-dscp", None), (None, "dont-encap-dscp"),
+                 ("noecn,decap-dscp", "dont-encap-dscp"))
+        for flags, xflags in marks if shape[0] == "tunnel" else marks[:1]:
             more = {}
             if flags:
                 more["flags"] = flags
@@ -487,6 +490,10 @@ def cases():
             for tag, chain in EXTENSIONS:
                 yield case(f"esp-{where}-ext-{tag}", shape, [sa_of(shape, "esp", aead=GCM)], [with_extensions(shape, chain)])
                 yield case(f"ah-{where}-ext-{tag}", shape, [sa_of(shape, "ah", auth=SHA256)], [with_extensions(shape, chain)])
+        # A window that does not divide 2^32, and one that does.
+        for window in (100, 64):
+            sa = sa_of(shape, "esp", aead=GCM, replay_window=window)
+            yield case(f"replay-{where}-window{window}", shape, [sa], [inner_of(shape), inner_of(shape, size=21)], alter=thrice)
         # What is refused on the way in.
         spoils = [("icv", flip_last), ("cut1", cut(1)), ("cut16", cut(16)), ("short8", truncate_payload(8)),
                   ("short7", truncate_payload(7)), ("short0", truncate_payload(0)), ("short12", truncate_payload(12)),

@@ -18,6 +18,12 @@ pub struct Profile {
     pub extack_everywhere: bool,
     /// SA_PCPU on a message that has no use for it is an error.
     pub rejects_misplaced_pcpu: bool,
+    /// IPComp sends a compressed payload that, with its header, is just as long as the plain one.
+    pub ipcomp_may_keep_length: bool,
+    /// Bytes by which a decompressed payload must be longer than the compressed one.
+    ///
+    /// QUIRK: ipcomp_growth_of_one. The header's four, until its size was taken from the wrong thing.
+    pub ipcomp_least_growth_bytes: usize,
 }
 
 /// Linux 6.1 (Debian 12).
@@ -27,6 +33,8 @@ pub static V6_1: Profile = Profile {
     attr_max: XFRMA_MTIMER_THRESH,
     extack_everywhere: false,
     rejects_misplaced_pcpu: false,
+    ipcomp_may_keep_length: false,
+    ipcomp_least_growth_bytes: 4,
 };
 
 /// Linux 6.12 (Debian 13).
@@ -36,6 +44,8 @@ pub static V6_12: Profile = Profile {
     attr_max: XFRMA_SA_PCPU,
     extack_everywhere: true,
     rejects_misplaced_pcpu: false,
+    ipcomp_may_keep_length: false,
+    ipcomp_least_growth_bytes: 4,
 };
 
 /// Linux 7.2.
@@ -45,6 +55,8 @@ pub static V7_2: Profile = Profile {
     attr_max: XFRMA_IPTFS_PKT_SIZE,
     extack_everywhere: true,
     rejects_misplaced_pcpu: true,
+    ipcomp_may_keep_length: true,
+    ipcomp_least_growth_bytes: 1,
 };
 
 impl Profile {
