@@ -9,7 +9,7 @@ use xfrmd::emulator::{Emulator, Inputs, NetnsId, Peer};
 
 use crate::figure::{Figure, Target};
 use crate::messages::{self as msg, Shape, scramble};
-use crate::stopwatch::{median, time};
+use crate::stopwatch::{cpu_time, median};
 
 const SMALL: u32 = 1_000;
 const LARGE: u32 = 1_000_000;
@@ -122,7 +122,7 @@ fn measure(probes: &[Probe], shape: Shape, entries: u32) -> Vec<f64> {
         }
     }
     let mut samples = vec![Vec::new(); probes.len()];
-    for round in 0..7 {
+    for round in 0..15 {
         for (probe, samples) in probes.iter().zip(&mut samples) {
             let index = |i: u32| match probe.existing {
                 true => scramble(round * COUNT + i) % entries,
@@ -136,7 +136,7 @@ fn measure(probes: &[Probe], shape: Shape, entries: u32) -> Vec<f64> {
                     index(i)
                 }
             };
-            let nanos = time(|| {
+            let nanos = cpu_time(|| {
                 (0..COUNT).for_each(|i| machine.send(|out| (probe.put)(out, shape, index(i))))
             });
             samples.push(nanos / f64::from(COUNT));

@@ -3,7 +3,9 @@
 //! An event owns a snapshot of what it tells about, because the SA or policy
 //! may be gone by the time somebody reads it.
 
-use xfrm_proto::uapi::{Mark, UserExpire, UserPolExpire};
+use xfrm_proto::uapi::{Mark, UserExpire};
+
+use crate::spd::Policy;
 
 /// A fact to tell key managers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +34,8 @@ pub struct SaExpire {
 /// The content of a POLEXPIRE message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyExpire {
-    /// The policy as it was, and whether the limit was a hard one.
-    pub body: UserPolExpire,
-    /// Its attributes, as the kernel orders them, already encoded.
-    pub attrs: Vec<u8>,
+    /// The policy as it was.
+    pub policy: Policy,
+    /// Whether the limit was a hard one.
+    pub hard: bool,
 }

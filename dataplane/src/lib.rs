@@ -8,6 +8,7 @@
 //! * [`netns`]: the owner of everything that one namespace has.
 //! * [`sad`]: security associations (`net/xfrm/xfrm_state.c`).
 //! * [`spd`]: security policies (`net/xfrm/xfrm_policy.c`).
+//! * [`crypto`]: which algorithms there are, and the transforms behind an SA.
 //! * [`profile`]: which kernel is modelled.
 //! * [`packet`]: packets as bytes; [`transform`]: what an SA does to them;
 //!   [`replay`]: sequence numbers; [`drop_reason`]: why a packet died.

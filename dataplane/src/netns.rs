@@ -55,6 +55,11 @@ impl Netns {
         self.events.pop_front()
     }
 
+    /// Does what Linux leaves to workers; they run between requests.
+    pub fn run_workers(&mut self) {
+        self.sad.run_workers();
+    }
+
     /// Runs every timer that is due; their events wait in [`Netns::poll_event`].
     pub fn handle_timeout(&mut self, cx: &mut Context<'_>) {
         self.sad.handle_timeout(cx, &mut self.events);

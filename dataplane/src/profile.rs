@@ -4,6 +4,7 @@
 //! behaviour, never a comparison of version numbers in a handler.
 
 use xfrm_proto::consts::*;
+use xfrm_proto::extack::XfrmError;
 
 /// A kernel release, as a table of behaviours.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,6 +25,57 @@ pub struct Profile {
     ///
     /// QUIRK: ipcomp_growth_of_one. The header's four, until its size was taken from the wrong thing.
     pub ipcomp_least_growth_bytes: usize,
+    /// Timer ticks a second. Aevent timers are set in ticks and told in tenths of a second.
+    pub hz: u32,
+    /// MIGRATE finds its policy by selector, not by flow.
+    pub migrate_by_selector: bool,
+    /// CPUs that SA_PCPU may name.
+    pub possible_cpus: u32,
+    /// IPTFS is a known mode.
+    pub knows_iptfs: bool,
+    /// IPTFS is built in: its SAs have a configuration.
+    pub has_iptfs: bool,
+    /// `hmac(rmd160)`.
+    pub has_rmd160: bool,
+    /// `hmac(sm3)` and `cbc(sm4)`.
+    pub has_shangmi: bool,
+    /// `xcbc(aes)` takes 192 and 256 bit keys too.
+    pub xcbc_takes_long_keys: bool,
+    /// ALG_AUTH replaces an AUTH_TRUNC whose algorithm has no PF_KEY number (`cmac(aes)`).
+    pub auth_replaces_unnumbered_trunc: bool,
+    /// ESP in UDP with the non-IKE marker (encapsulation type 1).
+    pub has_non_ike_encap: bool,
+    /// An ESN SA for output needs no replay window.
+    pub esn_output_needs_no_window: bool,
+    /// TFC padding beyond 65535 bytes is an error.
+    pub limits_tfc_padding: bool,
+    /// What MTIMER_THRESH without encapsulation is told.
+    pub mtimer_needs_encap: &'static str,
+    /// What MTIMER_THRESH on an output SA is told.
+    pub mtimer_not_for_output: &'static str,
+    /// ALLOCSPI gives an SPI once per protocol; otherwise once per destination too.
+    pub spi_unique_per_proto: bool,
+    /// What an offload request is checked for.
+    pub offload: OffloadChecks,
+    /// MIGRATE without ENCAP removes an SA's encapsulation.
+    pub migrate_drops_encap: bool,
+    /// MIGRATE initialises the new SA before it has its new addresses.
+    pub migrate_inits_early: bool,
+    /// Policies know OFFLOAD_DEV.
+    pub policy_offload: bool,
+}
+
+/// What `xfrm_dev_state_add` checks before it looks for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OffloadChecks {
+    /// The protocol must be one that can be offloaded at all.
+    pub protocol: bool,
+    /// No encapsulation.
+    pub encap: bool,
+    /// Whole packets may be offloaded, and direction has to agree with the SA's.
+    pub packets: bool,
+    /// No interface id on input.
+    pub if_id: bool,
 }
 
 /// Linux 6.1 (Debian 12).
@@ -35,6 +87,30 @@ pub static V6_1: Profile = Profile {
     rejects_misplaced_pcpu: false,
     ipcomp_may_keep_length: false,
     ipcomp_least_growth_bytes: 4,
+    hz: 250,
+    possible_cpus: 1,
+    knows_iptfs: false,
+    has_iptfs: false,
+    has_rmd160: true,
+    has_shangmi: false,
+    xcbc_takes_long_keys: true,
+    auth_replaces_unnumbered_trunc: true,
+    has_non_ike_encap: true,
+    esn_output_needs_no_window: false,
+    limits_tfc_padding: false,
+    mtimer_needs_encap: "MTIMER_THRESH attribute can only be set on ENCAP states",
+    mtimer_not_for_output: "",
+    spi_unique_per_proto: false,
+    offload: OffloadChecks {
+        protocol: true,
+        encap: true,
+        packets: false,
+        if_id: false,
+    },
+    migrate_drops_encap: false,
+    migrate_inits_early: true,
+    migrate_by_selector: true,
+    policy_offload: false,
 };
 
 /// Linux 6.12 (Debian 13).
@@ -46,6 +122,30 @@ pub static V6_12: Profile = Profile {
     rejects_misplaced_pcpu: false,
     ipcomp_may_keep_length: false,
     ipcomp_least_growth_bytes: 4,
+    hz: 250,
+    possible_cpus: 1,
+    knows_iptfs: false,
+    has_iptfs: false,
+    has_rmd160: true,
+    has_shangmi: false,
+    xcbc_takes_long_keys: true,
+    auth_replaces_unnumbered_trunc: true,
+    has_non_ike_encap: false,
+    esn_output_needs_no_window: true,
+    limits_tfc_padding: false,
+    mtimer_needs_encap: "MTIMER_THRESH attribute can only be set on ENCAP states",
+    mtimer_not_for_output: "MTIMER_THRESH attribute should not be set on output SA",
+    spi_unique_per_proto: true,
+    offload: OffloadChecks {
+        protocol: true,
+        encap: false,
+        packets: true,
+        if_id: false,
+    },
+    migrate_drops_encap: false,
+    migrate_inits_early: true,
+    migrate_by_selector: false,
+    policy_offload: true,
 };
 
 /// Linux 7.2.
@@ -57,11 +157,45 @@ pub static V7_2: Profile = Profile {
     rejects_misplaced_pcpu: true,
     ipcomp_may_keep_length: true,
     ipcomp_least_growth_bytes: 1,
+    hz: 250,
+    possible_cpus: 1,
+    knows_iptfs: true,
+    has_iptfs: true,
+    has_rmd160: false,
+    has_shangmi: false,
+    xcbc_takes_long_keys: false,
+    auth_replaces_unnumbered_trunc: false,
+    has_non_ike_encap: false,
+    esn_output_needs_no_window: true,
+    limits_tfc_padding: true,
+    mtimer_needs_encap: "MTIMER_THRESH requires encapsulation",
+    mtimer_not_for_output: "MTIMER_THRESH should not be set on output SA",
+    spi_unique_per_proto: true,
+    offload: OffloadChecks {
+        protocol: false,
+        encap: false,
+        packets: true,
+        if_id: true,
+    },
+    migrate_drops_encap: true,
+    migrate_inits_early: false,
+    migrate_by_selector: false,
+    policy_offload: true,
 };
 
 impl Profile {
     /// Every release, oldest first.
     pub const ALL: [&'static Self; 3] = [&V6_1, &V6_12, &V7_2];
+
+    /// An error whose text only releases with `extack_everywhere` give.
+    #[must_use]
+    pub fn late_error(&self, errno: i32, text: &'static str) -> XfrmError {
+        if self.extack_everywhere {
+            XfrmError::with_text(errno, text)
+        } else {
+            XfrmError::new(errno)
+        }
+    }
 
     /// The release of that name.
     #[must_use]

@@ -92,6 +92,13 @@ impl<'a> Attrs<'a> {
         self.slot(kind).map(|slot| slot.offset)
     }
 
+    /// Where the attribute's payload starts in its message.
+    #[must_use]
+    pub fn payload_offset(&self, kind: u16) -> Option<usize> {
+        self.slot(kind)
+            .map(|slot| slot.offset as usize + NLA_HDRLEN)
+    }
+
     /// The structure at the front of the attribute; the table has checked its length.
     #[must_use]
     pub fn pod<T: Pod>(&self, kind: u16) -> Option<T> {

@@ -81,21 +81,22 @@ impl Address {
         u128::from_be_bytes(self.0)
     }
 
-    /// Whether all 16 bytes are zero (`xfrm_addr_any` for IPv6).
+    /// Whether it is the wildcard (`xfrm_addr_any`: never, for a family that is neither).
     #[must_use]
     pub const fn is_any(self, family: u16) -> bool {
         match family {
             crate::consts::AF_INET => self.v4_bits() == 0,
-            _ => self.bits() == 0,
+            crate::consts::AF_INET6 => self.bits() == 0,
+            _ => false,
         }
     }
 
-    /// Equality in the bytes that `family` uses (`xfrm_addr_equal`: IPv6 unless IPv4).
+    /// Equality in the bytes that `family` uses (`xfrm_addr_equal`: IPv4 unless IPv6).
     #[must_use]
     pub const fn equal(self, other: Self, family: u16) -> bool {
         match family {
-            crate::consts::AF_INET => self.v4_bits() == other.v4_bits(),
-            _ => self.bits() == other.bits(),
+            crate::consts::AF_INET6 => self.bits() == other.bits(),
+            _ => self.v4_bits() == other.v4_bits(),
         }
     }
 
@@ -103,11 +104,11 @@ impl Address {
     #[must_use]
     pub const fn for_family(self, family: u16) -> Self {
         match family {
-            crate::consts::AF_INET => {
+            crate::consts::AF_INET6 => self,
+            _ => {
                 let [a, b, c, d, ..] = self.0;
                 Self::v4(a, b, c, d)
             }
-            _ => self,
         }
     }
 }

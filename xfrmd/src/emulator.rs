@@ -127,6 +127,7 @@ impl Emulator {
             peer,
             datagram,
         );
+        ns.netns.run_workers();
         deliver_events(&mut ns.netns, &mut self.outbox, peer.netns);
     }
 

@@ -1,28 +1,347 @@
-//! The security association database.
+//! The security association database (`net/xfrm/xfrm_state.c`).
+//!
+//! A slab of SAs, an age order for dumps, and hash indices whose chains keep
+//! Linux's order (newest first, until [`buckets`] turns them around). Every
+//! operation costs the same at a thousand SAs and at a million.
+//!
+//! * [`sa`]: what an SA is. [`construct`], `init`: how one is made of a request.
+//! * `find`: lookups. [`add`]: NEWSA and UPDSA. [`spi`]: larval SAs and ALLOCSPI.
+//! * [`lifetime`]: limits in time. [`replay`]: sequence numbers, aevents.
+//! * [`walk`]: dumps. [`migrate`]: new addresses. [`tunnel`]: hidden IPCOMP tunnels.
+//!
+//! Invariant: what is in the slab is in the age order, in the buckets, and in
+//! each index that its fields call for; identity fields change only through
+//! functions here that keep the indices in step.
 
-use std::collections::VecDeque;
+pub mod add;
+mod buckets;
+pub mod construct;
+mod find;
+mod index;
+mod init;
+pub mod lifetime;
+pub mod migrate;
+pub mod replay;
+pub mod sa;
+pub mod spi;
+pub mod tunnel;
+pub mod walk;
 
-use crate::event::Event;
-use crate::netns::{Context, Limits};
+use std::collections::BTreeMap;
+use std::hash::BuildHasher;
+
+use hashbrown::HashMap;
+use xfrm_proto::uapi::{Address, SadHinfo};
+
+use crate::netns::Limits;
 use crate::profile::Profile;
-use crate::time::BootNanos;
+use buckets::Buckets;
+use index::Index;
+use lifetime::Timers;
+pub use sa::{Lifecycle, Sa, SaId};
+use tunnel::Tunnels;
+
+type Hasher = foldhash::fast::RandomState;
 
 /// The SAs of one namespace.
 pub struct Sad {
     profile: &'static Profile,
     limits: Limits,
+    hasher: Hasher,
+    slots: Vec<Option<Box<Sa>>>,
+    free: Vec<u32>,
+    by_age: BTreeMap<u64, SaId>,
+    next_serial: u64,
+    buckets: Buckets,
+    by_spi: Index,
+    by_source: Index,
+    by_template: Index,
+    larval: Index,
+    larval_by_seq: Index,
+    spi_users: HashMap<(u32, u8), u32, Hasher>,
+    timers: Timers,
+    tunnels: Tunnels,
 }
 
 impl Sad {
     /// An empty database.
     #[must_use]
     pub fn new(profile: &'static Profile, limits: Limits) -> Self {
-        Self { profile, limits }
+        Self {
+            profile,
+            limits,
+            hasher: Hasher::default(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_age: BTreeMap::new(),
+            next_serial: 1,
+            buckets: Buckets::default(),
+            by_spi: Index::default(),
+            by_source: Index::default(),
+            by_template: Index::default(),
+            larval: Index::default(),
+            larval_by_seq: Index::default(),
+            spi_users: HashMap::default(),
+            timers: Timers::default(),
+            tunnels: Tunnels::default(),
+        }
     }
 
-    pub(crate) fn handle_timeout(&mut self, _cx: &mut Context<'_>, _events: &mut VecDeque<Event>) {}
-
-    pub(crate) fn poll_timeout(&self) -> Option<BootNanos> {
-        None
+    /// Does what Linux leaves to workers, which run once a request is through:
+    /// growing the hash tables, letting go of SAs that were refused.
+    pub fn run_workers(&mut self) {
+        self.release_refused();
+        if self.buckets.wants_growth() {
+            self.buckets.grow(self.by_age.values().map(|id| id.0));
+            let buckets = &self.buckets;
+            for index in [
+                &mut self.by_spi,
+                &mut self.by_source,
+                &mut self.by_template,
+                &mut self.larval,
+                &mut self.larval_by_seq,
+            ] {
+                index.reorder(|place| buckets.rank(place));
+            }
+        }
     }
+
+    /// Removes an SA; nobody is told.
+    pub fn delete(&mut self, id: SaId) -> Option<Box<Sa>> {
+        let sa = self.unlink(id)?;
+        self.release_tunnel(&sa);
+        Some(sa)
+    }
+
+    /// Removes the SAs of a protocol (0: all, 255: AH, ESP and COMP); how many there were.
+    pub fn flush(&mut self, proto: u8) -> usize {
+        let doomed: Vec<SaId> = self
+            .iter()
+            .filter(|(_, sa)| !sa.is_tunnel && walk::proto_matches(sa.id.proto, proto))
+            .map(|(id, _)| id)
+            .collect();
+        for &id in &doomed {
+            self.delete(id);
+        }
+        doomed.len()
+    }
+
+    /// An SA.
+    #[must_use]
+    pub fn get(&self, id: SaId) -> Option<&Sa> {
+        self.slots.get(id.0 as usize)?.as_deref()
+    }
+
+    /// An SA, to change its counters and limits.
+    pub fn get_mut(&mut self, id: SaId) -> Option<&mut Sa> {
+        self.slots.get_mut(id.0 as usize)?.as_deref_mut()
+    }
+
+    /// Every SA, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = (SaId, &Sa)> {
+        self.by_age
+            .values()
+            .filter_map(|&id| Some((id, self.get(id)?)))
+    }
+
+    /// How many SAs there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_age.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_age.is_empty()
+    }
+
+    /// Sizes of the hash tables, as Linux would have them.
+    #[must_use]
+    pub fn hash_info(&self) -> SadHinfo {
+        SadHinfo {
+            sadhcnt: self.buckets.len(),
+            sadhmcnt: buckets::MOST_BUCKETS,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.len() >= self.limits.max_sas
+    }
+
+    /// Puts an SA into the slab, the order and the indices (`__xfrm_state_insert`, but for timers).
+    fn link(&mut self, mut sa: Box<Sa>) -> SaId {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+        });
+        let id = SaId(place);
+        sa.serial = self.next_serial;
+        self.next_serial += 1;
+        self.by_age.insert(sa.serial, id);
+        let hash = buckets::hash_by_addresses(sa.id.daddr, sa.saddr, sa.reqid, sa.family);
+        self.buckets.insert(place, hash, self.by_age.len());
+        let keys = Keys::of(&sa);
+        if let Some(slot) = self.slots.get_mut(place as usize) {
+            *slot = Some(sa);
+        }
+        let (slots, hasher) = (&self.slots, &self.hasher);
+        self.by_source
+            .insert(hash_of(hasher, &keys.source), place, |p| {
+                keys_at(slots, p).is_some_and(|k| k.source == keys.source)
+            });
+        self.by_template
+            .insert(hash_of(hasher, &keys.template), place, |p| {
+                keys_at(slots, p).is_some_and(|k| k.template == keys.template)
+            });
+        if let Some(key) = keys.larval {
+            self.larval.insert(hash_of(hasher, &key), place, |p| {
+                keys_at(slots, p).is_some_and(|k| k.larval == Some(key))
+            });
+        }
+        if let Some(key) = keys.larval_seq {
+            self.larval_by_seq
+                .insert(hash_of(hasher, &key), place, |p| {
+                    keys_at(slots, p).is_some_and(|k| k.larval_seq == Some(key))
+                });
+        }
+        self.link_spi(id);
+        id
+    }
+
+    /// Puts an SA that has an SPI into the indices by SPI.
+    fn link_spi(&mut self, id: SaId) {
+        let Some(key) = self.get(id).and_then(|sa| Keys::of(sa).spi) else {
+            return;
+        };
+        let slots = &self.slots;
+        self.by_spi.insert(hash_of(&self.hasher, &key), id.0, |p| {
+            keys_at(slots, p).is_some_and(|k| k.spi == Some(key))
+        });
+        *self.spi_users.entry((key.spi, key.proto)).or_insert(0) += 1;
+    }
+
+    /// Takes a larval SA that is to get an SPI out of the index of those that have none.
+    fn unindex_larval(&mut self, id: SaId) -> Option<&mut Sa> {
+        if let Some(key) = Keys::of(self.get(id)?).larval {
+            self.larval.remove(hash_of(&self.hasher, &key), id.0);
+        }
+        self.get_mut(id)
+    }
+
+    /// The reverse of [`Sad::link`] and of arming its timer.
+    fn unlink(&mut self, id: SaId) -> Option<Box<Sa>> {
+        self.disarm(id);
+        let keys = Keys::of(self.get(id)?);
+        let hasher = &self.hasher;
+        self.by_source.remove(hash_of(hasher, &keys.source), id.0);
+        self.by_template
+            .remove(hash_of(hasher, &keys.template), id.0);
+        if let Some(key) = keys.larval {
+            self.larval.remove(hash_of(hasher, &key), id.0);
+        }
+        if let Some(key) = keys.larval_seq {
+            self.larval_by_seq.remove(hash_of(hasher, &key), id.0);
+        }
+        if let Some(key) = keys.spi {
+            self.by_spi.remove(hash_of(hasher, &key), id.0);
+            if let hashbrown::hash_map::Entry::Occupied(mut users) =
+                self.spi_users.entry((key.spi, key.proto))
+            {
+                *users.get_mut() -= 1;
+                if *users.get() == 0 {
+                    users.remove();
+                }
+            }
+        }
+        self.buckets.remove(id.0);
+        let sa = self.slots.get_mut(id.0 as usize)?.take()?;
+        self.by_age.remove(&sa.serial);
+        self.free.push(id.0);
+        Some(sa)
+    }
+}
+
+/// What the indices know an SA by. Addresses are cut to what the family uses.
+struct Keys {
+    spi: Option<SpiKey>,
+    source: SourceKey,
+    template: TemplateKey,
+    larval: Option<LarvalKey>,
+    larval_seq: Option<u32>,
+}
+
+/// `state_byspi`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct SpiKey {
+    daddr: Address,
+    spi: u32,
+    proto: u8,
+    family: u16,
+}
+
+/// `state_bysrc`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct SourceKey {
+    daddr: Address,
+    saddr: Address,
+    proto: u8,
+    family: u16,
+}
+
+/// `state_bydst`, with mode and protocol, which every search of it compares.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct TemplateKey {
+    source: SourceKey,
+    reqid: u32,
+    mode: u8,
+}
+
+/// Larval SAs without SPI, as `__find_acq_core` searches them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct LarvalKey {
+    template: TemplateKey,
+    pcpu: u32,
+}
+
+impl Keys {
+    fn of(sa: &Sa) -> Self {
+        let source = SourceKey {
+            daddr: sa.id.daddr.for_family(sa.family),
+            saddr: sa.saddr.for_family(sa.family),
+            proto: sa.id.proto,
+            family: sa.family,
+        };
+        let template = TemplateKey {
+            source,
+            reqid: sa.reqid,
+            mode: sa.mode,
+        };
+        let spi = sa.id.spi.get();
+        let is_larval = sa.state == Lifecycle::Larval;
+        Self {
+            spi: (spi != 0).then_some(SpiKey {
+                daddr: source.daddr,
+                spi,
+                proto: source.proto,
+                family: sa.family,
+            }),
+            source,
+            template,
+            larval: (is_larval && spi == 0).then_some(LarvalKey {
+                template,
+                pcpu: sa.pcpu,
+            }),
+            larval_seq: (is_larval && sa.seq != 0).then_some(sa.seq),
+        }
+    }
+}
+
+fn keys_at(slots: &[Option<Box<Sa>>], place: u32) -> Option<Keys> {
+    slots.get(place as usize)?.as_deref().map(Keys::of)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
+fn hash_of<K: std::hash::Hash>(hasher: &Hasher, key: &K) -> u32 {
+    hasher.hash_one(key) as u32
 }

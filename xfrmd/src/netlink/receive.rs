@@ -34,6 +34,7 @@ pub(crate) fn receive(
 ) {
     for (header, message) in messages(datagram) {
         let mut warning = ExtAck::default();
+        let mut rewrites = Vec::new();
         let executes = header.flags & NLM_F_REQUEST != 0 && header.kind >= NLMSG_MIN_TYPE;
         let outcome = if executes {
             execute(
@@ -45,6 +46,7 @@ pub(crate) fn receive(
                 header,
                 message,
                 &mut warning,
+                &mut rewrites,
             )
         } else {
             Outcome::Answered(Ok(()))
@@ -70,10 +72,26 @@ pub(crate) fn receive(
                 )
             }
         };
+        let rewritten = apply(&rewrites, message);
+        let message = rewritten.as_deref().unwrap_or(message);
         out.send(peer.netns, Destination::Port(peer.port), |bytes| {
             write_ack(bytes, message, peer.port, errno, &extack, peer.options);
         });
     }
+}
+
+/// The request as its handler left it, if it wrote into it.
+fn apply(rewrites: &[(usize, u16)], message: &[u8]) -> Option<Vec<u8>> {
+    if rewrites.is_empty() {
+        return None;
+    }
+    let mut message = message.to_vec();
+    for &(offset, value) in rewrites {
+        if let Some(place) = message.get_mut(offset..offset + 2) {
+            place.copy_from_slice(&value.to_ne_bytes());
+        }
+    }
+    Some(message)
 }
 
 #[expect(
@@ -89,6 +107,7 @@ fn execute(
     header: NlMsgHdr,
     message: &[u8],
     warning: &mut ExtAck,
+    rewrites: &mut Vec<(usize, u16)>,
 ) -> Outcome {
     let profile = ns.profile;
     if header.kind > profile.msg_max {
@@ -128,6 +147,7 @@ fn execute(
             out,
             sockets,
             netns: peer.netns,
+            rewrites,
         };
         handler(
             &mut call,

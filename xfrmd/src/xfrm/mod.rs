@@ -34,6 +34,8 @@ pub(crate) struct Call<'a, 'b> {
     pub(crate) sockets: &'a Sockets,
     /// The namespace's id.
     pub(crate) netns: NetnsId,
+    /// Where the handler has written into the request: see [`Call::rewrite_family`].
+    pub(crate) rewrites: &'a mut Vec<(usize, u16)>,
 }
 
 impl Call<'_, '_> {
@@ -41,6 +43,12 @@ impl Call<'_, '_> {
     pub(crate) fn reply(&mut self, request: &Request<'_>, write: impl FnOnce(&mut Vec<u8>)) {
         self.out
             .send(self.netns, Destination::Port(request.port), write);
+    }
+
+    /// Writes an address family into the request, at that offset of the message: an error that
+    /// echoes the request shows it, as the kernel's handlers alter the request where it lies.
+    pub(crate) fn rewrite_family(&mut self, offset: usize, family: u16) {
+        self.rewrites.push((offset, family));
     }
 
     /// Sends a datagram to a group.
@@ -166,7 +174,7 @@ pub(crate) fn link(kind: u16) -> Link {
         XFRM_MSG_NEWAE => Link::new(uapi::AeventId::SIZE, ae::new_ae),
         XFRM_MSG_GETAE => Link::new(uapi::AeventId::SIZE, ae::get_ae),
         XFRM_MSG_REPORT => Link::from_kernel_only(uapi::UserReport::SIZE),
-        XFRM_MSG_MIGRATE => Link::new(uapi::UserPolicyId::SIZE, migrate::policy),
+        XFRM_MSG_MIGRATE => Link::new(uapi::UserPolicyId::SIZE, policy::migrate),
         XFRM_MSG_NEWSADINFO => Link::from_kernel_only(0),
         XFRM_MSG_GETSADINFO => Link::new(4, info::get_sad),
         XFRM_MSG_NEWSPDINFO => Link {
@@ -201,6 +209,15 @@ pub(crate) fn reject_misplaced(
         && kind != XFRM_MSG_ACQUIRE
     {
         return Err(XfrmError::invalid("Invalid attribute SA_PCPU"));
+    }
+    if kind == XFRM_MSG_MIGRATE_STATE
+        && let Some(other) = attrs
+            .kinds()
+            .find(|kind| !migrate::STATE_ATTRS.contains(kind))
+    {
+        let mut error = XfrmError::invalid("Unsupported attribute in XFRM_MSG_MIGRATE_STATE");
+        error.extack.offset = attrs.offset(other);
+        return Err(error);
     }
     Ok(())
 }

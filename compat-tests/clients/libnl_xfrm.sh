@@ -1,0 +1,2 @@
+# libnl-xfrm: SAs and policies through a library of its own.
+exec "$CLIENTS/libnl_xfrm"

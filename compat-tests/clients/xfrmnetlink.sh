@@ -1,0 +1,2 @@
+# The xfrmnetlink crate over tokio: non-blocking sockets and epoll.
+exec "$CLIENTS/xfrmnetlink"

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Runs a command inside a reference kernel (see install.sh).
+#
+#   compat-tests/kernel/run.sh -k 6.1|6.12|7.2 [-m MEMORY] [-t SECONDS] -- COMMAND [ARG...]
+#
+# The command is root there, in this directory, with this environment, and sees
+# and writes this machine's files; /run is empty, there is no network but
+# loopback. Its output (both streams) and its exit code become this script's;
+# 124 when it took longer than SECONDS (default 300). Booting takes 3 seconds.
+set -euo pipefail
+
+root=${REFERENCE_KERNEL_DIR:-/opt/reference-kernel}
+release=7.2 memory=512M seconds=300
+while getopts k:m:t: option; do
+  case $option in
+    k) release=$OPTARG ;;
+    m) memory=$OPTARG ;;
+    t) seconds=$OPTARG ;;
+    *) exit 2 ;;
+  esac
+done
+shift $((OPTIND - 1))
+[ "${1:-}" = -- ] && shift
+[ $# -gt 0 ] || { echo "usage: run.sh -k 6.1|6.12|7.2 [-m MEMORY] [-t SECONDS] -- COMMAND [ARG...]" >&2; exit 2; }
+case $release in
+  6.1) name=oldstable ;;
+  6.12) name=stable ;;
+  7.2) name=newest ;;
+  *) echo "run.sh: no such kernel: $release" >&2; exit 2 ;;
+esac
+home=$root/$name
+[ -x "$home/linux" ] || { echo "run.sh: kernel $release is not installed: compat-tests/kernel/install.sh $release" >&2; exit 2; }
+
+box=$(mktemp -d /var/tmp/compat-kernel.XXXXXX)
+trap 'rm -rf "$box"' EXIT
+{
+  echo '#!/bin/bash'
+  export -p
+  printf 'cd %q\n' "$PWD"
+  printf 'exec'
+  printf ' %q' "$@"
+  echo
+} >"$box/command"
+cat >"$box/init" <<INIT
+#!/bin/bash
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t tmpfs run /run
+mount -t devtmpfs dev /dev 2>/dev/null
+mkdir -p /dev/shm
+mount --bind $home/lib/modules /lib/modules
+for module in xfrm_user esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm4_tunnel xfrm6_tunnel ip6_tunnel ipip \\
+  authenc echainiv seqiv gcm ccm chacha20poly1305; do
+  modprobe -q \$module
+done
+ip link set lo up
+timeout -k 5 $seconds bash $box/command </dev/null >$box/output 2>&1
+echo \$? >$box/code
+sync
+poweroff -f
+INIT
+chmod +x "$box/init"
+: >"$box/output"
+tail -f -n +1 --pid=$$ "$box/output" 2>/dev/null &
+tailer=$!
+timeout -k 5 $((seconds + 60)) "$home/linux" mem="$memory" rootfstype=hostfs rootflags=/ rw init="$box/init" \
+  con=null con0=null,null quiet </dev/null >"$box/console" 2>&1 || true
+sleep 0.2
+kill "$tailer" 2>/dev/null || true
+wait "$tailer" 2>/dev/null || true
+[ -s "$box/code" ] || { echo "run.sh: the kernel ended before the command did" >&2; tail -n 20 "$box/console" >&2; exit 125; }
+exit "$(cat "$box/code")"

@@ -1,0 +1,32 @@
+//! The suite that proves fidelity: the same scenarios run against xfrmd and
+//! against real Linux kernels, and every reply and event is compared.
+//!
+//! * [`message`]: requests, well formed or deliberately not.
+//! * [`session`]: what a scenario does: open, send, receive, sleep; all of it
+//!   goes into a transcript.
+//! * [`scenario`]: the scenarios, by name. None knows who answers.
+//! * [`subject`]: who answers: the emulator in this process, or whatever is
+//!   behind `AF_NETLINK` sockets.
+//! * [`transcript`], [`normalize`], [`decode`]: replies as text in which clock
+//!   values and random numbers are renamed, and nothing else is lost.
+//! * [`golden`]: recorded transcripts of the kernels, and the list of
+//!   divergences that are allowed.
+//! * [`clients`]: whole programs (`ip`, libnl) whose printed output is compared.
+//! * [`kernel`]: boots a reference kernel to record from.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "all of this crate is test code: a panic is a failed test"
+)]
+
+pub mod clients;
+pub mod decode;
+pub mod golden;
+pub mod kernel;
+pub mod message;
+pub mod normalize;
+pub mod scenario;
+pub mod session;
+pub mod subject;
+pub mod transcript;

@@ -1,0 +1,208 @@
+//! What two honest runs of a scenario may differ in, renamed or removed.
+//!
+//! * clock values that lie within the run become `CLOCK` plus, where a
+//!   scenario asks for it, the seconds since it began;
+//! * SPIs that the other side drew at random are numbered as they appear;
+//! * the acquire sequence, which all namespaces of a kernel share, counts from
+//!   the first one seen;
+//! * `XFRMA_PAD` goes: whether it is sent depends on the machine's alignment
+//!   rules, not on the kernel's release. Lengths are corrected.
+//!
+//! Port ids and sequence numbers need nothing: scenarios choose them.
+
+use std::collections::BTreeMap;
+
+use xfrm_proto::align4;
+use xfrm_proto::consts::*;
+use xfrm_proto::uapi::{NlAttr, NlMsgHdr, Pod, UserSaInfo};
+
+use crate::decode::fixed_bytes;
+
+/// Stands for a time within the run.
+pub const CLOCK: u64 = 0xcccc_cccc_0000_0000;
+/// Stands for a random SPI.
+pub const SPI: u32 = 0x0a5b_1000;
+/// Stands for an acquire sequence number.
+pub const ACQSEQ: u32 = 0xac90_0000;
+
+/// Renames what differs between honest runs.
+#[derive(Debug)]
+pub struct Normalizer {
+    begin: u64,
+    seconds_matter: bool,
+    spis: BTreeMap<u32, u32>,
+    first_acqseq: Option<u32>,
+    /// The SPI of every NEWSA is a random one.
+    pub learns_spis: bool,
+}
+
+impl Normalizer {
+    /// For a run that begins at wall-clock second `begin`.
+    #[must_use]
+    pub fn new(begin: u64, seconds_matter: bool) -> Self {
+        Self {
+            begin,
+            seconds_matter,
+            spis: BTreeMap::new(),
+            first_acqseq: None,
+            learns_spis: false,
+        }
+    }
+
+    fn learn_spi(&mut self, message: &[u8]) {
+        let Some(info) = UserSaInfo::read(&message[NLMSG_HDRLEN..]) else {
+            return;
+        };
+        let next = SPI + self.spis.len() as u32;
+        self.spis.entry(info.id.spi.get()).or_insert(next);
+    }
+
+    /// Renames everything in a datagram.
+    #[must_use]
+    pub fn datagram(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(bytes.len());
+        let mut rest = bytes;
+        while let Some(header) = NlMsgHdr::read(rest) {
+            let len = header.len as usize;
+            if len < NLMSG_HDRLEN || len > rest.len() {
+                break;
+            }
+            let end = align4(len).min(rest.len());
+            let start = out.len();
+            self.message(&rest[..len], &mut out);
+            out.extend_from_slice(&rest[len..end]);
+            debug_assert!(out.len() >= start);
+            rest = &rest[end..];
+        }
+        out.extend_from_slice(rest);
+        out
+    }
+
+    fn message(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        let start = out.len();
+        let header = NlMsgHdr::read(bytes).unwrap();
+        if self.learns_spis && header.kind == XFRM_MSG_NEWSA {
+            self.learn_spi(bytes);
+        }
+        if header.kind == NLMSG_ERROR {
+            out.extend_from_slice(&bytes[..(NLMSG_HDRLEN + 4).min(bytes.len())]);
+            if header.flags & NLM_F_CAPPED == 0 && bytes.len() > 36 {
+                let mut request = Vec::new();
+                let len = NlMsgHdr::read(&bytes[20..]).map_or(0, |h| h.len as usize);
+                let end = (20 + align4(len)).min(bytes.len());
+                self.fixed(&bytes[20..end], &mut request);
+                out.extend_from_slice(&request);
+                out.extend_from_slice(&bytes[end..]);
+            } else {
+                out.extend_from_slice(bytes.get(20..).unwrap_or_default());
+            }
+            return;
+        }
+        self.fixed(bytes, out);
+        if header.kind < NLMSG_MIN_TYPE {
+            return;
+        }
+        let attrs = start + NLMSG_HDRLEN + fixed_bytes(header.kind);
+        self.attributes(out, attrs);
+        let len = (out.len() - start) as u32;
+        out[start..start + 4].copy_from_slice(&len.to_ne_bytes());
+    }
+
+    /// Copies a message; what its fixed part holds is renamed.
+    fn fixed(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(bytes);
+        let Some(header) = NlMsgHdr::read(bytes) else {
+            return;
+        };
+        let body = &mut out[start + NLMSG_HDRLEN..];
+        match header.kind {
+            XFRM_MSG_NEWSA | XFRM_MSG_UPDSA | XFRM_MSG_EXPIRE | XFRM_MSG_ALLOCSPI => {
+                self.sa_info(body);
+            }
+            XFRM_MSG_DELSA | XFRM_MSG_GETSA | XFRM_MSG_NEWAE | XFRM_MSG_GETAE => {
+                self.spi(body, 16);
+            }
+            XFRM_MSG_MIGRATE_STATE | XFRM_MSG_MAPPING => self.spi(body, 16),
+            XFRM_MSG_NEWPOLICY | XFRM_MSG_UPDPOLICY | XFRM_MSG_POLEXPIRE => {
+                self.policy_info(body, 0);
+            }
+            XFRM_MSG_ACQUIRE => {
+                self.spi(body, 16);
+                self.policy_info(body, 96);
+                self.acqseq(body, 276);
+            }
+            _ => {}
+        }
+    }
+
+    fn attributes(&mut self, out: &mut Vec<u8>, mut at: usize) {
+        while let Some(header) = out.get(at..).and_then(NlAttr::read) {
+            let len = usize::from(header.len);
+            if len < NLA_HDRLEN || at + len > out.len() {
+                return;
+            }
+            let end = (at + align4(len)).min(out.len());
+            let payload = &mut out[at + NLA_HDRLEN..at + len];
+            match header.kind {
+                XFRMA_PAD if payload.is_empty() => {
+                    out.drain(at..end);
+                    continue;
+                }
+                XFRMA_SA => self.sa_info(payload),
+                XFRMA_POLICY => self.policy_info(payload, 0),
+                XFRMA_LTIME_VAL => {
+                    self.clock(payload, 16);
+                    self.clock(payload, 24);
+                }
+                XFRMA_LASTUSED => self.clock(payload, 0),
+                _ => {}
+            }
+            at = end;
+        }
+    }
+
+    fn sa_info(&self, bytes: &mut [u8]) {
+        self.spi(bytes, 72);
+        self.clock(bytes, 176);
+        self.clock(bytes, 184);
+    }
+
+    fn policy_info(&self, bytes: &mut [u8], at: usize) {
+        self.clock(bytes, at + 136);
+        self.clock(bytes, at + 144);
+    }
+
+    fn spi(&self, bytes: &mut [u8], at: usize) {
+        let Some(field) = bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<4>) else {
+            return;
+        };
+        if let Some(name) = self.spis.get(&u32::from_be_bytes(*field)) {
+            *field = name.to_be_bytes();
+        }
+    }
+
+    fn acqseq(&mut self, bytes: &mut [u8], at: usize) {
+        let Some(field) = bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<4>) else {
+            return;
+        };
+        let seq = u32::from_ne_bytes(*field);
+        let first = *self.first_acqseq.get_or_insert(seq);
+        *field = ACQSEQ.wrapping_add(seq.wrapping_sub(first)).to_ne_bytes();
+    }
+
+    fn clock(&self, bytes: &mut [u8], at: usize) {
+        let Some(field) = bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<8>) else {
+            return;
+        };
+        let value = u64::from_ne_bytes(*field);
+        if (self.begin.saturating_sub(2)..self.begin + 3600).contains(&value) {
+            let seconds = if self.seconds_matter {
+                value.saturating_sub(self.begin)
+            } else {
+                0
+            };
+            *field = (CLOCK + seconds).to_ne_bytes();
+        }
+    }
+}

@@ -1,0 +1,703 @@
+//! Netlink itself: acknowledgements, framing, dumps, groups, privileges.
+
+use xfrm_proto::consts::*;
+use xfrm_proto::uapi::*;
+
+use super::build::*;
+use super::{Sa, Scenario};
+use crate::message::Message;
+use crate::session::{Open, Session};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario::new("ack_forms", ack_forms),
+    Scenario::new("ack_on_request_only", ack_on_request_only),
+    Scenario::new("message_types", message_types),
+    Scenario::new("message_lengths", message_lengths),
+    Scenario::new("datagram_of_several", datagram_of_several),
+    Scenario::new("malformed_framing", malformed_framing),
+    Scenario::new("header_flags", header_flags),
+    Scenario::new("port_id_and_seq_echo", port_id_and_seq_echo),
+    Scenario::new("unprivileged", unprivileged),
+    Scenario::new("groups", groups),
+    Scenario::new("group_numbers", group_numbers),
+    Scenario::new("dump_chunks", dump_chunks),
+    Scenario::new("dump_is_stale_by_one_chunk", dump_is_stale_by_one_chunk),
+    Scenario::new("dump_while_dumping", dump_while_dumping),
+    Scenario::new("dump_truncated_by_reader", dump_truncated_by_reader),
+    Scenario::new("dump_errors", dump_errors),
+    Scenario::new("dump_flags", dump_flags),
+    Scenario::new("dump_filters", dump_filters),
+    Scenario::new("dump_while_changing", dump_while_changing),
+];
+
+const ACKS: [(&str, bool, bool); 4] = [
+    ("neither", false, false),
+    ("cap", true, false),
+    ("ext", false, true),
+    ("both", true, true),
+];
+
+fn ack_forms(s: &mut Session<'_>) {
+    for (name, cap, ext) in ACKS {
+        let a = s.open(name, Open::new().acks(cap, ext));
+        let sa = Sa::esp();
+        s.request(a, "success", sa.new_sa());
+        s.request(a, "error without text", sa.new_sa());
+        let odd = Sa::esp().info(|info| info.family = 3);
+        s.request(a, "error with text", odd.new_sa());
+        let short = sa.new_sa().attr(XFRMA_IF_ID, &[1, 2]);
+        s.request(a, "attribute too short", short);
+        let wrong = sa.new_sa().attr(XFRMA_SA_DIR, &[9]);
+        s.request(a, "out of range", wrong);
+        let wrong = sa.new_sa().attr(XFRMA_SA_DIR | NLA_F_NESTED, &[1]);
+        s.request(a, "nested", wrong);
+        let wrong = sa.new_sa().attr(XFRMA_SA_DIR, &[1, 0]);
+        s.request(a, "strict length", wrong);
+        let leftover = sa.by_id(XFRM_MSG_GETSA).raw(&[1, 2, 3]);
+        s.request(a, "success with leftover bytes", leftover);
+        let leftover = sa.new_sa().raw(&[0xff, 0, 1, 0, 5]);
+        s.request(a, "error with leftover bytes", leftover);
+        let unpadded = Message::new(XFRM_MSG_DELSA).raw(&[1, 2, 3]);
+        s.request(a, "error echoing an unaligned request", unpadded);
+        s.request(a, "delete", sa.by_id(XFRM_MSG_DELSA));
+    }
+}
+
+fn ack_on_request_only(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    let sa = Sa::esp();
+    s.request(a, "no ack wanted", sa.new_sa().flags(NLM_F_REQUEST));
+    s.request(a, "error anyway", sa.new_sa().flags(NLM_F_REQUEST));
+    s.request(
+        a,
+        "no request flag",
+        sa.by_id(XFRM_MSG_DELSA).flags(NLM_F_ACK),
+    );
+    s.request(a, "no flags", sa.by_id(XFRM_MSG_DELSA).flags(0));
+    s.request(
+        a,
+        "still there",
+        sa.by_id(XFRM_MSG_GETSA).flags(NLM_F_REQUEST),
+    );
+    let alloc = alloc(&Sa::bare(IPPROTO_ESP), 0x900, 0x900);
+    s.request(a, "reply without ack", alloc.flags(NLM_F_REQUEST));
+    s.request(
+        a,
+        "dump with ack",
+        Message::dump(XFRM_MSG_GETSA).flags(NLM_F_REQUEST | NLM_F_DUMP | NLM_F_ACK),
+    );
+}
+
+fn message_types(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    let nobody = s.open("nobody", Open::new().unprivileged());
+    for kind in (0..0x14)
+        .chain(0x1c..0x30)
+        .chain([0x7f, 0xff, 0x100, 0x7fff, 0xffff])
+    {
+        let message = Message::new(kind).put(&[0; 512]);
+        s.request(a, &format!("{kind:#x}"), message.clone());
+        s.request(nobody, &format!("{kind:#x}"), message);
+    }
+}
+
+fn message_lengths(s: &mut Session<'_>) {
+    const MIN: [(u16, usize); 26] = [
+        (0x10, 224),
+        (0x11, 24),
+        (0x12, 24),
+        (0x13, 168),
+        (0x14, 64),
+        (0x15, 64),
+        (0x16, 232),
+        (0x17, 280),
+        (0x18, 232),
+        (0x19, 168),
+        (0x1a, 224),
+        (0x1b, 176),
+        (0x1c, 1),
+        (0x1d, 0),
+        (0x1e, 48),
+        (0x1f, 48),
+        (0x20, 60),
+        (0x21, 64),
+        (0x22, 0),
+        (0x23, 4),
+        (0x24, 4),
+        (0x25, 4),
+        (0x26, 64),
+        (0x27, 3),
+        (0x28, 3),
+        (0x29, 132),
+    ];
+    let a = s.open("a", Open::new());
+    for (kind, min) in MIN {
+        for len in [
+            0,
+            1,
+            min.saturating_sub(4),
+            min.saturating_sub(1),
+            min,
+            min + 1,
+            min + 3,
+        ] {
+            let message = Message::new(kind).raw(&vec![0; len]);
+            s.request(a, &format!("{len} of {min}"), message);
+        }
+    }
+}
+
+fn datagram_of_several(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    s.open("b", Open::new().all_groups());
+    let (one, two) = (Sa::esp(), Sa::esp().spi(0x1001));
+    s.datagram(
+        a,
+        "all good",
+        vec![one.new_sa(), two.new_sa(), one.by_id(XFRM_MSG_GETSA)],
+    );
+    s.datagram(
+        a,
+        "an error in the middle",
+        vec![
+            one.by_id(XFRM_MSG_DELSA),
+            one.by_id(XFRM_MSG_DELSA),
+            two.by_id(XFRM_MSG_DELSA),
+        ],
+    );
+    s.datagram(
+        a,
+        "a dump in the middle",
+        vec![
+            one.new_sa(),
+            Message::dump(XFRM_MSG_GETSA),
+            two.new_sa(),
+            Message::dump(XFRM_MSG_GETPOLICY),
+        ],
+    );
+    let quiet = |sa: &Sa| sa.by_id(XFRM_MSG_DELSA).flags(NLM_F_REQUEST);
+    s.datagram(
+        a,
+        "one ack for three",
+        vec![quiet(&one), quiet(&two), Message::new(XFRM_MSG_FLUSHPOLICY)],
+    );
+    let noop = Message::new(NLMSG_NOOP);
+    s.datagram(
+        a,
+        "control messages between",
+        vec![
+            noop.clone(),
+            one.new_sa(),
+            Message::new(NLMSG_DONE),
+            two.new_sa(),
+            noop,
+        ],
+    );
+    let unaligned = Message::new(XFRM_MSG_FLUSHSA).raw(&[0]);
+    s.datagram(
+        a,
+        "unaligned first",
+        vec![unaligned.clone(), one.new_sa(), unaligned],
+    );
+}
+
+fn malformed_framing(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    s.open("b", Open::new().all_groups());
+    let good = Sa::esp().new_sa().seq(77).bytes();
+    let get = Sa::esp().by_id(XFRM_MSG_GETSA);
+    let mut try_bytes = |s: &mut Session<'_>, label: &str, bytes: &[u8]| {
+        s.send_bytes(a, label, bytes);
+        s.drain(a);
+        s.request(a, "is it there", get.clone());
+        s.request(a, "flush", flush_sa(0));
+    };
+    for len in [0, 1, 3, 15] {
+        try_bytes(s, &format!("{len} bytes"), &good[..len]);
+    }
+    for claims in [
+        0u32,
+        1,
+        15,
+        16,
+        17,
+        20,
+        good.len() as u32 - 1,
+        good.len() as u32 + 1,
+        0x7fff_ffff,
+        0xffff_ffff,
+    ] {
+        let mut bytes = good.clone();
+        bytes[..4].copy_from_slice(&claims.to_ne_bytes());
+        try_bytes(s, &format!("claims {claims} of {}", good.len()), &bytes);
+        let mut behind = Message::new(XFRM_MSG_FLUSHPOLICY).seq(78).bytes();
+        behind.extend_from_slice(&bytes);
+        try_bytes(s, &format!("behind another, claims {claims}"), &behind);
+        bytes.extend_from_slice(&Message::new(XFRM_MSG_FLUSHPOLICY).seq(79).bytes());
+        try_bytes(s, &format!("before another, claims {claims}"), &bytes);
+    }
+    let mut junk = good.clone();
+    junk.extend_from_slice(&[9; 7]);
+    try_bytes(s, "junk behind", &junk);
+    junk.truncate(good.len());
+    junk.truncate(good.len() - 1);
+    let short = (junk.len() as u32).to_ne_bytes();
+    junk[..4].copy_from_slice(&short);
+    try_bytes(s, "unaligned end of datagram", &junk);
+}
+
+fn header_flags(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    let b = s.open("b", Open::new().all_groups());
+    for bit in 0..16 {
+        let flags = NLM_F_REQUEST | NLM_F_ACK | (1 << bit);
+        let label = format!("flags {flags:#x}");
+        s.request(a, &label, Sa::esp().new_sa().flags(flags));
+        s.request(a, &label, Sa::esp().new_sa().flags(flags));
+        s.request(a, &label, Sa::esp().by_id(XFRM_MSG_DELSA).flags(flags));
+        s.request(a, &label, Policy::new(1).new_policy().flags(flags));
+        s.request(
+            a,
+            &label,
+            Policy::new(1).by_selector(XFRM_MSG_DELPOLICY).flags(flags),
+        );
+        s.request(
+            a,
+            &label,
+            Message::new(XFRM_MSG_GETSADINFO).put(&[0; 4]).flags(flags),
+        );
+        s.drain(b);
+    }
+}
+
+fn port_id_and_seq_echo(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    s.open("b", Open::new().all_groups());
+    let sa = Sa::esp();
+    let policy = Policy::new(XFRM_POLICY_OUT);
+    let odd = |message: Message| message.pid(4711).seq(0xdead_beef);
+    s.request(a, "", odd(sa.new_sa()));
+    s.request(a, "", odd(sa.by_id(XFRM_MSG_GETSA)));
+    s.request(a, "", odd(sa.upd_sa()));
+    let ae = AeventId {
+        sa_id: sa.id(),
+        ..AeventId::default()
+    };
+    s.request(a, "", odd(Message::with(XFRM_MSG_GETAE, &ae)));
+    s.request(a, "pid 0", Message::with(XFRM_MSG_GETAE, &ae));
+    let set = Message::with(XFRM_MSG_NEWAE, &ae).flags(NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE);
+    s.request(a, "", odd(set.u32(XFRMA_REPLAY_THRESH, 3)));
+    s.request(a, "", odd(alloc(&Sa::bare(IPPROTO_ESP), 0x800, 0x800)));
+    s.request(a, "", odd(Message::dump(XFRM_MSG_GETSA)));
+    s.request(a, "", odd(policy.new_policy()));
+    s.request(a, "", odd(policy.by_selector(XFRM_MSG_GETPOLICY)));
+    s.request(a, "", odd(policy.upd_policy()));
+    s.request(a, "", odd(Message::dump(XFRM_MSG_GETPOLICY)));
+    let expire = UserPolExpire {
+        pol: policy.info,
+        hard: 0,
+        pad: [0; 7],
+    };
+    s.request(a, "", odd(Message::with(XFRM_MSG_POLEXPIRE, &expire)));
+    s.request(a, "", odd(policy.by_selector(XFRM_MSG_DELPOLICY)));
+    let expire = UserExpire {
+        state: sa.info,
+        hard: 0,
+        pad: [0; 7],
+    };
+    s.request(a, "", odd(Message::with(XFRM_MSG_EXPIRE, &expire)));
+    for kind in [XFRM_MSG_GETSADINFO, XFRM_MSG_GETSPDINFO] {
+        s.request(a, "", odd(Message::new(kind).put(&[1, 2, 3, 4])));
+    }
+    for kind in [XFRM_MSG_SETDEFAULT, XFRM_MSG_GETDEFAULT] {
+        s.request(
+            a,
+            "",
+            odd(Message::with(kind, &UserPolicyDefault::default())),
+        );
+    }
+    s.request(a, "", odd(sa.by_id(XFRM_MSG_DELSA)));
+    s.request(a, "", odd(flush_sa(0)));
+}
+
+fn unprivileged(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    let nobody = s.open("nobody", Open::new().unprivileged());
+    s.request(a, "", Sa::esp().new_sa());
+    for kind in 0x10..=0x2a {
+        s.request(nobody, "", Message::new(kind).put(&[0; 300]));
+    }
+    s.request(nobody, "dump", Message::dump(XFRM_MSG_GETSA));
+    s.request(nobody, "too short", Message::new(XFRM_MSG_NEWSA));
+    s.request(nobody, "not for us", Message::new(5));
+    s.request(
+        nobody,
+        "not a request",
+        Message::new(XFRM_MSG_FLUSHSA).flags(NLM_F_ACK),
+    );
+    let _ = s.try_open("groupie", Open::new().unprivileged().all_groups());
+    s.set_member(nobody, 3, true);
+    let plain = s.open("plain", Open::new().plain().unprivileged());
+    s.request(plain, "echo", Sa::esp().new_sa());
+}
+
+fn groups(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    let mut members = Vec::new();
+    for group in 1..=8 {
+        members.push(s.open(&format!("g{group}"), Open::new().groups(1 << (group - 1))));
+    }
+    let own = s.open("own", Open::new().all_groups());
+    s.open("high", Open::new().groups(0xffff_ff00));
+    let sa = Sa::esp();
+    let policy = Policy::new(XFRM_POLICY_OUT);
+    for from in [a, own] {
+        s.request(from, "", sa.new_sa());
+        s.request(from, "", policy.new_policy());
+        let ae = AeventId {
+            sa_id: sa.id(),
+            ..AeventId::default()
+        };
+        let set =
+            Message::with(XFRM_MSG_NEWAE, &ae).flags(NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE);
+        s.request(from, "", set.u32(XFRMA_REPLAY_THRESH, 3));
+        let expire = UserPolExpire {
+            pol: policy.info,
+            hard: 1,
+            pad: [0; 7],
+        };
+        s.request(from, "", Message::with(XFRM_MSG_POLEXPIRE, &expire));
+        let expire = UserExpire {
+            state: sa.info,
+            hard: 1,
+            pad: [0; 7],
+        };
+        s.request(from, "", Message::with(XFRM_MSG_EXPIRE, &expire));
+        s.request(
+            from,
+            "",
+            Message::with(
+                XFRM_MSG_SETDEFAULT,
+                &UserPolicyDefault {
+                    input: 1,
+                    fwd: 1,
+                    out: 1,
+                },
+            ),
+        );
+    }
+    s.set_member(members[2], 3, false);
+    s.set_member(members[3], 3, true);
+    s.request(a, "g3 has left, g4 has joined", sa.new_sa());
+    s.close(members[3]);
+    s.request(a, "g4 is closed", sa.by_id(XFRM_MSG_DELSA));
+}
+
+fn group_numbers(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    for group in [0, 1, 8, 9, 31, 32, 33, 64, u32::MAX] {
+        s.set_member(a, group, true);
+        s.set_member(a, group, false);
+    }
+}
+
+fn fill_sad(s: &mut Session<'_>, a: crate::subject::Socket, count: u32) {
+    let messages = (0..count).map(|n| Sa::esp().spi(0x2000 + n).new_sa().flags(NLM_F_REQUEST));
+    for chunk in messages.collect::<Vec<_>>().chunks(20) {
+        s.datagram(a, "many", chunk.to_vec());
+    }
+}
+
+fn fill_spd(s: &mut Session<'_>, a: crate::subject::Socket, count: u32) {
+    let policy = |n: u32| {
+        let policy = Policy::new((n % 3) as u8).info(|info| info.sel.sport = BeU16::new(n as u16));
+        policy
+            .tmpls(&vec![tmpl(1, n); n as usize % 7])
+            .new_policy()
+            .flags(NLM_F_REQUEST)
+    };
+    for chunk in (0..count).map(policy).collect::<Vec<_>>().chunks(20) {
+        s.datagram(a, "many", chunk.to_vec());
+    }
+}
+
+fn dump_chunks(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    fill_sad(s, a, 90);
+    fill_spd(s, a, 60);
+    for (name, buffer) in [
+        ("small", 4096),
+        ("middle", 8192),
+        ("large", 16384),
+        ("huge", 32768),
+        ("more", 65536),
+    ] {
+        let reader = s.open(name, Open::new());
+        s.send(reader, "dump", vec![Message::dump(XFRM_MSG_GETSA)]);
+        s.recv_lengths(reader, buffer);
+        s.send(reader, "dump", vec![Message::dump(XFRM_MSG_GETPOLICY)]);
+        s.recv_lengths(reader, buffer);
+        s.send(
+            reader,
+            "dump into 4096 after that",
+            vec![Message::dump(XFRM_MSG_GETSA)],
+        );
+        s.recv_lengths(reader, 4096);
+    }
+}
+
+fn dump_is_stale_by_one_chunk(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    let reader = s.open("reader", Open::new());
+    fill_sad(s, a, 30);
+    s.send(reader, "dump", vec![Message::dump(XFRM_MSG_GETSA)]);
+    s.recv(reader, 4096);
+    s.send(a, "all gone", vec![flush_sa(0)]);
+    s.send(a, "and a new one", vec![Sa::esp().spi(0x3000).new_sa()]);
+    s.recv_lengths(reader, 4096);
+    s.drain(a);
+    fill_spd(s, a, 30);
+    s.send(reader, "dump", vec![Message::dump(XFRM_MSG_GETPOLICY)]);
+    s.send(a, "all gone", vec![flush_policy()]);
+    s.recv_lengths(reader, 4096);
+}
+
+fn dump_while_changing(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    fill_sad(s, a, 30);
+    for (label, victim) in [
+        ("deletes what comes next", 0x2000 + 16),
+        ("deletes what has been", 0x2000 + 29),
+        ("deletes the oldest", 0x2000),
+    ] {
+        let reader = s.open("reader", Open::new());
+        s.send(reader, "dump", vec![Message::dump(XFRM_MSG_GETSA)]);
+        s.recv(reader, 4096);
+        s.request_quietly(a, label, Sa::esp().spi(victim).by_id(XFRM_MSG_DELSA));
+        s.request_quietly(a, "adds one", Sa::esp().spi(victim + 0x1000).new_sa());
+        s.recv_spis(reader, 4096);
+        s.close(reader);
+    }
+    let reader = s.open("reader", Open::new());
+    s.send(reader, "dump", vec![Message::dump(XFRM_MSG_GETSA)]);
+    s.recv(reader, 4096);
+    s.close(reader);
+    let reader = s.open("next", Open::new());
+    s.send(
+        reader,
+        "dump of another socket",
+        vec![Message::dump(XFRM_MSG_GETSA)],
+    );
+    s.recv_spis(reader, 32768);
+    let cursor = Sa::esp().spi(0x2000 + 12);
+    s.send(reader, "dump again", vec![Message::dump(XFRM_MSG_GETSA)]);
+    s.recv(reader, 32768);
+    s.request_quietly(a, "deletes", cursor.by_id(XFRM_MSG_DELSA));
+    s.recv_spis(reader, 32768);
+}
+
+fn dump_while_dumping(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    fill_sad(s, a, 20);
+    let reader = s.open("reader", Open::new());
+    s.send(reader, "dump", vec![Message::dump(XFRM_MSG_GETSA)]);
+    s.send(reader, "dump again", vec![Message::dump(XFRM_MSG_GETSA)]);
+    s.send(
+        reader,
+        "dump the other",
+        vec![Message::dump(XFRM_MSG_GETPOLICY)],
+    );
+    s.send(
+        reader,
+        "get one",
+        vec![Sa::esp().spi(0x2003).by_id(XFRM_MSG_GETSA)],
+    );
+    s.send(
+        reader,
+        "dump again, no ack wanted, several",
+        vec![Message::dump(XFRM_MSG_GETSA), Message::dump(XFRM_MSG_GETSA)],
+    );
+    s.recv_lengths(reader, 8192);
+    s.request(
+        reader,
+        "and when it is over",
+        Message::dump(XFRM_MSG_GETPOLICY),
+    );
+    s.send(
+        reader,
+        "two of an empty table",
+        vec![
+            Message::dump(XFRM_MSG_GETPOLICY),
+            Message::dump(XFRM_MSG_GETPOLICY),
+        ],
+    );
+    s.recv_lengths(reader, 8192);
+}
+
+fn dump_truncated_by_reader(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    fill_sad(s, a, 12);
+    let reader = s.open("reader", Open::new());
+    s.send(reader, "dump", vec![Message::dump(XFRM_MSG_GETSA)]);
+    s.recv_lengths(reader, 100);
+    s.send(reader, "dump", vec![Message::dump(XFRM_MSG_GETSA)]);
+    s.recv_lengths(reader, 4000);
+}
+
+fn dump_errors(s: &mut Session<'_>) {
+    for (name, cap, ext) in ACKS {
+        let a = s.open(name, Open::new().acks(cap, ext));
+        let dump = || Message::dump(XFRM_MSG_GETSA);
+        let filter = |splen, dplen| AddressFilter {
+            family: AF_INET,
+            splen,
+            dplen,
+            ..AddressFilter::default()
+        };
+        for (splen, dplen) in [
+            (32, 32),
+            (33, 0),
+            (0, 33),
+            (128, 128),
+            (129, 0),
+            (0, 129),
+            (255, 255),
+        ] {
+            s.request(
+                a,
+                &format!("{splen} {dplen}"),
+                dump().pod(XFRMA_ADDRESS_FILTER, &filter(splen, dplen)),
+            );
+        }
+        s.request(
+            a,
+            "short filter",
+            dump().attr(XFRMA_ADDRESS_FILTER, &[0; 35]),
+        );
+        s.request(a, "short proto", dump().attr(XFRMA_PROTO, &[]));
+        s.request(a, "misplaced attribute", dump().attr(XFRMA_SA_DIR, &[1]));
+        s.request(a, "leftover", dump().raw(&[1, 2, 3]));
+        s.request(
+            a,
+            "leading body",
+            dump().put(&[0; 24]).attr(XFRMA_PROTO, &[50]),
+        );
+        s.request(
+            a,
+            "policy dump ignores attributes",
+            Message::dump(XFRM_MSG_GETPOLICY).attr(XFRMA_IF_ID, &[1]),
+        );
+        s.request(
+            a,
+            "policy dump ignores its body",
+            Message::dump(XFRM_MSG_GETPOLICY).raw(&[255; 9]),
+        );
+    }
+}
+
+fn dump_flags(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    s.request(a, "", Sa::esp().new_sa());
+    s.request(a, "", Policy::new(1).new_policy());
+    for flags in [0, 0x100, 0x200, 0x300, 0x700, 0x104, 0x308, 0x10] {
+        let flags = NLM_F_REQUEST | flags;
+        let label = format!("flags {flags:#x}");
+        s.request(a, &label, Message::new(XFRM_MSG_GETSA).flags(flags));
+        s.request(a, &label, Message::new(XFRM_MSG_GETPOLICY).flags(flags));
+        s.request(a, &label, Sa::esp().by_id(XFRM_MSG_GETSA).flags(flags));
+        s.request(
+            a,
+            &label,
+            Policy::new(1).by_selector(XFRM_MSG_GETPOLICY).flags(flags),
+        );
+        s.request(
+            a,
+            &label,
+            Message::new(XFRM_MSG_GETSADINFO).put(&[0; 4]).flags(flags),
+        );
+        s.request(
+            a,
+            &label,
+            Message::new(XFRM_MSG_GETAE).put(&[0; 48]).flags(flags),
+        );
+    }
+    s.request(
+        a,
+        "not a request",
+        Message::dump(XFRM_MSG_GETSA).flags(NLM_F_DUMP),
+    );
+}
+
+fn dump_filters(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    let mut spi = 0x100;
+    for base in [
+        Sa::esp(),
+        Sa::ah(),
+        Sa::comp(),
+        Sa::bare(IPPROTO_DSTOPTS).attr(XFRMA_COADDR, [7; 16]),
+    ] {
+        for last in [1, 9, 130] {
+            spi += 1;
+            let routed = base.info.id.proto == IPPROTO_DSTOPTS;
+            let v4 = base.clone().info(|info| {
+                info.id.spi = BeU32::new(if routed { 0 } else { spi });
+                info.saddr = Address::v4(10, last, 0, 1);
+                info.id.daddr = Address::v4(10, 200, last, 2);
+            });
+            s.request(a, "", v4.new_sa());
+            let over_v6 = base.clone().over_v6().info(|info| {
+                info.id.spi = BeU32::new(if routed { 0 } else { spi });
+                info.mode = if routed {
+                    XFRM_MODE_ROUTEOPTIMIZATION
+                } else {
+                    0
+                };
+                info.saddr = v6(last);
+                info.id.daddr = v6(last + 1);
+            });
+            s.request(a, "", over_v6.new_sa());
+        }
+    }
+    for proto in [0, 1, 50, 51, 60, 108, 255, 4] {
+        s.send(
+            a,
+            &format!("proto {proto}"),
+            vec![Message::dump(XFRM_MSG_GETSA).attr(XFRMA_PROTO, &[proto])],
+        );
+        s.recv_spis(a, 65536);
+    }
+    let filters = [
+        (AF_INET, Address::v4(10, 9, 0, 1), 32, Address::ANY, 0),
+        (AF_INET, Address::v4(10, 9, 0, 1), 16, Address::ANY, 0),
+        (AF_INET, Address::v4(10, 8, 0, 1), 15, Address::ANY, 0),
+        (AF_INET, Address::ANY, 0, Address::v4(10, 200, 130, 99), 24),
+        (AF_INET, Address::ANY, 0, Address::ANY, 0),
+        (AF_INET6, Address::ANY, 0, Address::ANY, 0),
+        (AF_INET6, v6(9), 128, Address::ANY, 0),
+        (AF_INET6, v6(8), 126, v6(8), 125),
+        (AF_INET6, v6(9), 128, Address::ANY, 128),
+        (0, Address::ANY, 0, Address::ANY, 0),
+        (0, Address::v4(10, 9, 0, 1), 32, Address::ANY, 0),
+        (0, v6(9), 128, Address::ANY, 0),
+        (7, Address::ANY, 0, Address::ANY, 0),
+    ];
+    for (family, saddr, splen, daddr, dplen) in filters {
+        let filter = AddressFilter {
+            saddr,
+            daddr,
+            family,
+            splen,
+            dplen,
+        };
+        let dump = Message::dump(XFRM_MSG_GETSA).pod(XFRMA_ADDRESS_FILTER, &filter);
+        s.send(a, &format!("{family} {splen} {dplen}"), vec![dump.clone()]);
+        s.recv_spis(a, 65536);
+        s.send(
+            a,
+            &format!("{family} {splen} {dplen} AH"),
+            vec![dump.attr(XFRMA_PROTO, &[51])],
+        );
+        s.recv_spis(a, 65536);
+    }
+}

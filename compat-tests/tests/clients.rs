@@ -1,0 +1,116 @@
+//! Every client on every kernel: what it prints over xfrmd is what it prints
+//! over Linux. `golden`: compared with what was recorded; `live`: what was
+//! recorded is what the kernel says today.
+//!
+//! `XFRMD_RECORD=1` records instead of comparing live output.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use compat_tests::clients::{self, Client};
+use compat_tests::golden::{self, Divergences};
+use compat_tests::kernel::{self, Kernel};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let build_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients");
+    let tools = clients::build(&build_dir).and_then(|()| clients::ip_version());
+    let divergences = Arc::new(Divergences::of_project());
+    let mut trials = Vec::new();
+    for kernel in kernel::ALL {
+        for client in clients::all().unwrap() {
+            let name = format!("golden::{}::{}", kernel.name, client.name);
+            let (build_dir, list) = (build_dir.clone(), Arc::clone(&divergences));
+            let expected = expectation(kernel, &client, &tools);
+            trials.push(trial(name, expected.as_ref().err().cloned(), move || {
+                let actual = clients::run_over_xfrmd(&xfrmd()?, kernel, &client, &build_dir)?;
+                let result = golden::compare(expected.as_deref().unwrap_or_default(), &actual);
+                list.judge(&format!("clients/{}", client.name), kernel, result)
+                    .map_err(Failed::from)
+            }));
+        }
+        live(kernel, &build_dir, &tools, &mut trials);
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A test, or one that is ignored (failed, when all are required) with a reason.
+fn trial(
+    name: String,
+    missing: Option<String>,
+    run: impl FnOnce() -> Result<(), Failed> + Send + 'static,
+) -> Trial {
+    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
+    match missing {
+        None => Trial::test(name, run),
+        Some(reason) if required => Trial::test(name, move || Err(reason.into())),
+        Some(reason) => {
+            Trial::test(format!("{name} ({reason})"), || Ok(())).with_ignored_flag(true)
+        }
+    }
+}
+
+fn xfrmd() -> Result<PathBuf, Failed> {
+    let me = std::env::current_exe()?;
+    let path = me.ancestors().nth(2).unwrap_or(&me).join("xfrmd");
+    if path.exists() {
+        Ok(path)
+    } else {
+        Err("no xfrmd: cargo build --workspace".into())
+    }
+}
+
+/// What was recorded, if the programs here are those that it was recorded with.
+fn expectation(
+    kernel: Kernel,
+    client: &Client,
+    tools: &Result<String, String>,
+) -> Result<String, String> {
+    let ip = tools.as_ref()?;
+    let path = clients::golden_path(kernel, client);
+    let recorded = fs::read_to_string(path).map_err(|_| {
+        format!(
+            "not recorded: XFRMD_RECORD=1 cargo test --test clients live::{}",
+            kernel.name
+        )
+    })?;
+    let (version, text) = recorded.split_once('\n').unwrap_or_default();
+    if version != format!("# {ip}") {
+        return Err(format!("recorded with {version}, here is {ip}"));
+    }
+    Ok(text.to_owned())
+}
+
+fn live(kernel: Kernel, build_dir: &Path, tools: &Result<String, String>, trials: &mut Vec<Trial>) {
+    let missing = kernel
+        .available()
+        .and_then(|()| tools.clone().map(|_| ()))
+        .err();
+    let recording: Arc<OnceLock<Result<PathBuf, String>>> = Arc::default();
+    for client in clients::all().unwrap() {
+        let name = format!("live::{}::{}", kernel.name, client.name);
+        let (recording, build_dir, tools) =
+            (Arc::clone(&recording), build_dir.to_owned(), tools.clone());
+        trials.push(trial(name, missing.clone(), move || {
+            let out = recording.get_or_init(|| {
+                let out =
+                    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("clients-{}", kernel.name));
+                clients::run_in_kernel(kernel, &out, &build_dir).map_err(|e| e.to_string())?;
+                Ok(out)
+            });
+            let out = out.as_ref().map_err(|error| Failed::from(error.as_str()))?;
+            let today = fs::read_to_string(out.join(format!("{}.txt", client.name)))?;
+            if std::env::var_os("XFRMD_RECORD").is_some() {
+                let path = clients::golden_path(kernel, &client);
+                fs::create_dir_all(path.parent().unwrap())?;
+                let ip = tools.clone().map_err(Failed::from)?;
+                return Ok(fs::write(path, format!("# {ip}\n{today}"))?);
+            }
+            golden::compare(&expectation(kernel, &client, &tools)?, &today).map_err(Failed::from)
+        }));
+    }
+}

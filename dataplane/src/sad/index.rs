@@ -1,0 +1,181 @@
+//! Hash indices over the SAD: chains of SAs with equal keys, newest first.
+//!
+//! An index stores no keys: it holds the place of the youngest SA of each key
+//! and links through all places. Linking, unlinking and finding a chain cost
+//! the same however many SAs there are. Who uses an index knows the key and
+//! compares it.
+
+use hashbrown::HashTable;
+
+/// No SA.
+const NONE: u32 = u32::MAX;
+
+#[derive(Clone, Copy)]
+struct Head {
+    hash: u32,
+    place: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Link {
+    newer: u32,
+    older: u32,
+}
+
+/// Chains of places by key.
+#[derive(Default)]
+pub(super) struct Index {
+    heads: HashTable<Head>,
+    links: Vec<Link>,
+}
+
+impl Index {
+    /// Puts `place` in front of the chain of its key; `same` tells whether a place has that key.
+    pub(super) fn insert(&mut self, hash: u32, place: u32, same: impl Fn(u32) -> bool) {
+        let slot = place as usize;
+        if self.links.len() <= slot {
+            let unlinked = Link {
+                newer: NONE,
+                older: NONE,
+            };
+            self.links.resize(slot + 1, unlinked);
+        }
+        let mut older = NONE;
+        match self
+            .heads
+            .find_mut(spread(hash), |h| h.hash == hash && same(h.place))
+        {
+            Some(head) => {
+                older = head.place;
+                head.place = place;
+            }
+            None => {
+                self.heads
+                    .insert_unique(spread(hash), Head { hash, place }, |h| spread(h.hash));
+            }
+        }
+        self.set(place, |link| {
+            *link = Link { newer: NONE, older };
+        });
+        self.set(older, |link| link.newer = place);
+    }
+
+    /// Takes `place` out of the chain of its key.
+    pub(super) fn remove(&mut self, hash: u32, place: u32) {
+        let Some(link) = self.links.get(place as usize).copied() else {
+            return;
+        };
+        if link.newer == NONE {
+            if let Ok(mut head) = self
+                .heads
+                .find_entry(spread(hash), |h| h.hash == hash && h.place == place)
+            {
+                if link.older == NONE {
+                    head.remove();
+                } else {
+                    head.get_mut().place = link.older;
+                }
+            }
+        }
+        self.set(link.newer, |l| l.older = link.older);
+        self.set(link.older, |l| l.newer = link.newer);
+    }
+
+    /// The chain of a key, newest first.
+    pub(super) fn chain(
+        &self,
+        hash: u32,
+        same: impl Fn(u32) -> bool,
+    ) -> impl Iterator<Item = u32> + '_ {
+        let head = self
+            .heads
+            .find(spread(hash), |h| h.hash == hash && same(h.place))
+            .map(|h| h.place);
+        std::iter::successors(head, |&place| {
+            let older = self.links.get(place as usize)?.older;
+            (older != NONE).then_some(older)
+        })
+    }
+
+    /// Sorts every chain by descending `rank`.
+    pub(super) fn reorder(&mut self, rank: impl Fn(u32) -> u64) {
+        let mut chain = Vec::new();
+        for head in self.heads.iter_mut() {
+            chain.clear();
+            let mut place = head.place;
+            while place != NONE {
+                chain.push(place);
+                place = self.links.get(place as usize).map_or(NONE, |l| l.older);
+            }
+            if chain.len() < 2 {
+                continue;
+            }
+            chain.sort_unstable_by_key(|&p| std::cmp::Reverse(rank(p)));
+            let mut newer = NONE;
+            for (i, &p) in chain.iter().enumerate() {
+                let older = chain.get(i + 1).copied().unwrap_or(NONE);
+                if let Some(link) = self.links.get_mut(p as usize) {
+                    *link = Link { newer, older };
+                }
+                newer = p;
+            }
+            head.place = chain.first().copied().unwrap_or(NONE);
+        }
+    }
+
+    fn set(&mut self, place: u32, change: impl FnOnce(&mut Link)) {
+        if let Some(link) = self.links.get_mut(place as usize) {
+            change(link);
+        }
+    }
+}
+
+/// 64 bits for the table, which wants entropy at both ends.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(index: &Index, keys: &[u8], key: u8) -> Vec<u32> {
+        index
+            .chain(u32::from(key), |p| keys[p as usize] == key)
+            .collect()
+    }
+
+    #[test]
+    fn chains_are_newest_first_and_survive_removal() {
+        let keys = [7, 7, 8, 7];
+        let mut index = Index::default();
+        for place in 0..4 {
+            let key = keys[place as usize];
+            index.insert(u32::from(key), place, |p| keys[p as usize] == key);
+        }
+        assert_eq!(chain(&index, &keys, 7), [3, 1, 0]);
+        index.remove(7, 1);
+        assert_eq!(chain(&index, &keys, 7), [3, 0]);
+        index.remove(7, 3);
+        assert_eq!(chain(&index, &keys, 7), [0]);
+        index.remove(7, 0);
+        assert_eq!(chain(&index, &keys, 7), []);
+        assert_eq!(chain(&index, &keys, 8), [2]);
+    }
+
+    #[test]
+    fn reorder_sorts_by_rank() {
+        let keys = [7; 5];
+        let mut index = Index::default();
+        for place in 0..5 {
+            index.insert(7, place, |_| true);
+        }
+        index.reorder(|p| u64::from(10 - p));
+        assert_eq!(chain(&index, &keys, 7), [0, 1, 2, 3, 4]);
+        index.remove(7, 0);
+        index.insert(7, 0, |_| true);
+        assert_eq!(chain(&index, &keys, 7), [0, 1, 2, 3, 4]);
+        index.remove(7, 2);
+        assert_eq!(chain(&index, &keys, 7), [0, 1, 3, 4]);
+    }
+}

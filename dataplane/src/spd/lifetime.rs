@@ -1,0 +1,134 @@
+//! When policies expire (`xfrm_policy_timer`).
+//!
+//! A timer looks at a policy one second after it was added or replaced, and
+//! then whenever the next of its four limits can be reached. Limits count wall
+//! seconds; the timer runs on boot time. A soft limit that has passed is told
+//! again every 30 s. Byte and packet limits are kept and never enforced.
+//!
+//! QUIRK: use_limits_count_from_addition_until_first_use.
+//!
+//! Timers fire when Linux's timer wheel lets them: in coarser steps the
+//! further away they are, never early, and within a step the one that was
+//! armed last comes first.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use hashbrown::HashMap;
+
+use super::policy::{Policy, hash_state};
+use crate::time::{BootNanos, WallSecs};
+
+/// Seconds until a passed soft limit is told again (`XFRM_KM_TIMEOUT`).
+const REPEAT_SECS: i64 = 30;
+/// Nanoseconds of a jiffy at 250 Hz, as Debian and Ubuntu build their kernels.
+const JIFFY_NANOS: u64 = 4_000_000;
+const JIFFIES_PER_SEC: u64 = 250;
+
+/// What the timer finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// A hard limit has passed.
+    Expired,
+    /// Look again in `next` seconds, if at all; tell about a soft limit when `warn`.
+    Alive { warn: bool, next: Option<u64> },
+}
+
+/// Looks at a policy's limits.
+///
+/// QUIRK: absurd_lifetimes_wrap_and_expire_at_once: the sums are done in 64-bit signed
+/// arithmetic, so that a limit near 2^64 seconds lies in the past.
+pub(super) fn check(policy: &Policy, now: WallSecs) -> Verdict {
+    let lft = &policy.lft;
+    let used = match policy.use_time {
+        0 => policy.add_time,
+        time => time,
+    };
+    let left = |limit: u64, since: u64| {
+        (limit != 0).then(|| limit.wrapping_add(since).wrapping_sub(now.0).cast_signed())
+    };
+    let hard = [
+        left(lft.hard_add_expires_seconds, policy.add_time),
+        left(lft.hard_use_expires_seconds, used),
+    ];
+    let soft = [
+        left(lft.soft_add_expires_seconds, policy.add_time),
+        left(lft.soft_use_expires_seconds, used),
+    ];
+    if hard.iter().flatten().any(|&secs| secs <= 0) {
+        return Verdict::Expired;
+    }
+    let warn = soft.iter().flatten().any(|&secs| secs <= 0);
+    let again = |secs: &i64| if *secs <= 0 { REPEAT_SECS } else { *secs };
+    let next = hard.iter().chain(&soft).flatten().map(again).min();
+    Verdict::Alive {
+        warn,
+        next: next.map(i64::unsigned_abs),
+    }
+}
+
+/// The jiffy in which the wheel fires a timer that is armed at `now` for `secs` later
+/// (`kernel/time/timer.c calc_wheel_index`).
+fn wheel_expiry(now: BootNanos, secs: u64) -> u64 {
+    const LEVELS: u32 = 9;
+    const COARSEST: u32 = 3 * (LEVELS - 1);
+    let delta = secs
+        .saturating_mul(JIFFIES_PER_SEC)
+        .min((63 << COARSEST) - (1 << COARSEST));
+    let level = (0..LEVELS).find(|level| delta < 63 << (3 * level));
+    let shift = level.map_or(COARSEST, |level| 3 * level);
+    (((now.0 / JIFFY_NANOS + delta) >> shift) + 1) << shift
+}
+
+/// The timers of all policies that have limits.
+#[derive(Debug)]
+pub(super) struct Timers {
+    /// By jiffy, then youngest first.
+    queue: BTreeMap<(u64, Reverse<u64>), u32>,
+    of_slot: HashMap<u32, (u64, Reverse<u64>), foldhash::fast::FixedState>,
+    armed: u64,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            queue: BTreeMap::new(),
+            of_slot: HashMap::with_hasher(hash_state()),
+            armed: 0,
+        }
+    }
+}
+
+impl Timers {
+    pub(super) fn arm(&mut self, slot: u32, now: BootNanos, secs: u64) {
+        self.disarm(slot);
+        self.armed += 1;
+        let key = (wheel_expiry(now, secs), Reverse(self.armed));
+        self.queue.insert(key, slot);
+        self.of_slot.insert(slot, key);
+    }
+
+    pub(super) fn disarm(&mut self, slot: u32) {
+        if !self.of_slot.is_empty()
+            && let Some(key) = self.of_slot.remove(&slot)
+        {
+            self.queue.remove(&key);
+        }
+    }
+
+    /// When the first timer is due.
+    pub(super) fn next(&self) -> Option<BootNanos> {
+        let (&(jiffy, _), _) = self.queue.first_key_value()?;
+        Some(BootNanos(jiffy.saturating_mul(JIFFY_NANOS)))
+    }
+
+    /// Takes the first timer that is due.
+    pub(super) fn pop(&mut self, now: BootNanos) -> Option<u32> {
+        if self.next()? > now {
+            return None;
+        }
+        let (_, slot) = self.queue.pop_first()?;
+        self.of_slot.remove(&slot);
+        Some(slot)
+    }
+}

@@ -1,0 +1,228 @@
+//! A policy as the database keeps it (`struct xfrm_policy`).
+
+use std::hash::{BuildHasher, Hasher};
+
+use xfrm_proto::consts::*;
+use xfrm_proto::uapi::{
+    Address, LifetimeCfg, LifetimeCur, Mark, Selector, UserPolicyInfo, UserTmpl,
+};
+use zerocopy::IntoBytes;
+
+use super::flow::Flow;
+
+/// What tells one policy from another: everything but what it does.
+///
+/// QUIRK: selector_identity_includes_padding_host_bits_and_user: selectors are
+/// compared as 56 bytes, of which lookup uses fewer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyKey {
+    /// The selector, byte for byte.
+    pub selector: Selector,
+    /// The mark, value and mask.
+    pub mark: Mark,
+    /// `XFRMA_IF_ID`.
+    pub if_id: u32,
+    /// `XFRM_POLICY_TYPE_*`.
+    pub kind: u8,
+    /// `XFRM_POLICY_IN`, `_OUT`, `_FWD`; 3 and 4 for a socket's.
+    pub dir: u8,
+}
+
+impl PolicyKey {
+    pub(super) fn hash(&self) -> u32 {
+        let mut hasher = hash_state().build_hasher();
+        hasher.write(self.selector.as_bytes());
+        hasher.write_u64(u64::from(self.mark.v) << 32 | u64::from(self.mark.m));
+        hasher.write_u64(
+            u64::from(self.if_id) << 16 | u64::from(self.kind) << 8 | u64::from(self.dir),
+        );
+        (hasher.finish() >> 32) as u32
+    }
+}
+
+/// The hash function of all tables here: the same in every run, so that runs repeat.
+pub(super) fn hash_state() -> foldhash::fast::FixedState {
+    foldhash::fast::FixedState::with_seed(0x7866_726d)
+}
+
+/// The templates of a policy: at most [`XFRM_MAX_DEPTH`]. The first lives with
+/// the policy, because most have one and a request reads them together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Templates {
+    first: Option<UserTmpl>,
+    rest: Box<[UserTmpl]>,
+}
+
+impl Templates {
+    /// The templates of a request, as the kernel stores them: two holes zeroed.
+    #[must_use]
+    pub fn new(given: impl IntoIterator<Item = UserTmpl>) -> Self {
+        let mut stored = given.into_iter().map(|tmpl| UserTmpl {
+            pad0: [0; 2],
+            pad1: 0,
+            ..tmpl
+        });
+        Self {
+            first: stored.next(),
+            rest: stored.collect(),
+        }
+    }
+
+    /// In order: innermost first on output.
+    pub fn iter(&self) -> impl Iterator<Item = &UserTmpl> {
+        self.first.iter().chain(&self.rest)
+    }
+
+    /// The same, to change.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut UserTmpl> {
+        self.first.iter_mut().chain(&mut self.rest)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.rest.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+}
+
+/// A security policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// What identifies it.
+    pub key: PolicyKey,
+    /// `XFRM_POLICY_ALLOW` or `_BLOCK`.
+    pub action: u8,
+    /// `XFRM_POLICY_LOCALOK`, ...; any byte is kept.
+    pub flags: u8,
+    /// Lower numbers win.
+    pub priority: u32,
+    /// Number, direction in its low three bits; 0 until the database gives one.
+    pub index: u32,
+    /// What must be done to the packets.
+    pub templates: Templates,
+    /// Limits.
+    pub lft: LifetimeCfg,
+    /// Wall-clock second of addition.
+    pub add_time: u64,
+    /// Wall-clock second of last use, 0 before the first.
+    pub use_time: u64,
+    /// Its place among the database's; the database's own.
+    pub(super) place: Place,
+}
+
+/// Where a policy stands among the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Rises with every insertion and replacement (`pos`).
+    pub(super) age: u64,
+    /// Order among equal priorities of one lookup list.
+    pub(super) rank: u64,
+    /// The lookup list.
+    pub(super) list: super::order::List,
+    /// Its nodes in the lookup index.
+    pub(super) dst_node: u32,
+    pub(super) src_node: u32,
+}
+
+impl Policy {
+    /// A policy as a request describes it (`copy_from_user_policy`).
+    ///
+    /// The mark is masked by the database, not here. `share` is checked elsewhere and
+    /// never kept.
+    #[must_use]
+    pub fn new(info: &UserPolicyInfo, kind: u8, templates: Templates) -> Self {
+        Self {
+            key: PolicyKey {
+                selector: info.sel,
+                mark: Mark::default(),
+                if_id: 0,
+                kind,
+                dir: info.dir,
+            },
+            action: info.action,
+            flags: info.flags,
+            priority: info.priority,
+            index: info.index,
+            templates,
+            lft: info.lft,
+            add_time: 0,
+            use_time: 0,
+            place: Place::default(),
+        }
+    }
+
+    /// As messages show it (`copy_to_user_policy`).
+    #[must_use]
+    pub fn info(&self) -> UserPolicyInfo {
+        UserPolicyInfo {
+            sel: self.key.selector,
+            lft: self.lft,
+            curlft: LifetimeCur {
+                bytes: 0,
+                packets: 0,
+                add_time: self.add_time,
+                use_time: self.use_time,
+            },
+            priority: self.priority,
+            index: self.index,
+            dir: self.key.dir,
+            action: self.action,
+            flags: self.flags,
+            share: XFRM_SHARE_ANY,
+            pad: [0; 4],
+        }
+    }
+
+    /// Whether it is for that flow (`xfrm_policy_match`).
+    #[must_use]
+    pub fn matches(&self, flow: &Flow, kind: u8, if_id: u32) -> bool {
+        let mark = self.key.mark;
+        self.key.if_id == if_id
+            && flow.mark & mark.m == mark.v
+            && self.key.kind == kind
+            && selector_matches(&self.key.selector, flow)
+    }
+
+    /// Whether any timer can end it.
+    pub(super) fn expires(&self) -> bool {
+        let lft = &self.lft;
+        lft.soft_add_expires_seconds
+            | lft.hard_add_expires_seconds
+            | lft.soft_use_expires_seconds
+            | lft.hard_use_expires_seconds
+            != 0
+    }
+}
+
+/// Whether a selector is for that flow (`xfrm_selector_match`); family 0 is for both.
+#[must_use]
+pub fn selector_matches(sel: &Selector, flow: &Flow) -> bool {
+    let port = |value: u16, want: u16, mask: u16| (value ^ want) & mask == 0;
+    (sel.family == flow.family || sel.family == AF_UNSPEC)
+        && prefix(flow.daddr, flow.family, sel.prefixlen_d)
+            == prefix(sel.daddr, flow.family, sel.prefixlen_d)
+        && prefix(flow.saddr, flow.family, sel.prefixlen_s)
+            == prefix(sel.saddr, flow.family, sel.prefixlen_s)
+        && port(flow.dport, sel.dport.get(), sel.dport_mask.get())
+        && port(flow.sport, sel.sport.get(), sel.sport_mask.get())
+        && (sel.proto == 0 || sel.proto == flow.proto)
+        && (sel.ifindex == 0 || sel.ifindex == flow.ifindex)
+}
+
+/// The first `bits` of an address, at the top of the number.
+pub(super) fn prefix(addr: Address, family: u16, bits: u8) -> u128 {
+    let all = match family {
+        AF_INET => u128::from(addr.v4_bits()) << 96,
+        _ => addr.bits(),
+    };
+    match bits {
+        0 => 0,
+        _ => all & (u128::MAX << (128 - u32::from(bits.min(128)))),
+    }
+}
