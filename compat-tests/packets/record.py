@@ -2,7 +2,7 @@
 """Records what a Linux kernel makes of packets: known SAs, known inner packets, outer packets as
 captured, and what the kernel on the other side takes out of them again.
 
-Run as root inside a kernel whose XFRM is to be recorded:   record.py [NAME-PART] > packets.txt
+Run as root inside a kernel whose XFRM is to be recorded:   record.py [NAME-PART...] > packets.txt
 
 Two namespaces, a and b, joined by a veth pair. Each case installs one chain of SAs and an OUT policy
 in a, sends inner packets there through raw sockets, and captures at the far end of the veth. Then b
@@ -219,7 +219,7 @@ class Bed:
             lines.append("sa " + " ".join(f"{key}={value}" for key, value in sa.items()))
             done = sh("ip xfrm state add " + state_arguments(sa), ns="a", check=False)
             if done.returncode:
-                print(f"{case['name']}: {done.stderr.strip()}", file=sys.stderr)
+                print(f"# {case['name']}: {done.stderr.strip()}", file=sys.stderr)
                 return None
         src, dst = case["flow"]
         templates = " ".join(template_arguments(sa) for sa in sas)
@@ -553,11 +553,11 @@ def with_extensions(shape, chain):
 
 
 def main():
-    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    wanted = sys.argv[1:] or [""]
     bed = Bed()
     print(f"# Recorded by compat-tests/packets/record.py on Linux {os.uname().release}.\n")
     for one in cases():
-        if wanted in one["name"]:
+        if any(part in one["name"] for part in wanted):
             block = bed.run(one)
             if block:
                 print(block, flush=True)

@@ -1,0 +1,321 @@
+//! Packets that reference kernels made and took: each opened to the inner packet that went in,
+//! each made again to the same bytes from the same sequence number and IV.
+//!
+//! The recordings are in compat-tests/packets; its record.py says what is in them.
+
+mod recording;
+mod sa;
+
+use dataplane::drop_reason::DropReason;
+use dataplane::packet::fragment::Fragmenter;
+use dataplane::packet::reassembly::{Limits, Outcome, Reassembler};
+use dataplane::packet::{Family, PacketBuf, ip4, ip6};
+use dataplane::time::BootNanos;
+use dataplane::transform::{Delivery, Inbound, Mode, Scratch, Sequence};
+
+use recording::{Case, Exchange, Got};
+use sa::Sa;
+
+const MTU: u32 = 1500;
+
+fn room() -> PacketBuf {
+    PacketBuf::with_capacity(70_000)
+}
+
+/// The sequence number at the front of ESP or AH.
+fn sequence_of(sa: &Sa, packet: &[u8]) -> u32 {
+    let inbound = Inbound::locate(packet, sa.encap_kind()).unwrap();
+    inbound.spi(packet).unwrap().unwrap().1
+}
+
+/// Takes packets off the wire through the SAs, outermost first.
+struct Receiver {
+    sas: Vec<Sa>,
+    reassembler: Reassembler,
+    scratch: Scratch,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Received {
+    Packet(Vec<u8>),
+    Dropped(DropReason),
+    /// A fragment, kept.
+    Nothing,
+    /// No SA is for this protocol or SPI.
+    Unknown,
+}
+
+impl Receiver {
+    fn new(case: &Case) -> Self {
+        Self {
+            sas: case.sas.iter().map(|sa| Sa::new(sa, case.profile, [0, 0])).collect(),
+            reassembler: Reassembler::new(Limits::default()),
+            scratch: Scratch::default(),
+        }
+    }
+
+    fn receive(&mut self, wire: &[u8]) -> Received {
+        let mut buffer = room();
+        buffer.fill(wire);
+        match self.reassembler.receive(BootNanos(1), &mut buffer) {
+            Ok(Outcome::Whole) => {}
+            Ok(Outcome::Kept) => return Received::Nothing,
+            Err(reason) => return Received::Dropped(reason),
+        }
+        match self.pass(&mut buffer) {
+            Ok(true) => Received::Packet(buffer.to_vec()),
+            Ok(false) => Received::Unknown,
+            Err(reason) => Received::Dropped(reason),
+        }
+    }
+
+    /// What `xfrm_input` does with a packet.
+    fn pass(&mut self, buffer: &mut PacketBuf) -> Result<bool, DropReason> {
+        let encap_kind = self.sas.last().unwrap().encap_kind();
+        let mut inbound = Inbound::locate(buffer, encap_kind)?;
+        let mut passed = false;
+        loop {
+            let Some((spi, low)) = inbound.spi(buffer)? else {
+                if passed {
+                    inbound.finish(buffer)?;
+                    self.judge(buffer)?;
+                }
+                return Ok(passed);
+            };
+            let found = self
+                .sas
+                .iter_mut()
+                .find(|sa| sa.spi == spi && sa.protocol == inbound.protocol);
+            let Some(sa) = found else { return Ok(false) };
+            sa.replay.check(low).map_err(|_| DropReason::InReplay)?;
+            let sequence = sa.replay.infer(low);
+            let opened = sa
+                .transform
+                .open(buffer, &inbound, sequence, &mut self.scratch)?;
+            sa.replay
+                .recheck(sequence)
+                .map_err(|_| DropReason::InReplay)?;
+            sa.replay.advance(low);
+            passed = true;
+            match sa.transform.unwrap(buffer, &inbound, &opened)? {
+                Delivery::Next(next) => inbound = next,
+                Delivery::Packet(_) => {
+                    self.judge(buffer)?;
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    fn judge(&self, buffer: &mut PacketBuf) -> Result<(), DropReason> {
+        match Family::of(buffer).unwrap() {
+            Family::V4 => ip4::receive(buffer).map(|_| ()),
+            Family::V6 => ip6::receive(buffer).map(|_| ()),
+        }
+    }
+}
+
+/// A packet as IPv6 transport mode shows it: what is behind its extension headers.
+fn payload(packet: &[u8]) -> &[u8] {
+    &packet[ip6::upper_layer(packet).unwrap().at..]
+}
+
+fn matches(got: &Got, received: &Received, inner: &[u8]) -> bool {
+    match (got, received) {
+        (Got::Same, Received::Packet(packet)) => packet == inner,
+        (Got::Packet(expected), Received::Packet(packet)) => expected.matches(packet),
+        (Got::Payload(expected), Received::Packet(packet)) => expected.matches(payload(packet)),
+        _ => false,
+    }
+}
+
+/// Linux decides these outside the transforms: a home address nobody knows,
+/// a source route that goes on.
+fn is_for_the_path(case: &Case) -> bool {
+    case.name.contains("dest-hao") || case.name.contains("routing-left")
+}
+
+fn open(case: &Case) {
+    let mut receiver = Receiver::new(case);
+    for exchange in &case.exchanges {
+        let copies = if case.name.starts_with("replay-") { 3 } else { 1 };
+        let mut got = exchange.got.iter();
+        for wire in exchange.wires() {
+            let Some(wire) = whole(case, wire) else { return };
+            for _ in 0..copies {
+                let received = receiver.receive(&wire);
+                let context = format!("{}: {:02x?} gave {received:02x?}", case.name, wire);
+                match &received {
+                    Received::Packet(_) if exchange.nothing_recorded() => {}
+                    Received::Packet(_) => {
+                        let expected = got.next().unwrap_or_else(|| panic!("nothing: {context}"));
+                        let inner = exchange.inner.whole();
+                        assert!(matches(expected, &received, &inner), "{expected:02x?}: {context}");
+                    }
+                    Received::Dropped(reason) => {
+                        let counter = reason.counter().map(|counter| format!("Xfrm{counter:?}"));
+                        if case.name.starts_with("replay-") {
+                            assert_eq!(counter.as_deref(), Some("XfrmInStateSeqError"));
+                        } else {
+                            assert_eq!(counter, exchange.counter, "{reason:?} {context}");
+                        }
+                    }
+                    Received::Unknown => assert!(exchange.got.is_empty(), "{context}"),
+                    Received::Nothing => {}
+                }
+            }
+        }
+        assert!(got.next().is_none(), "{}: more was delivered by Linux", case.name);
+    }
+}
+
+/// All of a frame; `None` when the recording has only its beginning.
+fn whole(case: &Case, wire: &recording::Frame) -> Option<Vec<u8>> {
+    if case.is_brief() { None } else { Some(wire.whole()) }
+}
+
+/// Makes a packet out of an inner one as `a` did.
+fn seal(case: &Case, sas: &[Sa], exchange: &Exchange) -> Result<PacketBuf, DropReason> {
+    let out = exchange.out.first().map(|frame| frame.start.clone());
+    let mut scratch = Scratch::default();
+    let mut buffer = room();
+    buffer.fill(&exchange.inner.whole());
+    // From the outermost in, what still fits.
+    let mut mtus = vec![MTU];
+    for sa in sas.iter().rev() {
+        mtus.push(sa.transform.mtu(*mtus.last().unwrap()));
+    }
+    let ident = out.as_ref().map_or(0, |out| u16::from_be_bytes([out[4], out[5]]));
+    for (at, sa) in sas.iter().enumerate() {
+        let outer_mtu = mtus[sas.len() - 1 - at];
+        let enforced = at == 0 && sa.mode() != Mode::Transport;
+        let route = dataplane::transform::Route {
+            hop_limit: 64,
+            outer_mtu,
+            inner_mtu: if enforced { mtus[sas.len() - at] } else { u32::MAX },
+            ident,
+        };
+        let place = sa.transform.place(&mut buffer, &route)?;
+        let sequence = sa.sequence(exchange, at, sas.len());
+        sa.transform
+            .seal(&mut buffer, &place, sequence, &route, &mut scratch)
+            .unwrap_or_else(|reason| panic!("{}: {reason:?}", case.name));
+    }
+    Ok(buffer)
+}
+
+fn make(case: &Case) {
+    let Some(seeds) = sa::seeds(case) else { return };
+    let sas: Vec<_> = case
+        .sas
+        .iter()
+        .map(|sa| Sa::new(sa, case.profile, seeds))
+        .collect();
+    for exchange in &case.exchanges {
+        let context = &case.name;
+        let sealed = match seal(case, &sas, exchange) {
+            Err(reason) => {
+                assert_eq!(reason, DropReason::OutTooBig, "{context}");
+                assert_eq!(exchange.error.as_deref(), Some("EMSGSIZE"), "{context}");
+                continue;
+            }
+            Ok(sealed) => sealed,
+        };
+        let mtu = usize::try_from(MTU).unwrap();
+        if exchange.error.is_some() {
+            assert!(sealed.len() > mtu && sas[0].mode() == Mode::Transport, "{context}");
+            continue;
+        }
+        if exchange.out.is_empty() {
+            continue;
+        }
+        let mut parts = Vec::new();
+        if sealed.len() > mtu {
+            let ident = exchange.v6_fragment_ident();
+            let mut cutter = Fragmenter::new(&sealed, mtu, ident).unwrap();
+            let mut part = room();
+            while cutter.next_into(&mut part).unwrap() {
+                parts.push(part.to_vec());
+            }
+        } else {
+            parts.push(sealed.to_vec());
+        }
+        assert_eq!(parts.len(), exchange.out.len(), "{context}");
+        for (part, out) in parts.iter().zip(&exchange.out) {
+            compare(case, part, out, &exchange.inner.whole());
+        }
+    }
+}
+
+/// The same bytes, but for what Linux leaves to chance: what stands behind AH's ICV, which the
+/// ICV covers, and how deflate chooses among equivalents.
+fn compare(case: &Case, ours: &[u8], linux: &recording::Frame, inner: &[u8]) {
+    if linux.matches(ours) {
+        return;
+    }
+    let name = &case.name;
+    if case.sas.iter().any(|sa| sa["proto"] == "comp") {
+        let Received::Packet(opened) = Receiver::new(case).receive(ours) else {
+            panic!("{name}: our compression is not understood");
+        };
+        assert_eq!(opened, inner, "{name}");
+        return;
+    }
+    let outer = case.sas.last().unwrap();
+    let padded = outer["proto"] == "ah" && sa::ah_pad_bytes(outer) > 0;
+    assert!(padded, "{name}\nours  {ours:02x?}\nlinux {linux:02x?}");
+    let at = Inbound::locate(ours, 0).unwrap().at;
+    let linux = linux.whole();
+    let own = (usize::from(ours[at + 1]) + 2) * 4;
+    assert_eq!(ours[..at + 12], linux[..at + 12], "{name}");
+    assert_eq!(ours[at + own..], linux[at + own..], "{name}");
+    let Received::Packet(opened) = Receiver::new(case).receive(ours) else {
+        panic!("{name}: our AH is not understood");
+    };
+    assert_eq!(opened, inner, "{name}");
+}
+
+fn check(kernel: &str) {
+    let cases = recording::read(kernel);
+    assert!(cases.len() > 30, "{}", cases.len());
+    let mut failed = Vec::new();
+    for case in &cases {
+        for (what, step) in [("open", open as fn(&Case)), ("make", make)] {
+            if is_for_the_path(case) && what == "open" {
+                continue;
+            }
+            if let Err(panic) = std::panic::catch_unwind(|| step(case)) {
+                let text = panic
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+                failed.push(format!("{what} {}: {}", case.name, text.unwrap_or_default()));
+            }
+        }
+    }
+    let shown: Vec<_> = failed.iter().take(8).map(|f| f.chars().take(3000).collect::<String>()).collect();
+    let names: Vec<_> = failed.iter().filter_map(|f| f.split(": ").next()).collect();
+    assert!(failed.is_empty(), "{} of {}: {names:#?}\n{}", failed.len(), cases.len(), shown.join("\n"));
+}
+
+#[test]
+fn packets_of_linux_7_2() {
+    check("7.2");
+}
+
+#[test]
+fn packets_of_linux_6_12() {
+    check("6.12");
+}
+
+#[test]
+fn packets_of_linux_6_1() {
+    check("6.1");
+}
+
+/// The sequence number's type is public for this.
+#[test]
+fn sequence_halves() {
+    let sequence = Sequence::new(5, 7);
+    assert_eq!((sequence.high(), sequence.low()), (5, 7));
+}
