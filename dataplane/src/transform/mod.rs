@@ -211,6 +211,9 @@ pub enum Protocol {
     Ah(ah::Ah),
     /// IP Payload Compression.
     IpComp(ipcomp::IpComp),
+    /// None: the tunnel that stands beside IPComp for packets that were not compressed
+    /// (`net/ipv4/xfrm4_tunnel.c`, `net/ipv6/xfrm6_tunnel.c`).
+    Tunnel,
     /// Home address option or routing header of mobile IPv6.
     RouteOptimization(route_optimization::RouteOptimization),
 }
@@ -232,7 +235,7 @@ impl Transform {
         let own = match &protocol {
             Protocol::Esp(esp) => esp.header_bytes(),
             Protocol::Ah(ah) => ah.header_bytes(),
-            Protocol::IpComp(_) => 0,
+            Protocol::IpComp(_) | Protocol::Tunnel => 0,
             Protocol::RouteOptimization(header) => header.header_bytes(),
         };
         let gap = own + encap.map_or(0, |encap| encap.header_bytes());
@@ -293,6 +296,7 @@ impl Transform {
             }
             Protocol::Ah(ah) => ah.seal(packet, place, sequence, scratch)?,
             Protocol::IpComp(comp) => comp.seal(packet, place, scratch)?,
+            Protocol::Tunnel => {}
             Protocol::RouteOptimization(header) => header.seal(packet, place)?,
         }
         mode::finish(packet).ok_or(DropReason::OutOversize)
@@ -315,6 +319,10 @@ impl Transform {
             Protocol::Esp(esp) => esp.open(packet, inbound, sequence),
             Protocol::Ah(ah) => ah.open(packet, inbound, sequence, scratch),
             Protocol::IpComp(comp) => comp.open(packet, inbound, scratch),
+            Protocol::Tunnel => Ok(Opened {
+                at: inbound.at,
+                protocol: inbound.protocol,
+            }),
             Protocol::RouteOptimization(_) => Err(DropReason::InMode),
         }
     }

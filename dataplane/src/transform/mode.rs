@@ -306,7 +306,9 @@ impl ModeTransform {
             packet.push_front(4 + pad).ok_or(DropReason::OutNoRoom)?;
             let [.., units] = (inner.option_bytes / 8).to_be_bytes();
             let [.., pad_byte] = pad.to_be_bytes();
-            put(packet, 0, &[protocol, units, pad_byte, 0]).ok_or(DropReason::OutHeader)?;
+            // QUIRK: beet_reserved_byte_is_a_leftover. The fourth byte keeps what the inner header
+            // has there, part of an address.
+            put(packet, 0, &[protocol, units, pad_byte]).ok_or(DropReason::OutHeader)?;
             if let Some(padding) = packet.get_mut(4..4 + pad) {
                 padding.fill(OPTION_NOP);
             }

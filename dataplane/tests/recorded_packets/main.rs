@@ -6,12 +6,14 @@
 mod recording;
 mod sa;
 
+use std::fmt::Write as _;
+
 use dataplane::drop_reason::DropReason;
 use dataplane::packet::fragment::Fragmenter;
 use dataplane::packet::reassembly::{Limits, Outcome, Reassembler};
 use dataplane::packet::{Family, PacketBuf, ip4, ip6};
 use dataplane::time::BootNanos;
-use dataplane::transform::{Delivery, Inbound, Mode, Scratch, Sequence};
+use dataplane::transform::{Delivery, Inbound, Mode, Scratch, Sequence, Transform};
 
 use recording::{Case, Exchange, Got};
 use sa::Sa;
@@ -22,15 +24,11 @@ fn room() -> PacketBuf {
     PacketBuf::with_capacity(70_000)
 }
 
-/// The sequence number at the front of ESP or AH.
-fn sequence_of(sa: &Sa, packet: &[u8]) -> u32 {
-    let inbound = Inbound::locate(packet, sa.encap_kind()).unwrap();
-    inbound.spi(packet).unwrap().unwrap().1
-}
-
 /// Takes packets off the wire through the SAs, outermost first.
 struct Receiver {
     sas: Vec<Sa>,
+    /// What Linux puts beside IPComp for packets that were not compressed.
+    tunnel: Option<Transform>,
     reassembler: Reassembler,
     scratch: Scratch,
 }
@@ -49,6 +47,7 @@ impl Receiver {
     fn new(case: &Case) -> Self {
         Self {
             sas: case.sas.iter().map(|sa| Sa::new(sa, case.profile, [0, 0])).collect(),
+            tunnel: sa::beside_ipcomp(&case.sas[0]),
             reassembler: Reassembler::new(Limits::default()),
             scratch: Scratch::default(),
         }
@@ -64,6 +63,8 @@ impl Receiver {
         }
         match self.pass(&mut buffer) {
             Ok(true) => Received::Packet(buffer.to_vec()),
+            // Too short to be compressed, it travelled as it is.
+            Ok(false) if self.sas[0].protocol == 108 => Received::Packet(buffer.to_vec()),
             Ok(false) => Received::Unknown,
             Err(reason) => Received::Dropped(reason),
         }
@@ -76,9 +77,15 @@ impl Receiver {
         let mut passed = false;
         loop {
             let Some((spi, low)) = inbound.spi(buffer)? else {
+                if let Some(tunnel) = self.tunnel.as_ref().filter(|_| inbound.protocol != 17) {
+                    let opened = tunnel.open(buffer, &inbound, Sequence(0), &mut self.scratch)?;
+                    tunnel.unwrap(buffer, &inbound, &opened)?;
+                    judge(buffer)?;
+                    return Ok(true);
+                }
                 if passed {
                     inbound.finish(buffer)?;
-                    self.judge(buffer)?;
+                    judge(buffer)?;
                 }
                 return Ok(passed);
             };
@@ -100,18 +107,20 @@ impl Receiver {
             match sa.transform.unwrap(buffer, &inbound, &opened)? {
                 Delivery::Next(next) => inbound = next,
                 Delivery::Packet(_) => {
-                    self.judge(buffer)?;
+                    judge(buffer)?;
                     return Ok(true);
                 }
             }
         }
     }
 
-    fn judge(&self, buffer: &mut PacketBuf) -> Result<(), DropReason> {
-        match Family::of(buffer).unwrap() {
-            Family::V4 => ip4::receive(buffer).map(|_| ()),
-            Family::V6 => ip6::receive(buffer).map(|_| ()),
-        }
+}
+
+/// What IP asks of every packet.
+fn judge(buffer: &mut PacketBuf) -> Result<(), DropReason> {
+    match Family::of(buffer).unwrap() {
+        Family::V4 => ip4::receive(buffer).map(|_| ()),
+        Family::V6 => ip6::receive(buffer).map(|_| ()),
     }
 }
 
@@ -123,7 +132,20 @@ fn payload(packet: &[u8]) -> &[u8] {
 fn matches(got: &Got, received: &Received, inner: &[u8]) -> bool {
     match (got, received) {
         (Got::Same, Received::Packet(packet)) => packet == inner,
-        (Got::Packet(expected), Received::Packet(packet)) => expected.matches(packet),
+        (Got::Packet(expected), Received::Packet(packet)) => {
+            let mut expected = PacketBuf::copy_of(&expected.whole());
+            let mut packet = packet.clone();
+            if packet[0] >> 4 == 4 && packet[0] != 0x45 {
+                // The host writes into options (route, time) before XFRM sees the packet.
+                expected[10..12].copy_from_slice(&packet[10..12]);
+                let end = usize::from(packet[0] & 15) * 4;
+                packet[20..end].copy_from_slice(&expected[20..end]);
+            } else {
+                // The packet socket shows padding that the next check takes off.
+                judge(&mut expected).unwrap();
+            }
+            *expected == *packet
+        }
         (Got::Payload(expected), Received::Packet(packet)) => expected.matches(payload(packet)),
         _ => false,
     }
@@ -205,13 +227,10 @@ fn seal(case: &Case, sas: &[Sa], exchange: &Exchange) -> Result<PacketBuf, DropR
 }
 
 fn make(case: &Case) {
-    let Some(seeds) = sa::seeds(case) else { return };
-    let sas: Vec<_> = case
-        .sas
-        .iter()
-        .map(|sa| Sa::new(sa, case.profile, seeds))
-        .collect();
     for exchange in &case.exchanges {
+        let seeds = sa::seeds(case, exchange);
+        let make = |sa| Sa::new(sa, case.profile, seeds);
+        let sas: Vec<_> = case.sas.iter().map(make).collect();
         let context = &case.name;
         let sealed = match seal(case, &sas, exchange) {
             Err(reason) => {
@@ -247,10 +266,79 @@ fn make(case: &Case) {
     }
 }
 
+/// Gives reference kernels packets of ours, one of each kind that they recorded.
+///
+/// Needs an installed kernel (compat-tests/kernel); without one it does nothing.
+fn taken_by(kernel: &str) {
+    let mut text = String::new();
+    let mut count = 0;
+    for case in recording::read(kernel) {
+        let usual = !case.is_brief() && !case.name.starts_with("bad-");
+        // Linux fails on its own ah-esp packets.
+        let taken = case.exchanges.iter().position(|exchange| {
+            exchange.wire.is_empty() && exchange.out.len() == 1 && !exchange.nothing_recorded()
+        });
+        let Some(at) = taken.filter(|_| usual && !case.name.starts_with("ah-esp-")) else {
+            continue;
+        };
+        let exchange = &case.exchanges[at];
+        let fresh = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+        let sas: Vec<_> = case
+            .sas
+            .iter()
+            .map(|sa| Sa::new(sa, case.profile, fresh))
+            .collect();
+        let sealed = seal(&case, &sas, exchange).unwrap();
+        let _ = writeln!(text, "case {}", case.name);
+        for sa in &case.sas {
+            let pairs: Vec<_> = sa.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            let _ = writeln!(text, "sa {}", pairs.join(" "));
+        }
+        let inner = recording::hex(&exchange.inner.whole());
+        let _ = writeln!(text, "in {inner}\nwire {}\n", recording::hex(&sealed));
+        count += 1;
+    }
+    let suite = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../compat-tests");
+    let file = std::env::temp_dir().join(format!("taken-{kernel}-{}", std::process::id()));
+    std::fs::write(&file, text).unwrap();
+    let ran = std::process::Command::new(suite.join("kernel/run.sh"))
+        .args(["-k", kernel, "-t", "600", "--", "python3"])
+        .arg(suite.join("packets/record.py"))
+        .arg("--take")
+        .arg(&file)
+        .output()
+        .unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let output = String::from_utf8_lossy(&ran.stdout);
+    let complaint = String::from_utf8_lossy(&ran.stderr);
+    if complaint.contains("not installed") {
+        eprintln!("skipped: {complaint}");
+        return;
+    }
+    assert_eq!(output.trim(), format!("taken {count} of {count}"), "{complaint}");
+}
+
+#[test]
+fn linux_6_1_takes_our_packets() {
+    taken_by("6.1");
+}
+
+#[test]
+fn linux_6_12_takes_our_packets() {
+    taken_by("6.12");
+}
+
+#[test]
+fn linux_7_2_takes_our_packets() {
+    taken_by("7.2");
+}
+
 /// The same bytes, but for what Linux leaves to chance: what stands behind AH's ICV, which the
 /// ICV covers, and how deflate chooses among equivalents.
 fn compare(case: &Case, ours: &[u8], linux: &recording::Frame, inner: &[u8]) {
-    if linux.matches(ours) {
+    // The IV of a fragment may lie behind what is recorded of it.
+    let short = case.is_brief() && linux.start[6] == ip6::FRAGMENT && linux.bytes == ours.len();
+    if linux.matches(ours) || (short && ours.starts_with(&linux.start[..56])) {
         return;
     }
     let name = &case.name;

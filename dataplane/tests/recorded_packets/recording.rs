@@ -106,6 +106,10 @@ pub(crate) fn unhex(text: &str) -> Vec<u8> {
         .collect()
 }
 
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 pub(crate) fn read(kernel: &str) -> Vec<Case> {
     let file: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../compat-tests/packets", kernel]
         .iter()

@@ -9,7 +9,7 @@ use dataplane::replay::{Replay, Ring};
 use dataplane::transform::ah::{Ah, AhParams};
 use dataplane::transform::esp::Esp;
 use dataplane::transform::ipcomp::IpComp;
-use dataplane::transform::{Inbound, Mode, ModeParams, Protocol, Sequence, Transform};
+use dataplane::transform::{Mode, ModeParams, Protocol, Sequence, Transform};
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{Address, ReplayState, ReplayStateEsn};
 
@@ -98,38 +98,43 @@ fn crypto(params: &Params, seeds: [u64; 2], esn: bool) -> EspTransform {
     EspTransform::authenc((cipher, &key), (auth, &auth_key), icv_bytes, esn, &mut entropy).unwrap()
 }
 
+fn mode_params(params: &Params) -> ModeParams {
+    let (family, src) = address(&params["src"]);
+    let (_, dst) = address(&params["dst"]);
+    let selector = |key: &str| params.get(key).map(|text| address(text));
+    let flags = [
+        ("noecn", XFRM_STATE_NOECN),
+        ("decap-dscp", XFRM_STATE_DECAP_DSCP),
+        ("nopmtudisc", XFRM_STATE_NOPMTUDISC),
+    ];
+    let flags = flags
+        .iter()
+        .filter(|(name, _)| flag(params, "flags", name))
+        .map(|(_, bit)| bit)
+        .sum();
+    ModeParams {
+        mode: match &params["mode"][..] {
+            "transport" => Mode::Transport,
+            "tunnel" => Mode::Tunnel,
+            "beet" => Mode::Beet,
+            other => panic!("{other}"),
+        },
+        family,
+        selector_family: selector("sel-src").map(|(family, _)| family),
+        src,
+        dst,
+        selector_src: selector("sel-src").map_or(Address::ANY, |(_, address)| address),
+        selector_dst: selector("sel-dst").map_or(Address::ANY, |(_, address)| address),
+        flags,
+        extra_flags: u32::from(flag(params, "xflags", "dont-encap-dscp")),
+    }
+}
+
 impl Sa {
     pub(crate) fn new(params: &Params, profile: &'static Profile, seeds: [u64; 2]) -> Self {
-        let (family, src) = address(&params["src"]);
-        let (_, dst) = address(&params["dst"]);
-        let selector = |key: &str| params.get(key).map(|text| address(text));
+        let mode = mode_params(params);
+        let family = mode.family;
         let esn = flag(params, "flags", "esn");
-        let flags = [
-            ("noecn", XFRM_STATE_NOECN),
-            ("decap-dscp", XFRM_STATE_DECAP_DSCP),
-            ("nopmtudisc", XFRM_STATE_NOPMTUDISC),
-        ];
-        let flags = flags
-            .iter()
-            .filter(|(name, _)| flag(params, "flags", name))
-            .map(|(_, bit)| bit)
-            .sum();
-        let mode = ModeParams {
-            mode: match &params["mode"][..] {
-                "transport" => Mode::Transport,
-                "tunnel" => Mode::Tunnel,
-                "beet" => Mode::Beet,
-                other => panic!("{other}"),
-            },
-            family,
-            selector_family: selector("sel-src").map(|(family, _)| family),
-            src,
-            dst,
-            selector_src: selector("sel-src").map_or(Address::ANY, |(_, address)| address),
-            selector_dst: selector("sel-dst").map_or(Address::ANY, |(_, address)| address),
-            flags,
-            extra_flags: u32::from(flag(params, "xflags", "dont-encap-dscp")),
-        };
         let spi = number(params, "spi");
         let encap = params.get("encap").map(|text| {
             let mut parts = text.split(':').map(|part| part.parse().unwrap());
@@ -190,14 +195,22 @@ impl Sa {
         let Some(out) = exchange.out.first() else {
             return Sequence(1);
         };
-        let low = if at + 1 == count && self.protocol != IPPROTO_COMP {
-            crate::sequence_of(self, &out.start)
-        } else {
-            1
-        };
+        let outermost = at + 1 == count && self.protocol != IPPROTO_COMP;
+        let low = if outermost { self.low(&out.start) } else { 1 };
         // Each case begins just below or at a wrap, if it has one.
         let high = self.first_high + u32::from(self.esn && low < 4 && self.wraps());
         Sequence::new(high, low)
+    }
+
+    /// What is behind the SPI in a packet.
+    fn low(&self, packet: &[u8]) -> u32 {
+        let at = self.spi_at(packet) + 4;
+        u32::from_be_bytes(packet[at..at + 4].try_into().unwrap())
+    }
+
+    fn spi_at(&self, packet: &[u8]) -> usize {
+        let spi = self.spi.to_be_bytes();
+        packet.windows(4).position(|word| word == spi).unwrap()
     }
 
     fn wraps(&self) -> bool {
@@ -228,27 +241,28 @@ fn replay(params: &Params, esn: bool) -> Replay {
     if esn { Replay::Esn(ring) } else { Replay::Bitmap(ring) }
 }
 
-/// What ESP's IVs were made from: the number that gives the case's first IV when it is combined
-/// with its sequence number. `None` when nothing left the sender.
-pub(crate) fn seeds(case: &Case) -> Option<[u64; 2]> {
-    let first = case.exchanges.iter().find(|one| !one.out.is_empty())?;
-    let out = &first.out[0].start;
-    let Some(at) = case.sas.iter().position(|sa| sa["proto"] == "esp") else {
-        return Some([0, 0]);
+/// The tunnel SA that a tunnel mode IPComp SA brings with it.
+pub(crate) fn beside_ipcomp(params: &Params) -> Option<Transform> {
+    let wanted = params["proto"] == "comp" && params["mode"] == "tunnel";
+    wanted.then(|| Transform::new(&mode_params(params), Protocol::Tunnel, None))
+}
+
+/// What ESP's IVs were made from: the numbers that give the packet's IV when they are combined
+/// with its sequence number.
+pub(crate) fn seeds(case: &Case, exchange: &Exchange) -> [u64; 2] {
+    let Some(params) = case.sas.iter().find(|sa| sa["proto"] == "esp") else {
+        return [0, 0];
     };
-    let params = &case.sas[at];
+    let Some(out) = exchange.out.first() else {
+        return [0, 0];
+    };
     let sa = Sa::new(params, case.profile, [0, 0]);
-    let mut inbound = Inbound::locate(out, sa.encap_kind()).unwrap();
-    if inbound.protocol == IPPROTO_AH {
-        inbound.at += (usize::from(out[inbound.at + 1]) + 2) * 4;
-        inbound.protocol = IPPROTO_ESP;
-    }
-    let frame = &out[inbound.at..];
-    let low = u32::from_be_bytes(frame[4..8].try_into().unwrap());
+    let low = sa.low(&out.start);
     let sequence = Sequence::new(sa.first_high + u32::from(low < 4 && sa.wraps()), low).0;
+    let frame = &out.start[sa.spi_at(&out.start)..];
     let Some((cipher, key, _)) = algorithm(params, "enc") else {
         let iv = u64::from_be_bytes(frame[8..16].try_into().unwrap());
-        return Some([iv ^ sequence, 0]);
+        return [iv ^ sequence, 0];
     };
     let cipher = CipherAlgorithm::from_name(&cipher).unwrap();
     let bare = EspTransform::authenc(
@@ -262,7 +276,7 @@ pub(crate) fn seeds(case: &Case) -> Option<[u64; 2]> {
     let iv_bytes = bare.layout().iv_bytes;
     let iv = &frame[8..8 + iv_bytes];
     if cipher == CipherAlgorithm::AesCtr {
-        return Some([u64::from_be_bytes(iv.try_into().unwrap()) ^ sequence, 0]);
+        return [u64::from_be_bytes(iv.try_into().unwrap()) ^ sequence, 0];
     }
     // CBC's IV is an encrypted block: decrypted, as the first block behind an IV of zeros, it is
     // what was encrypted.
@@ -272,5 +286,5 @@ pub(crate) fn seeds(case: &Case) -> Option<[u64; 2]> {
     let mut plain = block[8 + iv_bytes..].to_vec();
     plain.resize(16, 0);
     let half = |at: usize| u64::from_be_bytes(plain[at..at + 8].try_into().unwrap());
-    Some([half(0) ^ sequence, half(8)])
+    [half(0) ^ sequence, half(8)]
 }
