@@ -105,7 +105,8 @@ impl Message {
 
     /// Appends an attribute.
     #[must_use]
-    pub fn attr(self, kind: u16, value: &[u8]) -> Self {
+    pub fn attr(self, kind: u16, value: impl AsRef<[u8]>) -> Self {
+        let value = value.as_ref();
         let len = NLA_HDRLEN + value.len();
         self.attr_claiming(kind, len as u16, value)
     }

@@ -5,6 +5,10 @@
 //! * SPIs that the other side drew at random are numbered as they appear;
 //! * the acquire sequence, which all namespaces of a kernel share, counts from
 //!   the first one seen;
+//! * the sizes of hash tables once they grow: a worker grows them when it gets
+//!   to it;
+//! * the SPI of the hidden IPv6 tunnel SA below an IPCOMP one counts up in the
+//!   kernel, but whether it does depends on when a worker has freed the last;
 //! * `XFRMA_PAD` goes: whether it is sent depends on the machine's alignment
 //!   rules, not on the kernel's release. Lengths are corrected.
 //!
@@ -22,6 +26,12 @@ use crate::decode::fixed_bytes;
 pub const CLOCK: u64 = 0xcccc_cccc_0000_0000;
 /// Stands for a random SPI.
 pub const SPI: u32 = 0x0a5b_1000;
+/// Stands for the SPI of a hidden IPv6 tunnel SA.
+pub const TUNNEL6_SPI: u32 = 0x4141_4141;
+/// Stands for the size of a hash table that has grown or is about to.
+pub const HASH_SIZE: u32 = 0x4a54_4a54;
+/// Entries that a table of the first size holds.
+const FIRST_HASH_SIZE: u32 = 8;
 /// Stands for an acquire sequence number.
 pub const ACQSEQ: u32 = 0xac90_0000;
 
@@ -102,6 +112,10 @@ impl Normalizer {
         if header.kind < NLMSG_MIN_TYPE {
             return;
         }
+        if matches!(header.kind, XFRM_MSG_NEWSADINFO | XFRM_MSG_NEWSPDINFO) {
+            hash_size(&mut out[start + NLMSG_HDRLEN..]);
+            return;
+        }
         let attrs = start + NLMSG_HDRLEN + fixed_bytes(header.kind);
         self.attributes(out, attrs);
         let len = (out.len() - start) as u32;
@@ -163,6 +177,11 @@ impl Normalizer {
     }
 
     fn sa_info(&self, bytes: &mut [u8]) {
+        if bytes.get(76) == Some(&IPPROTO_IPV6)
+            && let Some(spi) = bytes.get_mut(72..76)
+        {
+            spi.copy_from_slice(&TUNNEL6_SPI.to_be_bytes());
+        }
         self.spi(bytes, 72);
         self.clock(bytes, 176);
         self.clock(bytes, 184);
@@ -204,5 +223,27 @@ impl Normalizer {
             };
             *field = (CLOCK + seconds).to_ne_bytes();
         }
+    }
+}
+
+/// `SAD_CNT, SAD_HINFO` or `SPD_INFO, SPD_HINFO`: entries, then the size.
+fn hash_size(body: &mut [u8]) {
+    let Some(info) = body.get(4..).and_then(NlAttr::read) else {
+        return;
+    };
+    let end = 4 + align4(usize::from(info.len));
+    let words = body.get(8..end).unwrap_or_default().chunks_exact(4);
+    let entries: u32 = words
+        .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
+        .sum();
+    let Some(size) = body
+        .get_mut(end + NLA_HDRLEN..)
+        .and_then(<[u8]>::first_chunk_mut::<4>)
+    else {
+        return;
+    };
+    let first = [FIRST_HASH_SIZE - 1, FIRST_HASH_SIZE].contains(&u32::from_ne_bytes(*size));
+    if entries > FIRST_HASH_SIZE || !first {
+        *size = HASH_SIZE.to_ne_bytes();
     }
 }

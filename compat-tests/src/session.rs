@@ -15,6 +15,8 @@ use crate::transcript::Transcript;
 
 /// A buffer that everything fits.
 pub const LARGE_BUFFER: usize = 65536;
+/// How late a sleeper may wake.
+const MOST_LATE: Duration = Duration::from_millis(100);
 
 /// How a scenario opens a socket.
 #[derive(Clone, Debug)]
@@ -117,6 +119,8 @@ impl Answer {
 /// A running scenario.
 pub struct Session<'s> {
     subject: &'s mut dyn Subject,
+    begin: Duration,
+    late: bool,
     normalizer: Normalizer,
     transcript: Transcript,
     sockets: Vec<(Socket, String, bool)>,
@@ -127,10 +131,12 @@ impl<'s> Session<'s> {
     /// A scenario that begins now.
     #[must_use]
     pub fn new(subject: &'s mut dyn Subject, seconds_matter: bool) -> Self {
-        let begin = subject.wall().as_secs();
+        let begin = subject.wall();
         Self {
             subject,
-            normalizer: Normalizer::new(begin, seconds_matter),
+            begin,
+            late: false,
+            normalizer: Normalizer::new(begin.as_secs(), seconds_matter),
             transcript: Transcript::default(),
             sockets: Vec::new(),
             next_seq: 0,
@@ -297,6 +303,18 @@ impl<'s> Session<'s> {
         info.map_or(0, |info| info.id.spi.get())
     }
 
+    /// Sends a request; only its errno comes back, nothing goes into the transcript.
+    pub fn request_for_errno(&mut self, socket: Socket, mut message: Message) -> i32 {
+        message.number(&mut self.next_seq);
+        let result = self.subject.send(socket, &message.bytes());
+        let mut answer = Answer::default();
+        while let Ok(received) = self.subject.recv(socket, LARGE_BUFFER) {
+            let whole = messages(&received.bytes).map(|(_, message)| message.to_vec());
+            answer.messages.extend(whole);
+        }
+        result.err().or(answer.errno()).unwrap_or(-1)
+    }
+
     /// Sends a request and takes only what its own socket gets.
     pub fn request_quietly(&mut self, socket: Socket, label: &str, message: Message) {
         self.send(socket, label, vec![message]);
@@ -352,11 +370,36 @@ impl<'s> Session<'s> {
     pub fn sleep(&mut self, time: Duration) {
         self.transcript
             .note(&format!("{} ms later", time.as_millis()));
+        self.sleep_silently(time);
+    }
+
+    fn sleep_silently(&mut self, time: Duration) {
         self.subject.sleep(time);
         for index in 0..self.sockets.len() {
             let (socket, _, open) = self.sockets[index];
             while open && self.recv(socket, LARGE_BUFFER).is_some() {}
         }
+    }
+
+    /// How long ago the scenario began.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.subject.wall().saturating_sub(self.begin)
+    }
+
+    /// Lets time pass until `end` after the scenario's begin, then takes what has come.
+    pub fn sleep_until(&mut self, end: Duration) {
+        self.transcript.note(&format!("at {} ms", end.as_millis()));
+        let now = self.elapsed();
+        self.subject.sleep(end.saturating_sub(now));
+        self.late |= now > end || self.elapsed() > end + MOST_LATE;
+        self.sleep_silently(Duration::ZERO);
+    }
+
+    /// Whether the machine was too busy to wake a sleeper in time: then the transcript may be wrong.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.late
     }
 
     fn name(&self, socket: Socket) -> String {

@@ -114,7 +114,7 @@ fn record(kernel: Kernel) -> Result<std::path::PathBuf, String> {
         .chain([out.display().to_string()])
         .collect();
     let status = kernel
-        .run(300, Path::new(env!("CARGO_BIN_EXE_compat")), &args)
+        .run_sealed(300, Path::new(env!("CARGO_BIN_EXE_compat")), &args)
         .map_err(|error| error.to_string())?;
     if !status.success() {
         return Err(format!("recording ended with {status}"));

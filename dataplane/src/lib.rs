@@ -12,6 +12,7 @@
 //! * [`profile`]: which kernel is modelled.
 //! * [`packet`]: packets as bytes; [`transform`]: what an SA does to them;
 //!   [`replay`]: sequence numbers; [`drop_reason`]: why a packet died.
+//! * [`security`]: security contexts.
 //! * [`mib`], [`sysctl`]: counters and settings, under Linux's names.
 #![forbid(unsafe_code)]
 
@@ -25,6 +26,7 @@ pub mod packet;
 pub mod profile;
 pub mod replay;
 pub mod sad;
+pub mod security;
 pub mod spd;
 pub mod sysctl;
 pub mod time;

@@ -35,6 +35,8 @@ pub struct Profile {
     pub knows_iptfs: bool,
     /// IPTFS is built in: its SAs have a configuration.
     pub has_iptfs: bool,
+    /// SELinux runs, without a policy.
+    pub has_selinux: bool,
     /// `hmac(rmd160)`.
     pub has_rmd160: bool,
     /// `hmac(sm3)` and `cbc(sm4)`.
@@ -91,6 +93,7 @@ pub static V6_1: Profile = Profile {
     possible_cpus: 1,
     knows_iptfs: false,
     has_iptfs: false,
+    has_selinux: false,
     has_rmd160: true,
     has_shangmi: false,
     xcbc_takes_long_keys: true,
@@ -126,6 +129,7 @@ pub static V6_12: Profile = Profile {
     possible_cpus: 1,
     knows_iptfs: false,
     has_iptfs: false,
+    has_selinux: false,
     has_rmd160: true,
     has_shangmi: false,
     xcbc_takes_long_keys: true,
@@ -161,6 +165,7 @@ pub static V7_2: Profile = Profile {
     possible_cpus: 1,
     knows_iptfs: true,
     has_iptfs: true,
+    has_selinux: false,
     has_rmd160: false,
     has_shangmi: false,
     xcbc_takes_long_keys: false,

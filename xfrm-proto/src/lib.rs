@@ -12,14 +12,23 @@
 //! * [`algo`]: algorithm blobs and [`algo::Key`], which never shows itself.
 //! * [`reply`]: building messages in the kernel's layout.
 //! * [`extack`]: `NLMSG_ERROR` and `NLMSG_DONE` with their TLVs.
+//! * [`control`]: frames between the shim and the daemon, the only module without the feature
+//!   `messages`, so that the shim needs nothing else.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "messages")]
 pub mod algo;
+#[cfg(feature = "messages")]
 pub mod attrs;
 pub mod consts;
+pub mod control;
+#[cfg(feature = "messages")]
 pub mod extack;
+#[cfg(feature = "messages")]
 pub mod policy;
+#[cfg(feature = "messages")]
 pub mod reply;
+#[cfg(feature = "messages")]
 pub mod uapi;
 
 /// Rounds up to netlink's four-byte alignment.

@@ -12,12 +12,14 @@
 use std::collections::BTreeMap;
 
 use dataplane::netns::Limits;
+use dataplane::spd::SocketKey;
 use dataplane::{BootNanos, Context, Entropy, Netns, Now, Profile};
 use xfrm_proto::extack::AckOptions;
 
 use crate::netlink::Sockets;
 pub use crate::netlink::{Datagram, Destination};
 use crate::netlink::{Outbox, deliver_events};
+use crate::xfrm::policy::socket::set as policy_option;
 
 /// A network namespace of the emulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -153,6 +155,27 @@ impl Emulator {
     pub fn close_socket(&mut self, netns: NetnsId, port: u32) {
         if let Some(ns) = self.namespaces.get_mut(&netns) {
             ns.sockets.close(port);
+        }
+    }
+
+    /// `setsockopt` of `IP_XFRM_POLICY` (`option_family` AF_INET) or `IPV6_XFRM_POLICY`
+    /// (AF_INET6) on a socket of `family`; `None` is the null pointer of length 0 that takes
+    /// the socket's policies away, as does closing it. The caller has checked `CAP_NET_ADMIN`.
+    ///
+    /// # Errors
+    /// The errno for `setsockopt`.
+    pub fn set_socket_policy(
+        &mut self,
+        now: Now,
+        netns: NetnsId,
+        socket: SocketKey,
+        family: u16,
+        option_family: u16,
+        value: Option<&[u8]>,
+    ) -> Result<(), i32> {
+        match self.namespaces.get_mut(&netns) {
+            Some(ns) => policy_option(&mut ns.netns, now, socket, family, option_family, value),
+            None => Ok(()),
         }
     }
 

@@ -1,12 +1,21 @@
 //! The scenarios: what a client does, whoever answers.
 
+mod aevents;
 mod attributes;
 mod build;
 mod first;
+mod larval;
+mod lifetimes;
+mod migrate;
 mod netlink;
+mod policy_checks;
 mod policy_order;
+mod policy_tables;
 mod sa_algorithms;
 mod sa_checks;
+mod sa_tables;
+mod spd_checks;
+mod spd_life;
 
 pub use build::Sa;
 
@@ -38,14 +47,21 @@ impl Scenario {
     /// Runs it; the transcript.
     #[must_use]
     pub fn transcript(&self, subject: &mut dyn Subject) -> String {
+        self.timely_transcript(subject).0
+    }
+
+    /// Runs it; the transcript, and whether all sleepers woke in time.
+    #[must_use]
+    pub fn timely_transcript(&self, subject: &mut dyn Subject) -> (String, bool) {
         if self.sleeps {
-            while !(50..250).contains(&subject.wall().subsec_millis()) {
+            while !(50..150).contains(&subject.wall().subsec_millis()) {
                 subject.sleep(Duration::from_millis(20));
             }
         }
         let mut session = Session::new(subject, self.sleeps);
         (self.run)(&mut session);
-        session.finish()
+        let timely = !session.is_late();
+        (session.finish(), timely)
     }
 }
 
@@ -57,6 +73,15 @@ const AREAS: &[&[Scenario]] = &[
     sa_checks::SCENARIOS,
     sa_algorithms::SCENARIOS,
     policy_order::SCENARIOS,
+    spd_checks::SCENARIOS,
+    spd_life::SCENARIOS,
+    sa_tables::SCENARIOS,
+    larval::SCENARIOS,
+    lifetimes::SCENARIOS,
+    aevents::SCENARIOS,
+    policy_checks::SCENARIOS,
+    policy_tables::SCENARIOS,
+    migrate::SCENARIOS,
 ];
 
 /// Every scenario.

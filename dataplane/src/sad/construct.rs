@@ -17,6 +17,7 @@ use super::{Sa, Sad, init};
 use crate::crypto;
 use crate::netns::Context;
 use crate::profile::Profile;
+use crate::security::SecurityContext;
 use crate::sysctl::Sysctls;
 
 /// `IP_MAX_MTU`.
@@ -59,6 +60,8 @@ pub struct SaRequest<'a> {
     pub pcpu: Option<u32>,
     /// Thresholds and counters; its ESN value is the window to begin with.
     pub params: AeventParams<'a>,
+    /// SEC_CTX.
+    pub security: Option<&'a [u8]>,
     /// OFFLOAD_DEV.
     pub offload: Option<UserOffload>,
     /// IPTFS_*.
@@ -144,6 +147,11 @@ impl Sad {
             sa.options = Some(Box::new(options));
         }
         self.init(sa, cx)?;
+        if let Some(attr) = request.security
+            && let Some(context) = SecurityContext::admit(profile, attr)?
+        {
+            sa.options_mut().security = Some(context);
+        }
         if let Some(attr) = request.params.esn {
             sa.esn = EsnReplay::read(attr).map(Box::new);
         }

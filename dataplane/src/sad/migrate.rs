@@ -16,6 +16,7 @@ use super::replay;
 use super::sa::SaOptions;
 use super::{Sa, SaId, Sad, SourceKey, TemplateKey};
 use crate::netns::Context;
+use crate::security::SecurityContext;
 
 /// What a clone has that its original has not.
 #[derive(Clone, Copy, Debug)]
@@ -203,6 +204,7 @@ fn clone_of(original: &Sa, migration: &Migration, keeps_mapping: bool) -> Sa {
         } else {
             0
         },
+        security: has.security.as_ref().map(SecurityContext::of_clone),
         ..has.clone()
     };
     Sa {

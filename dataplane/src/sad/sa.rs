@@ -16,6 +16,7 @@ use super::replay::EsnReplay;
 use super::tunnel::TunnelKey;
 use crate::crypto::Algorithm;
 use crate::event::SaExpire;
+use crate::security::SecurityContext;
 
 /// Place of an SA in its SAD; another SA may have it later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,6 +66,8 @@ pub struct SaOptions {
     pub nat_keepalive_secs: u32,
     /// Seconds between MAPPING events of the same port, 0 for every packet.
     pub mapping_maxage_secs: u32,
+    /// Security context.
+    pub security: Option<SecurityContext>,
     /// IPTFS, of SAs in that mode.
     pub iptfs: Option<IptfsConfig>,
 }
@@ -214,6 +217,7 @@ impl Sa {
             tfcpad: 0,
             nat_keepalive_secs: 0,
             mapping_maxage_secs: 0,
+            security: None,
             iptfs: None,
         };
         self.options.as_deref().unwrap_or(&NONE)

@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 use xfrm_proto::consts::*;
-use xfrm_proto::uapi::{Address, BeU16, LifetimeCfg, Mark, Selector, SpdHthresh, UserPolicyInfo};
+use xfrm_proto::uapi::{
+    Address, BeU16, LifetimeCfg, Mark, Selector, SpdHthresh, UserMigrate, UserPolicyInfo, UserTmpl,
+};
 
 use super::order::List;
 use super::*;
@@ -541,7 +543,7 @@ fn migrate_takes_protocol_255_for_any() {
     let id = spd.insert(plain.clone(), true, now()).unwrap();
     spd.insert(policy(|p| p.sel.ifindex = 1), true, now())
         .unwrap();
-    let entries = [xfrm_proto::uapi::UserMigrate {
+    let entries = [UserMigrate {
         new_daddr: Address::v4(1, 1, 1, 1),
         new_saddr: Address::v4(1, 1, 1, 2),
         new_family: AF_INET,
@@ -560,4 +562,44 @@ fn migrate_takes_protocol_255_for_any() {
         entries: &entries,
     };
     assert_eq!(spd.find_migrated(&migration), Ok(id));
+}
+
+#[test]
+fn migrate_matches_any_transport_template() {
+    let mut spd = spd();
+    let of_mode = |mode| UserTmpl {
+        id: xfrm_proto::uapi::XfrmId {
+            daddr: Address::v4(9, 9, 9, 9),
+            proto: IPPROTO_ESP,
+            ..Default::default()
+        },
+        mode,
+        ..UserTmpl::default()
+    };
+    for (mode, expected) in [
+        (XFRM_MODE_TRANSPORT, Ok(())),
+        (XFRM_MODE_TUNNEL, Err(XfrmError::new(errno::ENODATA))),
+    ] {
+        let mut templated = policy(|_| ());
+        templated.templates = Templates::new([of_mode(mode)]);
+        let id = spd.insert(templated, false, now()).unwrap();
+        let entry = UserMigrate {
+            old_daddr: Address::v4(1, 1, 1, 1),
+            old_family: AF_INET,
+            proto: IPPROTO_ESP,
+            mode,
+            ..UserMigrate::default()
+        };
+        assert_eq!(spd.migrate(id, &[entry]), expected);
+        let daddr = spd
+            .get(id)
+            .unwrap()
+            .templates
+            .iter()
+            .next()
+            .unwrap()
+            .id
+            .daddr;
+        assert_eq!(daddr, Address::v4(9, 9, 9, 9));
+    }
 }

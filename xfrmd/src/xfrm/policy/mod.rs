@@ -2,7 +2,7 @@
 //! FLUSHPOLICY, ACQUIRE, MIGRATE.
 //!
 //! * `verify`: the checks of a request. * `encode`: policies as messages.
-//! * `dump`, `acquire`, `migrate`: these requests.
+//! * `dump`, `acquire`, `migrate`: these requests. * `socket`: setsockopt.
 //!
 //! Source: `net/xfrm/xfrm_user.c xfrm_add_policy`, `xfrm_get_policy`,
 //! `xfrm_add_pol_expire`, `xfrm_flush_policy`.
@@ -11,6 +11,9 @@ mod acquire;
 mod dump;
 pub(super) mod encode;
 mod migrate;
+pub(crate) mod socket;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub(crate) use acquire::acquire;

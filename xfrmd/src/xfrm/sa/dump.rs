@@ -17,15 +17,28 @@ use xfrm_proto::uapi::AddressFilter;
 use super::super::Dump;
 use super::encode::{self, Origin};
 
-/// A dump under way, or the error that its end will carry.
-pub(crate) struct SaDump(Result<Walk, XfrmError>);
+const LEFTOVER: &str = "bytes leftover after parsing attributes";
 
-pub(crate) fn start(ns: &mut Netns, message: &[u8]) -> Dump {
-    Dump::Sa(SaDump(filter(ns, message).map(Walk::new)))
+/// A dump under way, or the error that its end will carry.
+pub(crate) struct SaDump {
+    walk: Result<Walk, XfrmError>,
+    /// The request had bytes behind its attributes; an empty dump's end says so.
+    leftover: bool,
 }
 
-fn filter(ns: &Netns, message: &[u8]) -> Result<Filter, XfrmError> {
-    let attrs = Attrs::parse(message, NLMSG_HDRLEN, &Table::xfrma(ns.profile.attr_max))?;
+pub(crate) fn start(ns: &mut Netns, message: &[u8]) -> Dump {
+    let table = Table::xfrma(ns.profile.attr_max);
+    let (mut walk, leftover) = match Attrs::parse(message, NLMSG_HDRLEN, &table) {
+        Ok(attrs) => (filter(&attrs).map(Walk::new), attrs.leftover),
+        Err(error) => (Err(error), false),
+    };
+    if let (Err(error), true) = (&mut walk, leftover) {
+        error.extack.text = Some(LEFTOVER.into());
+    }
+    Dump::Sa(SaDump { walk, leftover })
+}
+
+fn filter(attrs: &Attrs<'_>) -> Result<Filter, XfrmError> {
     let addresses = attrs.pod::<AddressFilter>(XFRMA_ADDRESS_FILTER);
     if addresses.is_some_and(|filter| filter.splen > 128 || filter.dplen > 128) {
         return Err(XfrmError::new(errno::EINVAL));
@@ -45,7 +58,8 @@ impl SaDump {
         seq: u32,
         port: u32,
     ) -> Result<(), XfrmError> {
-        let walk = self.0.as_mut().map_err(|error| error.clone())?;
+        let walk = self.walk.as_mut().map_err(|error| error.clone())?;
+        let start = out.len();
         let origin = Origin { seq, pid: port };
         walk.run(&ns.sad, |sa| {
             let start = out.len();
@@ -56,6 +70,10 @@ impl SaDump {
             }
             fits
         });
+        let leftover = std::mem::take(&mut self.leftover);
+        if leftover && out.len() == start {
+            return Err(XfrmError::with_text(0, LEFTOVER));
+        }
         Ok(())
     }
 }

@@ -125,6 +125,10 @@ fn attributes(writer: &mut Writer<'_>, sa: &Sa) {
     set_mark(writer, options.smark);
     replay(writer, sa);
     nonzero(writer, XFRMA_IF_ID, sa.if_id);
+    if let Some(context) = &options.security {
+        let head = context.head();
+        writer.attr_parts(XFRMA_SEC_CTX, &[head.as_bytes(), context.bytes()]);
+    }
     if let Some(iptfs) = &options.iptfs {
         if sa.dir == XFRM_SA_DIR_IN {
             writer.attr_u32(XFRMA_IPTFS_DROP_TIME, iptfs.drop_time_usecs);

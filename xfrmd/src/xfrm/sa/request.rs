@@ -30,6 +30,7 @@ pub(super) fn sa<'a>(info: UserSaInfo, attrs: &Attrs<'a>) -> SaRequest<'a> {
         nat_keepalive_secs: attrs.u32(XFRMA_NAT_KEEPALIVE_INTERVAL).unwrap_or(0),
         pcpu: attrs.u32(XFRMA_SA_PCPU),
         params: aevent_params(attrs),
+        security: attrs.bytes(XFRMA_SEC_CTX),
         offload: attrs.pod(XFRMA_OFFLOAD_DEV),
         iptfs: IptfsRequest {
             drop_time_usecs: attrs.u32(XFRMA_IPTFS_DROP_TIME),

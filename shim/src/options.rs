@@ -1,0 +1,194 @@
+//! Socket options: of our sockets, and those of other sockets that would reach
+//! the host's XFRM.
+//!
+//! On our sockets everything is native but the protocol number, the groups that
+//! the daemon keeps, and the mark. On other sockets, `UDP_ENCAP` would make the
+//! host take ESP out of the stream that the program reads, and
+//! `IP_XFRM_POLICY` would fill the host's SPD; neither gets there.
+
+use core::ffi::{c_int, c_void};
+use core::mem::size_of;
+use core::sync::atomic::Ordering;
+
+use libc::{iovec, socklen_t};
+use xfrm_proto::control::Request;
+
+use crate::control::{self, Cargo};
+use crate::netlink;
+use crate::real;
+use crate::sys;
+use crate::table::Entry;
+
+const UDP_ENCAP: c_int = 100;
+const UDP_ENCAP_ESPINUDP: c_int = 2;
+const IP_XFRM_POLICY: c_int = 17;
+const IPV6_XFRM_POLICY: c_int = 35;
+/// More than any policy with six templates.
+const LARGEST_POLICY: usize = 4096;
+
+fn flag(value: *const c_void, len: socklen_t) -> Option<bool> {
+    (len as usize >= size_of::<c_int>())
+        // SAFETY: the host has accepted the same value of that length.
+        .then(|| unsafe { value.cast::<c_int>().read_unaligned() } != 0)
+}
+
+/// `setsockopt` on a socket of ours.
+///
+/// # Safety
+/// As `setsockopt`.
+pub(crate) unsafe fn set(
+    entry: &Entry,
+    fd: c_int,
+    level: c_int,
+    option: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> c_int {
+    if level == libc::SOL_SOCKET && option == libc::SO_MAX_PACING_RATE {
+        return 0;
+    }
+    if level == libc::SOL_NETLINK
+        && (option == libc::NETLINK_ADD_MEMBERSHIP || option == libc::NETLINK_DROP_MEMBERSHIP)
+    {
+        // SAFETY: the caller's arguments, passed on.
+        return unsafe { netlink::member(entry, fd, option, value, len) };
+    }
+    // SAFETY: the caller's arguments, passed on.
+    let result = unsafe { real::setsockopt(fd, level, option, value, len) };
+    if result == 0 && level == libc::SOL_NETLINK {
+        // The host takes a short value for 0.
+        let on = flag(value, len).unwrap_or(false);
+        if option == libc::NETLINK_CAP_ACK {
+            entry.cap_ack.store(on, Ordering::Relaxed);
+        } else if option == netlink::NETLINK_EXT_ACK {
+            entry.ext_ack.store(on, Ordering::Relaxed);
+        }
+    }
+    result
+}
+
+/// `getsockopt` on a socket of ours.
+///
+/// # Safety
+/// As `getsockopt`.
+pub(crate) unsafe fn get(
+    entry: &Entry,
+    fd: c_int,
+    level: c_int,
+    option: c_int,
+    value: *mut c_void,
+    len: *mut socklen_t,
+) -> c_int {
+    // SAFETY: the caller's arguments, passed on; what the host has filled in can be changed.
+    unsafe {
+        let result = real::getsockopt(fd, level, option, value, len);
+        if result != 0 || len.is_null() {
+            return result;
+        }
+        let filled = *len as usize;
+        let patch_int = |new: c_int| {
+            let bytes = new.to_ne_bytes();
+            core::ptr::copy_nonoverlapping(bytes.as_ptr(), value.cast(), filled.min(bytes.len()));
+        };
+        match (level, option) {
+            (libc::SOL_SOCKET, libc::SO_PROTOCOL) => patch_int(netlink::NETLINK_XFRM),
+            (libc::SOL_SOCKET, libc::SO_ERROR) => {
+                let pending = entry.pending.swap(0, Ordering::Relaxed);
+                if pending != 0 {
+                    patch_int(pending);
+                }
+            }
+            (libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE) => {
+                core::ptr::write_bytes(value.cast::<u8>(), 0xff, filled);
+            }
+            (libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS) if filled >= 4 => {
+                let groups = value.cast::<u32>();
+                let kept = entry.kept.load(Ordering::Relaxed);
+                groups.write_unaligned(groups.read_unaligned() | kept);
+            }
+            _ => {}
+        }
+        result
+    }
+}
+
+/// `setsockopt` on a socket of somebody else: the result, if the host must not have it.
+///
+/// # Safety
+/// As `setsockopt`.
+pub(crate) unsafe fn set_foreign(
+    fd: c_int,
+    level: c_int,
+    option: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> Option<c_int> {
+    let result = match (level, option) {
+        (libc::IPPROTO_UDP, UDP_ENCAP) => {
+            if len as usize >= size_of::<c_int>() && !value.is_null() {
+                // SAFETY: the length covers it.
+                let kind = unsafe { value.cast::<c_int>().read_unaligned() };
+                // Other encapsulations (L2TP, GTP) have nothing to do with XFRM.
+                if kind != UDP_ENCAP_ESPINUDP {
+                    return None;
+                }
+            }
+            let protocol = sys::option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL);
+            if protocol != Some(libc::IPPROTO_UDP) {
+                return None;
+            }
+            Ok(())
+        }
+        // SAFETY: the caller's value and its length.
+        (libc::IPPROTO_IP, IP_XFRM_POLICY) => unsafe {
+            socket_policy(fd, libc::AF_INET, value, len)
+        },
+        // SAFETY: as above.
+        (libc::IPPROTO_IPV6, IPV6_XFRM_POLICY) => unsafe {
+            socket_policy(fd, libc::AF_INET6, value, len)
+        },
+        _ => return None,
+    };
+    Some(match result {
+        Ok(()) => 0,
+        Err(errno) => {
+            sys::set_errno(errno);
+            -1
+        }
+    })
+}
+
+unsafe fn socket_policy(
+    fd: c_int,
+    family: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> Result<(), c_int> {
+    let netns =
+        sys::option::<u64>(fd, libc::SOL_SOCKET, netlink::SO_NETNS_COOKIE).ok_or(libc::ENOTSOCK)?;
+    let len = len as usize;
+    if len > LARGEST_POLICY {
+        return Err(libc::EMSGSIZE);
+    }
+    let part = iovec {
+        iov_base: value.cast_mut(),
+        iov_len: if value.is_null() { 0 } else { len },
+    };
+    let request = Request::SocketPolicy {
+        netns,
+        family: family as u32,
+    };
+    let cargo = Cargo {
+        parts: core::slice::from_ref(&part),
+        fds: &[],
+    };
+    let mut answer = control::ask(&request, cargo)?;
+    if answer.unknown_netns {
+        netlink::introduce(netns, fd)?;
+        answer = control::ask(&request, cargo)?;
+    }
+    match answer.errno {
+        0 => Ok(()),
+        errno => Err(errno as c_int),
+    }
+}

@@ -1,0 +1,627 @@
+//! The interposed symbols. Each asks the table what the descriptor is, or the
+//! path, and passes on what is not ours.
+
+use core::ffi::{c_char, c_int, c_uint, c_void};
+use core::mem::zeroed;
+
+use libc::{
+    FILE, iovec, mmsghdr, mode_t, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec, uid_t,
+};
+
+use crate::descriptors::{self, FcntlArg};
+use crate::receive::Received;
+use crate::send::Refusal;
+use crate::table::{self, Kind};
+use crate::{control, netlink, options, procfs, real, receive, send, sys};
+
+/// Low bits of a socket's type.
+const TYPE_MASK: c_int = 0xf;
+/// Parts of a vector that read and write accept.
+const MOST_PARTS: usize = libc::UIO_MAXIOV as usize;
+
+macro_rules! exported {
+    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? { $($body:tt)* })*) => {
+        $(
+        /// # Safety
+        /// As libc's.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($arg: $type),*) $(-> $ret)? {
+            // SAFETY: the arguments are the caller's, with the contract of libc's function.
+            #[allow(unused_unsafe, reason = "some bodies need none")]
+            unsafe { $($body)* }
+        }
+        )*
+    };
+}
+
+fn part(bytes: *const c_void, len: size_t) -> iovec {
+    iovec {
+        iov_base: bytes.cast_mut(),
+        iov_len: len,
+    }
+}
+
+/// A vector, unless the host has to say what is wrong with it.
+unsafe fn vector<'a>(parts: *const iovec, count: usize) -> Option<&'a [iovec]> {
+    if count == 0 {
+        return Some(&[]);
+    }
+    if parts.is_null() || count > MOST_PARTS {
+        return None;
+    }
+    // SAFETY: the caller's vector of that many parts.
+    Some(unsafe { core::slice::from_raw_parts(parts, count) })
+}
+
+fn finish(result: Result<usize, c_int>) -> ssize_t {
+    match result {
+        Ok(len) => len as ssize_t,
+        Err(errno) => {
+            sys::set_errno(errno);
+            -1
+        }
+    }
+}
+
+unsafe fn send_parts(
+    fd: c_int,
+    parts: &[iovec],
+    name: *const c_void,
+    name_len: usize,
+    flags: c_int,
+) -> Option<ssize_t> {
+    let entry = table::socket(fd)?;
+    // SAFETY: the caller's name and its length.
+    match unsafe { send::send(entry, fd, parts, name, name_len, flags) } {
+        Ok(len) => Some(finish(Ok(len))),
+        Err(Refusal::Errno(errno)) => Some(finish(Err(errno))),
+        Err(Refusal::Foreign) => None,
+    }
+}
+
+/// `write` and `writev`: to a socket, or to an open sysctl.
+unsafe fn write_parts(fd: c_int, parts: &[iovec]) -> Option<ssize_t> {
+    match table::kind(fd) {
+        Kind::Foreign => None,
+        Kind::Sysctl(file) => Some(finish(procfs::write(file, parts))),
+        // SAFETY: no name.
+        Kind::Socket(_) => unsafe { send_parts(fd, parts, core::ptr::null(), 0, 0) },
+    }
+}
+
+unsafe fn receive_parts(
+    fd: c_int,
+    parts: *const iovec,
+    count: usize,
+    from: *mut sockaddr,
+    from_len: *mut socklen_t,
+    flags: c_int,
+) -> Option<ssize_t> {
+    let entry = table::socket(fd)?;
+    // SAFETY: a message made of the caller's arguments.
+    unsafe {
+        let mut message: msghdr = zeroed();
+        message.msg_iov = parts.cast_mut();
+        message.msg_iovlen = count;
+        if !from.is_null() && !from_len.is_null() {
+            message.msg_name = from.cast();
+            message.msg_namelen = *from_len;
+        }
+        let result = match receive::receive(entry, fd, &raw mut message, flags) {
+            Received::Result(result) => result,
+            Received::Foreign => return None,
+        };
+        if result >= 0 && !from.is_null() && !from_len.is_null() {
+            *from_len = message.msg_namelen;
+        }
+        Some(result)
+    }
+}
+
+unsafe fn receive_one(
+    fd: c_int,
+    buffer: *mut c_void,
+    len: size_t,
+    from: *mut sockaddr,
+    from_len: *mut socklen_t,
+    flags: c_int,
+) -> Option<ssize_t> {
+    let whole = part(buffer, len);
+    // SAFETY: the caller's arguments.
+    unsafe { receive_parts(fd, &raw const whole, 1, from, from_len, flags) }
+}
+
+/// Descriptors that came with a message may be sockets of ours, under numbers that were not.
+unsafe fn note_passed(message: *const msghdr) {
+    // SAFETY: the host has filled in the message.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(message);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let bytes = (*header).cmsg_len - libc::CMSG_LEN(0) as usize;
+                let fds = libc::CMSG_DATA(header).cast::<c_int>();
+                for index in 0..bytes / size_of::<c_int>() {
+                    table::forget(fds.add(index).read_unaligned());
+                }
+            }
+            header = libc::CMSG_NXTHDR(message, header);
+        }
+    }
+}
+
+unsafe fn receive_message(fd: c_int, message: *mut msghdr, flags: c_int) -> Option<ssize_t> {
+    let entry = table::socket(fd)?;
+    if message.is_null() {
+        return None;
+    }
+    // SAFETY: the caller's message.
+    match unsafe { receive::receive(entry, fd, message, flags) } {
+        Received::Result(result) => Some(result),
+        Received::Foreign => None,
+    }
+}
+
+unsafe fn send_message(fd: c_int, message: *const msghdr, flags: c_int) -> Option<ssize_t> {
+    table::socket(fd)?;
+    // SAFETY: the caller's message.
+    unsafe {
+        let message = message.as_ref()?;
+        let parts = vector(message.msg_iov, message.msg_iovlen)?;
+        send_parts(
+            fd,
+            parts,
+            message.msg_name,
+            message.msg_namelen as usize,
+            flags,
+        )
+    }
+}
+
+exported! {
+    fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
+        if domain == libc::AF_NETLINK
+            && protocol == netlink::NETLINK_XFRM
+            && matches!(kind & TYPE_MASK, libc::SOCK_RAW | libc::SOCK_DGRAM)
+        {
+            return netlink::open(kind);
+        }
+        real::socket(domain, kind, protocol)
+    }
+
+    fn bind(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int {
+        match table::socket(fd) {
+            Some(entry) => netlink::bind(entry, fd, address, len),
+            None => real::bind(fd, address, len),
+        }
+    }
+
+    fn connect(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int {
+        match table::socket(fd) {
+            Some(entry) => netlink::connect(entry, fd, address, len),
+            None => real::connect(fd, address, len),
+        }
+    }
+
+    fn getsockname(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int {
+        match table::socket(fd) {
+            Some(entry) => netlink::name(entry, fd, address, len),
+            None => real::getsockname(fd, address, len),
+        }
+    }
+
+    fn getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t) -> c_int {
+        match table::socket(fd) {
+            Some(entry) => options::get(entry, fd, level, name, value, len),
+            None => real::getsockopt(fd, level, name, value, len),
+        }
+    }
+
+    fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int {
+        match table::socket(fd) {
+            Some(entry) => options::set(entry, fd, level, name, value, len),
+            None => match options::set_foreign(fd, level, name, value, len) {
+                Some(result) => result,
+                None => real::setsockopt(fd, level, name, value, len),
+            },
+        }
+    }
+
+    fn send(fd: c_int, bytes: *const c_void, len: size_t, flags: c_int) -> ssize_t {
+        match send_parts(fd, &[part(bytes, len)], core::ptr::null(), 0, flags) {
+            Some(result) => result,
+            None => real::send(fd, bytes, len, flags),
+        }
+    }
+
+    fn sendto(fd: c_int, bytes: *const c_void, len: size_t, flags: c_int, to: *const sockaddr, to_len: socklen_t) -> ssize_t {
+        match send_parts(fd, &[part(bytes, len)], to.cast(), to_len as usize, flags) {
+            Some(result) => result,
+            None => real::sendto(fd, bytes, len, flags, to, to_len),
+        }
+    }
+
+    fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
+        match send_message(fd, message, flags) {
+            Some(result) => result,
+            None => real::sendmsg(fd, message, flags),
+        }
+    }
+
+    fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
+        if table::socket(fd).is_none() {
+            return real::sendmmsg(fd, messages, count, flags);
+        }
+        let mut sent = 0;
+        for index in 0..count.min(libc::UIO_MAXIOV as c_uint) {
+            let one = messages.add(index as usize);
+            let len = sendmsg(fd, &raw const (*one).msg_hdr, flags);
+            if len < 0 {
+                return if sent == 0 { -1 } else { sent };
+            }
+            (*one).msg_len = len as c_uint;
+            sent += 1;
+        }
+        sent
+    }
+
+    fn write(fd: c_int, bytes: *const c_void, len: size_t) -> ssize_t {
+        match write_parts(fd, &[part(bytes, len)]) {
+            Some(result) => result,
+            None => real::write(fd, bytes, len),
+        }
+    }
+
+    fn writev(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
+        if !matches!(table::kind(fd), Kind::Foreign)
+            && let Ok(count) = usize::try_from(count)
+            && let Some(parts) = vector(parts, count)
+            && let Some(result) = write_parts(fd, parts)
+        {
+            return result;
+        }
+        real::writev(fd, parts, count)
+    }
+
+    fn recv(fd: c_int, buffer: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
+        let nobody = core::ptr::null_mut();
+        match receive_one(fd, buffer, len, nobody, core::ptr::null_mut(), flags) {
+            Some(result) => result,
+            None => real::recv(fd, buffer, len, flags),
+        }
+    }
+
+    fn recvfrom(fd: c_int, buffer: *mut c_void, len: size_t, flags: c_int, from: *mut sockaddr, from_len: *mut socklen_t) -> ssize_t {
+        match receive_one(fd, buffer, len, from, from_len, flags) {
+            Some(result) => result,
+            None => real::recvfrom(fd, buffer, len, flags, from, from_len),
+        }
+    }
+
+    fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+        if let Some(result) = receive_message(fd, message, flags) {
+            return result;
+        }
+        let result = real::recvmsg(fd, message, flags);
+        if result >= 0 && (*message).msg_controllen > 0 {
+            note_passed(message);
+        }
+        result
+    }
+
+    fn recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int {
+        if table::socket(fd).is_none() {
+            let received = real::recvmmsg(fd, messages, count, flags, timeout);
+            for index in 0..received.max(0) {
+                let message = &raw const (*messages.add(index as usize)).msg_hdr;
+                if (*message).msg_controllen > 0 {
+                    note_passed(message);
+                }
+            }
+            return received;
+        }
+        let started = sys::monotonic_nanos();
+        let mut flags = flags;
+        let one_waits = flags & libc::MSG_WAITFORONE != 0;
+        flags &= !libc::MSG_WAITFORONE;
+        let mut received = 0;
+        for index in 0..count.min(libc::UIO_MAXIOV as c_uint) {
+            let one = messages.add(index as usize);
+            let len = recvmsg(fd, &raw mut (*one).msg_hdr, flags);
+            if len < 0 {
+                return if received == 0 { -1 } else { received };
+            }
+            (*one).msg_len = len as c_uint;
+            received += 1;
+            if one_waits {
+                flags |= libc::MSG_DONTWAIT;
+            }
+            if let Some(limit) = timeout.as_ref() {
+                let nanos = (limit.tv_sec as i128) * 1_000_000_000 + i128::from(limit.tv_nsec);
+                if i128::from(sys::monotonic_nanos() - started) >= nanos {
+                    break;
+                }
+            }
+        }
+        received
+    }
+
+    fn read(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t {
+        // A socket's read of nothing takes nothing.
+        if len > 0
+            && let Some(result) =
+                receive_one(fd, buffer, len, core::ptr::null_mut(), core::ptr::null_mut(), 0)
+        {
+            return result;
+        }
+        real::read(fd, buffer, len)
+    }
+
+    fn readv(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
+        if table::socket(fd).is_some()
+            && let Ok(len) = usize::try_from(count)
+            && let Some(room) = vector(parts, len)
+            && room.iter().any(|part| part.iov_len > 0)
+            && let Some(result) =
+                receive_parts(fd, parts, len, core::ptr::null_mut(), core::ptr::null_mut(), 0)
+        {
+            return result;
+        }
+        real::readv(fd, parts, count)
+    }
+
+    fn __recv_chk(fd: c_int, buffer: *mut c_void, len: size_t, room: size_t, flags: c_int) -> ssize_t {
+        if len > room || table::socket(fd).is_none() {
+            return real::__recv_chk(fd, buffer, len, room, flags);
+        }
+        recv(fd, buffer, len, flags)
+    }
+
+    fn __recvfrom_chk(fd: c_int, buffer: *mut c_void, len: size_t, room: size_t, flags: c_int, from: *mut sockaddr, from_len: *mut socklen_t) -> ssize_t {
+        if len > room || table::socket(fd).is_none() {
+            return real::__recvfrom_chk(fd, buffer, len, room, flags, from, from_len);
+        }
+        recvfrom(fd, buffer, len, flags, from, from_len)
+    }
+
+    fn __read_chk(fd: c_int, buffer: *mut c_void, len: size_t, room: size_t) -> ssize_t {
+        if len > room || table::socket(fd).is_none() {
+            return real::__read_chk(fd, buffer, len, room);
+        }
+        read(fd, buffer, len)
+    }
+
+    fn close(fd: c_int) -> c_int {
+        descriptors::close(fd)
+    }
+
+    fn closefrom(first: c_int) {
+        descriptors::close_from(first);
+    }
+
+    fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+        descriptors::close_range(first, last, flags)
+    }
+
+    fn dup(fd: c_int) -> c_int {
+        descriptors::copied(fd, real::dup(fd))
+    }
+
+    fn dup2(fd: c_int, to: c_int) -> c_int {
+        descriptors::copy_onto(fd, to, || real::dup2(fd, to))
+    }
+
+    fn dup3(fd: c_int, to: c_int, flags: c_int) -> c_int {
+        descriptors::copy_onto(fd, to, || real::dup3(fd, to, flags))
+    }
+
+    fn fcntl(fd: c_int, command: c_int, arg: FcntlArg) -> c_int {
+        descriptors::control(fd, command, || real::fcntl(fd, command, arg))
+    }
+
+    fn fcntl64(fd: c_int, command: c_int, arg: FcntlArg) -> c_int {
+        descriptors::control(fd, command, || real::fcntl64(fd, command, arg))
+    }
+
+    fn open(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+        match procfs::file(path) {
+            Some(file) => procfs::open(file, flags),
+            None => real::open(path, flags, mode),
+        }
+    }
+
+    fn open64(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+        match procfs::file(path) {
+            Some(file) => procfs::open(file, flags),
+            None => real::open64(path, flags, mode),
+        }
+    }
+
+    fn openat(dir: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+        match procfs::file(path) {
+            Some(file) => procfs::open(file, flags),
+            None => real::openat(dir, path, flags, mode),
+        }
+    }
+
+    fn openat64(dir: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+        match procfs::file(path) {
+            Some(file) => procfs::open(file, flags),
+            None => real::openat64(dir, path, flags, mode),
+        }
+    }
+
+    fn __open_2(path: *const c_char, flags: c_int) -> c_int {
+        match procfs::file(path) {
+            Some(file) => procfs::open(file, flags),
+            None => real::__open_2(path, flags),
+        }
+    }
+
+    fn __open64_2(path: *const c_char, flags: c_int) -> c_int {
+        match procfs::file(path) {
+            Some(file) => procfs::open(file, flags),
+            None => real::__open64_2(path, flags),
+        }
+    }
+
+    fn __openat_2(dir: c_int, path: *const c_char, flags: c_int) -> c_int {
+        match procfs::file(path) {
+            Some(file) => procfs::open(file, flags),
+            None => real::__openat_2(dir, path, flags),
+        }
+    }
+
+    fn __openat64_2(dir: c_int, path: *const c_char, flags: c_int) -> c_int {
+        match procfs::file(path) {
+            Some(file) => procfs::open(file, flags),
+            None => real::__openat64_2(dir, path, flags),
+        }
+    }
+
+    fn creat(path: *const c_char, mode: mode_t) -> c_int {
+        match procfs::file(path) {
+            Some(file) => procfs::open(file, libc::O_WRONLY),
+            None => real::creat(path, mode),
+        }
+    }
+
+    fn creat64(path: *const c_char, mode: mode_t) -> c_int {
+        match procfs::file(path) {
+            Some(file) => procfs::open(file, libc::O_WRONLY),
+            None => real::creat64(path, mode),
+        }
+    }
+
+    fn fopen(path: *const c_char, mode: *const c_char) -> *mut FILE {
+        match procfs::file(path) {
+            Some(file) => procfs::open_stream(file, mode),
+            None => real::fopen(path, mode),
+        }
+    }
+
+    fn fopen64(path: *const c_char, mode: *const c_char) -> *mut FILE {
+        match procfs::file(path) {
+            Some(file) => procfs::open_stream(file, mode),
+            None => real::fopen64(path, mode),
+        }
+    }
+
+    fn access(path: *const c_char, mode: c_int) -> c_int {
+        match procfs::file(path) {
+            Some(file) => procfs::access(file, mode),
+            None => real::access(path, mode),
+        }
+    }
+
+    fn faccessat(dir: c_int, path: *const c_char, mode: c_int, flags: c_int) -> c_int {
+        match procfs::file(path) {
+            Some(file) => procfs::access(file, mode),
+            None => real::faccessat(dir, path, mode, flags),
+        }
+    }
+
+    fn stat(path: *const c_char, out: *mut libc::stat) -> c_int {
+        match procfs::file(path) {
+            Some(file) => { out.write(procfs::status(file)); 0 }
+            None => real::stat(path, out),
+        }
+    }
+
+    fn stat64(path: *const c_char, out: *mut libc::stat64) -> c_int {
+        match procfs::file(path) {
+            Some(file) => { out.cast::<libc::stat>().write(procfs::status(file)); 0 }
+            None => real::stat64(path, out),
+        }
+    }
+
+    fn lstat(path: *const c_char, out: *mut libc::stat) -> c_int {
+        match procfs::file(path) {
+            Some(file) => { out.write(procfs::status(file)); 0 }
+            None => real::lstat(path, out),
+        }
+    }
+
+    fn lstat64(path: *const c_char, out: *mut libc::stat64) -> c_int {
+        match procfs::file(path) {
+            Some(file) => { out.cast::<libc::stat>().write(procfs::status(file)); 0 }
+            None => real::lstat64(path, out),
+        }
+    }
+
+    fn fstatat(dir: c_int, path: *const c_char, out: *mut libc::stat, flags: c_int) -> c_int {
+        match procfs::file(path) {
+            Some(file) => { out.write(procfs::status(file)); 0 }
+            None => real::fstatat(dir, path, out, flags),
+        }
+    }
+
+    fn fstatat64(dir: c_int, path: *const c_char, out: *mut libc::stat64, flags: c_int) -> c_int {
+        match procfs::file(path) {
+            Some(file) => { out.cast::<libc::stat>().write(procfs::status(file)); 0 }
+            None => real::fstatat64(dir, path, out, flags),
+        }
+    }
+
+    fn statx(dir: c_int, path: *const c_char, flags: c_int, mask: c_uint, out: *mut libc::statx) -> c_int {
+        match procfs::file(path) {
+            Some(file) => { out.write(procfs::extended_status(file)); 0 }
+            None => real::statx(dir, path, flags, mask, out),
+        }
+    }
+
+    fn __xstat(version: c_int, path: *const c_char, out: *mut libc::stat) -> c_int {
+        match procfs::file(path) {
+            Some(file) => { out.write(procfs::status(file)); 0 }
+            None => real::__xstat(version, path, out),
+        }
+    }
+
+    fn __xstat64(version: c_int, path: *const c_char, out: *mut libc::stat64) -> c_int {
+        match procfs::file(path) {
+            Some(file) => { out.cast::<libc::stat>().write(procfs::status(file)); 0 }
+            None => real::__xstat64(version, path, out),
+        }
+    }
+
+    fn __lxstat(version: c_int, path: *const c_char, out: *mut libc::stat) -> c_int {
+        match procfs::file(path) {
+            Some(file) => { out.write(procfs::status(file)); 0 }
+            None => real::__lxstat(version, path, out),
+        }
+    }
+
+    fn __lxstat64(version: c_int, path: *const c_char, out: *mut libc::stat64) -> c_int {
+        match procfs::file(path) {
+            Some(file) => { out.cast::<libc::stat>().write(procfs::status(file)); 0 }
+            None => real::__lxstat64(version, path, out),
+        }
+    }
+
+    fn setuid(uid: uid_t) -> c_int {
+        became(real::setuid(uid))
+    }
+
+    fn seteuid(uid: uid_t) -> c_int {
+        became(real::seteuid(uid))
+    }
+
+    fn setreuid(real_uid: uid_t, effective: uid_t) -> c_int {
+        became(real::setreuid(real_uid, effective))
+    }
+
+    fn setresuid(real_uid: uid_t, effective: uid_t, saved: uid_t) -> c_int {
+        became(real::setresuid(real_uid, effective, saved))
+    }
+
+    fn capset(header: *mut c_void, data: *const c_void) -> c_int {
+        became(real::capset(header, data))
+    }
+}
+
+/// After a change of credentials: the daemon judges a process by what it was when it connected.
+fn became(result: c_int) -> c_int {
+    if result == 0 {
+        control::reintroduce();
+    }
+    result
+}

@@ -1,0 +1,70 @@
+//! Builds `libxfrm_shim.so` and puts it into the program, so that one file is all there is to install.
+//!
+//! Cargo has no stable way to depend on another crate's shared library, so this runs cargo once
+//! more, in a target directory of its own, with the same toolchain, target and lock file.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn main() {
+    let root = path("CARGO_MANIFEST_DIR").join("..");
+    for watched in [
+        "shim",
+        "xfrm-proto/src/control.rs",
+        "xfrm-proto/src/lib.rs",
+        "Cargo.lock",
+    ] {
+        println!("cargo:rerun-if-changed={}", root.join(watched).display());
+    }
+    let out = path("OUT_DIR").join("shim");
+    let target = text("TARGET");
+    let mut cargo = Command::new(text("CARGO"));
+    cargo
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "shim",
+            "--target",
+            &target,
+        ])
+        .arg("--manifest-path")
+        .arg(root.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&out)
+        .current_dir(&root);
+    // Lints and flags of the outer build are not meant for this one.
+    for variable in [
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTC_WRAPPER",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "RUSTFLAGS",
+        "CARGO_BUILD_TARGET",
+    ] {
+        cargo.env_remove(variable);
+    }
+    let output = cargo
+        .output()
+        .unwrap_or_else(|error| panic!("running cargo: {error}"));
+    assert!(
+        output.status.success(),
+        "building the shim:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let library = out.join(target).join("release/libxfrm_shim.so");
+    assert!(
+        Path::new(&library).exists(),
+        "{} is missing",
+        library.display()
+    );
+    println!("cargo:rustc-env=XFRM_SHIM={}", library.display());
+}
+
+fn text(name: &str) -> String {
+    env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"))
+}
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(text(name))
+}

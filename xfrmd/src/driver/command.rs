@@ -1,0 +1,198 @@
+//! `xfrmd run`: a private instance for one command and what it starts.
+//!
+//! The daemon is the command's parent. It ends when the command ends, with the
+//! command's exit code, and takes nothing else with it. Signals sent to it go
+//! on to the command; those of the terminal reach the command anyway.
+
+use std::ffi::OsString;
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+
+use nix::sys::signal::{SigmaskHow, Signal, kill, pthread_sigmask};
+use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::{Pid, getuid};
+use xfrm_proto::control::{Address, ENV_CONTROL, Secret};
+
+use super::signals::Signals;
+use super::{Daemon, Owner, Settings, host, listener};
+
+/// The shim, as it was built with this program.
+static SHIM: &[u8] = include_bytes!(env!("XFRM_SHIM"));
+/// Its file name, by which we know it among other preloaded libraries.
+pub(crate) const SHIM_NAME: &str = "libxfrm_shim.so";
+
+/// Signals that the command gets when we are sent them.
+const FORWARDED: [Signal; 9] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGCONT,
+    Signal::SIGWINCH,
+];
+
+/// A directory of our own, removed at the end.
+struct PrivateDirectory(PathBuf);
+
+impl PrivateDirectory {
+    /// Where programs may be loaded from, and other users get through but see nothing.
+    fn new(temporary: Option<PathBuf>) -> io::Result<Self> {
+        let candidates = temporary
+            .into_iter()
+            .chain(["/tmp", "/var/tmp", "/dev/shm"].map(PathBuf::from));
+        let mut number = [0; 8];
+        host::random(&mut number);
+        let name = format!("xfrmd-{:016x}", u64::from_ne_bytes(number));
+        let mut last = io::Error::from_raw_os_error(libc::EACCES);
+        for parent in candidates.filter(|parent| is_executable(parent)) {
+            let path = parent.join(&name);
+            match DirBuilder::new().mode(0o711).create(&path) {
+                Ok(()) => return Ok(Self(path)),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+impl Drop for PrivateDirectory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn is_executable(directory: &Path) -> bool {
+    statvfs(directory).is_ok_and(|fs| !fs.flags().contains(FsFlags::ST_NOEXEC))
+}
+
+/// Writes the shim into a directory from which programs can load it.
+pub(crate) fn install_shim(directory: &Path) -> io::Result<PathBuf> {
+    if !is_executable(directory) {
+        return Err(io::Error::other("mounted noexec"));
+    }
+    let path = directory.join(SHIM_NAME);
+    let fresh = directory.join(format!("{SHIM_NAME}.{}", std::process::id()));
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o755)
+        .open(&fresh)?;
+    file.write_all(SHIM)?;
+    std::fs::rename(&fresh, &path)?;
+    Ok(path)
+}
+
+/// `LD_PRELOAD` with the shim in front, and without that of an instance around ours.
+pub(crate) fn preload(shim: &Path, before: Option<OsString>) -> OsString {
+    let mut value = shim.as_os_str().to_owned();
+    let before = before.unwrap_or_default();
+    for other in before
+        .to_string_lossy()
+        .split([':', ' '])
+        .filter(|other| !other.is_empty() && !other.ends_with(SHIM_NAME))
+    {
+        value.push(":");
+        value.push(other);
+    }
+    value
+}
+
+/// What `xfrmd run` is given.
+pub(crate) struct Run {
+    /// Settings but for the owner.
+    pub(crate) settings: Settings,
+    /// The program's file.
+    pub(crate) program: PathBuf,
+    /// The command, its name first.
+    pub(crate) command: Vec<OsString>,
+    /// `TMPDIR`.
+    pub(crate) temporary: Option<PathBuf>,
+    /// `LD_PRELOAD`.
+    pub(crate) preload: Option<OsString>,
+}
+
+/// Runs a command; its exit code.
+pub(crate) fn run(run: Run) -> io::Result<u8> {
+    let signals: Vec<Signal> = FORWARDED.into_iter().chain([Signal::SIGCHLD]).collect();
+    let signals = Signals::block(&signals)?;
+    let directory = PrivateDirectory::new(run.temporary)?;
+    let shim = install_shim(&directory.0)?;
+    let mut random = [0; 32];
+    host::random(&mut random);
+    let (token, proof) = random.split_at(16);
+    let secret = Secret {
+        token: token.try_into().unwrap_or_default(),
+        proof: proof.try_into().unwrap_or_default(),
+    };
+    let path = directory.0.join("control");
+    let name = path.file_name().map(|_| directory.0.to_string_lossy());
+    let name = name.unwrap_or_default();
+    let mut listeners = vec![listener::at_path(&path)?];
+    listeners.extend(listener::at_abstract(&name).ok());
+    let path = path.to_string_lossy();
+    let address = Address {
+        path: path.as_bytes(),
+        abstract_name: name.as_bytes(),
+        pid: std::process::id(),
+        secret: Some(secret),
+    };
+    let settings = Settings {
+        owner: Owner::Private {
+            uid: getuid().as_raw(),
+            secret,
+        },
+        ..run.settings
+    };
+    let mut daemon = Daemon::new(settings, listeners)?;
+    daemon.watch_for_caller(signals.fd(), 0)?;
+
+    let mut command = Command::new(&run.program);
+    if let Some((name, arguments)) = run.command.split_first() {
+        command.arg0(name).args(arguments);
+    }
+    command
+        .env(ENV_CONTROL, address.to_string())
+        .env("LD_PRELOAD", preload(&shim, run.preload));
+    let mask = signals.mask_before();
+    // SAFETY: the mask is set by one system call, which a child may make before exec.
+    unsafe {
+        command.pre_exec(move || Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?));
+    }
+    let mut child = command.spawn()?;
+    let status = daemon.serve(|_| Ok(pass_on(&signals, &mut child)))?;
+    Ok(exit_code(status))
+}
+
+fn pass_on(signals: &Signals, child: &mut Child) -> ControlFlow<ExitStatus> {
+    while let Some(arrived) = signals.next() {
+        if arrived.signal == Signal::SIGCHLD {
+            if let Ok(Some(status)) = child.try_wait() {
+                return ControlFlow::Break(status);
+            }
+        } else if arrived.sent
+            && let Ok(pid) = i32::try_from(child.id())
+        {
+            let _ = kill(Pid::from_raw(pid), arrived.signal);
+        }
+    }
+    ControlFlow::Continue(())
+}
+
+/// As shells report it.
+fn exit_code(status: ExitStatus) -> u8 {
+    let code = match (status.code(), status.signal()) {
+        (Some(code), _) => code,
+        (None, Some(signal)) => 128 + signal,
+        (None, None) => 1,
+    };
+    u8::try_from(code & 0xff).unwrap_or(1)
+}

@@ -1,0 +1,560 @@
+//! Clients' connections: what they ask, frame by frame.
+//!
+//! A frame that makes no sense ends its connection and touches nothing else.
+//! Every other frame is answered before the next one of that connection is
+//! read, and only when all that it causes is queued.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::socket::{SockFlag, accept4, getsockopt, sockopt};
+use std::os::fd::{AsRawFd, FromRawFd};
+use xfrm_proto::control::{Answer, Request, Socket, VERSION};
+use xfrm_proto::extack::AckOptions;
+use xfrmd::emulator::{Inputs, NetnsId, Peer};
+
+use super::files::WriteError;
+use super::instance::{Instance, Speakers};
+use super::privilege::{self, Credentials};
+use super::{Daemon, Owner, Source, clock, host, namespace};
+
+/// How long what we know of a process's capabilities is good for, in nanoseconds.
+const PRIVILEGE_AGE: u64 = 20_000_000;
+/// The largest datagram that comes as a file.
+const LARGEST_DATAGRAM: u64 = 64 << 20;
+
+/// A client's connection.
+pub(super) struct Connection {
+    id: u64,
+    fd: OwnedFd,
+    peer: Credentials,
+    introduced: bool,
+    entered: Vec<Entered>,
+}
+
+/// A namespace that the connection uses.
+#[derive(Clone, Copy)]
+struct Entered {
+    netns: u64,
+    id: NetnsId,
+    privileged: bool,
+    checked_at: u64,
+}
+
+/// How a frame is answered.
+enum Reply {
+    Answer(Answer),
+    Content(Vec<u8>),
+    Descriptor(OwnedFd),
+    HangUp,
+}
+
+impl Reply {
+    fn error(errno: i32) -> Self {
+        Self::Answer(Answer::error(errno.unsigned_abs()))
+    }
+
+    fn unknown_netns() -> Self {
+        Self::Answer(Answer {
+            unknown_netns: true,
+            ..Answer::default()
+        })
+    }
+}
+
+impl Daemon {
+    pub(super) fn accept(&mut self, index: usize) {
+        let Some(listener) = self.listeners.get(index) else {
+            return;
+        };
+        let fd = match accept4(
+            listener.as_raw_fd(),
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        ) {
+            // SAFETY: the descriptor is new and ours.
+            Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd) },
+            Err(error) => {
+                tracing::debug!(%error, "accepting");
+                return;
+            }
+        };
+        if let Err(error) = self.admit(fd) {
+            tracing::warn!(%error, "a client was refused");
+        }
+    }
+
+    fn admit(&mut self, fd: OwnedFd) -> io::Result<()> {
+        let peer = getsockopt(&fd, sockopt::PeerCredentials)?;
+        let free = self.connections.iter().position(Option::is_none);
+        let index = free.unwrap_or(self.connections.len());
+        if index >= self.settings.max_connections {
+            return Err(io::Error::other("too many clients"));
+        }
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Connection.data(index));
+        self.epoll.add(&fd, event)?;
+        let connection = Connection {
+            id: self.next_connection,
+            fd,
+            peer: Credentials {
+                pid: peer.pid(),
+                uid: peer.uid(),
+            },
+            introduced: false,
+            entered: Vec::new(),
+        };
+        self.next_connection += 1;
+        if let Some(slot) = self.connections.get_mut(index) {
+            *slot = Some(connection);
+        } else {
+            self.connections.push(Some(connection));
+        }
+        Ok(())
+    }
+
+    pub(super) fn serve_connection(&mut self, index: usize) {
+        let Some(mut connection) = self.connections.get_mut(index).and_then(Option::take) else {
+            return;
+        };
+        let mut frame = std::mem::take(&mut self.frame);
+        let goes_on = self.serve_frame(&mut connection, &mut frame);
+        self.frame = frame;
+        if !goes_on {
+            self.end_connection(connection);
+        } else if let Some(slot) = self.connections.get_mut(index) {
+            *slot = Some(connection);
+        }
+    }
+
+    /// Whether the connection goes on.
+    fn serve_frame(&mut self, connection: &mut Connection, frame: &mut [u8]) -> bool {
+        let (len, fds) = match host::receive_frame(connection.fd.as_fd(), frame) {
+            Ok(Some(received)) => received,
+            Ok(None) => return false,
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        };
+        let decoded = frame.get(..len).and_then(Request::decode);
+        let Some((request, payload)) = decoded else {
+            tracing::warn!(pid = connection.peer.pid, "a frame that makes no sense");
+            return false;
+        };
+        let reply = self.handle(connection, &request, payload, fds);
+        let fd = connection.fd.as_fd();
+        let sent = match &reply {
+            Reply::Answer(answer) => host::send_frame(fd, &answer.encode(), &[], None),
+            Reply::Content(content) => {
+                host::send_frame(fd, &Answer::default().encode(), content, None)
+            }
+            Reply::Descriptor(passed) => {
+                host::send_frame(fd, &Answer::default().encode(), &[0], Some(passed.as_fd()))
+            }
+            Reply::HangUp => return false,
+        };
+        sent.is_ok()
+    }
+
+    fn handle(
+        &mut self,
+        connection: &mut Connection,
+        request: &Request,
+        payload: &[u8],
+        fds: [Option<OwnedFd>; 2],
+    ) -> Reply {
+        if let Request::Hello { version, token } = *request {
+            return self.hello(connection, version, token);
+        }
+        if !connection.introduced {
+            return Reply::HangUp;
+        }
+        match *request {
+            Request::Hello { .. } => Reply::HangUp,
+            Request::Send {
+                socket,
+                to_port,
+                to_groups,
+            } => self.send(connection, socket, (to_port, to_groups), payload, fds),
+            Request::Pull { socket } => self.pull(connection, socket),
+            Request::Netns { netns } => self.netns(connection, netns, fds),
+            Request::Members {
+                socket,
+                native,
+                join,
+                leave,
+            } => self.members(connection, socket, native, join, leave),
+            Request::Read { netns, file } => match self.enter(connection, netns) {
+                Some(entered) => Reply::Content(self.read_file(entered.id, file)),
+                None => Reply::unknown_netns(),
+            },
+            Request::OpenWrite { netns, file } => match self.enter(connection, netns) {
+                Some(entered) if entered.privileged => match self.open_writer(entered.id, file) {
+                    Ok(fd) => Reply::Descriptor(fd),
+                    Err(error) => Reply::error(error.raw_os_error().unwrap_or(libc::EIO)),
+                },
+                Some(_) => Reply::error(libc::EACCES),
+                None => Reply::unknown_netns(),
+            },
+            Request::Write { netns, file } => match self.enter(connection, netns) {
+                Some(entered) if entered.privileged => {
+                    self.read_writers();
+                    match self.write_file(entered.id, file, payload) {
+                        Ok(()) => Reply::Answer(Answer::default()),
+                        Err(WriteError::ReadOnly) => Reply::error(libc::EACCES),
+                        Err(WriteError::Invalid) => Reply::error(libc::EINVAL),
+                    }
+                }
+                Some(_) => Reply::error(libc::EACCES),
+                None => Reply::unknown_netns(),
+            },
+            Request::SocketPolicy { netns, .. } => match self.enter(connection, netns) {
+                Some(entered) if entered.privileged => Reply::Answer(Answer::default()),
+                Some(_) => Reply::error(libc::EPERM),
+                None => Reply::unknown_netns(),
+            },
+            Request::Stat => Reply::Content(self.statistics().to_string().into_bytes()),
+        }
+    }
+
+    fn hello(&self, connection: &mut Connection, version: u32, token: [u8; 16]) -> Reply {
+        if connection.introduced || version != VERSION {
+            return Reply::HangUp;
+        }
+        match self.settings.owner {
+            Owner::System => {
+                connection.introduced = true;
+                Reply::Answer(Answer::default())
+            }
+            Owner::Private { secret, .. } => {
+                // All bytes are compared, so that time tells nothing.
+                let differs = token
+                    .iter()
+                    .zip(secret.token)
+                    .fold(0, |differs, (a, b)| differs | (a ^ b));
+                if differs != 0 {
+                    return Reply::HangUp;
+                }
+                connection.introduced = true;
+                Reply::Content(secret.proof.to_vec())
+            }
+        }
+    }
+
+    /// Use of a namespace by a connection: `None` if it must first be introduced.
+    fn enter(&mut self, connection: &mut Connection, netns: u64) -> Option<Entered> {
+        let known = connection
+            .entered
+            .iter_mut()
+            .find(|entered| entered.netns == netns);
+        if let Some(entered) = known {
+            // The owner of a private instance is always privileged.
+            if !self.is_owner(connection.peer) {
+                let now = clock::boot().0;
+                if now.saturating_sub(entered.checked_at) > PRIVILEGE_AGE {
+                    let instance = self.instances.get(&entered.id)?;
+                    entered.privileged = self.is_privileged(connection.peer, instance);
+                    entered.checked_at = now;
+                }
+            }
+            return Some(*entered);
+        }
+        let id = *self.by_cookie.get(&netns)?;
+        let instance = self.instances.get_mut(&id)?;
+        instance.speakers.as_ref()?;
+        instance.users.push(connection.id);
+        let instance = self.instances.get(&id)?;
+        let entered = Entered {
+            netns,
+            id,
+            privileged: self.is_privileged(connection.peer, instance),
+            checked_at: clock::boot().0,
+        };
+        connection.entered.push(entered);
+        Some(entered)
+    }
+
+    fn is_owner(&self, peer: Credentials) -> bool {
+        matches!(self.settings.owner, Owner::Private { uid, .. } if uid == peer.uid)
+    }
+
+    fn is_privileged(&self, peer: Credentials, instance: &Instance) -> bool {
+        if self.is_owner(peer) {
+            return true;
+        }
+        if instance.netns == self.home.cookie {
+            return privilege::has_net_admin(peer, self.home.namespace.as_fd());
+        }
+        instance
+            .namespace
+            .as_ref()
+            .is_some_and(|namespace| privilege::has_net_admin(peer, namespace.as_fd()))
+    }
+
+    fn netns(
+        &mut self,
+        connection: &mut Connection,
+        netns: u64,
+        fds: [Option<OwnedFd>; 2],
+    ) -> Reply {
+        let open = self
+            .by_cookie
+            .get(&netns)
+            .and_then(|id| self.instances.get(id))
+            .is_some_and(|instance| instance.speakers.is_some());
+        if !open {
+            match self.open_speakers(netns, fds) {
+                Ok(None) => {}
+                Ok(Some(wish)) => return Reply::Answer(wish),
+                Err(error) => {
+                    tracing::warn!(%error, netns, "no sockets in a namespace");
+                    return Reply::error(error.raw_os_error().unwrap_or(libc::EIO));
+                }
+            }
+        }
+        let Some(entered) = self.enter(connection, netns) else {
+            return Reply::error(libc::EIO);
+        };
+        let ports = self
+            .instances
+            .get(&entered.id)
+            .and_then(|instance| instance.speakers.as_ref());
+        Reply::Answer(Answer {
+            first: ports.map_or(0, |speakers| speakers.reply_port),
+            second: ports.map_or(0, |speakers| speakers.event_port),
+            ..Answer::default()
+        })
+    }
+
+    /// Opens our sockets in a namespace; `Some` is what we need from the client for that.
+    fn open_speakers(
+        &mut self,
+        netns: u64,
+        fds: [Option<OwnedFd>; 2],
+    ) -> io::Result<Option<Answer>> {
+        let private = matches!(self.settings.owner, Owner::Private { .. });
+        let entropy = &mut self.entropy;
+        let mut random = || dataplane::Entropy::u32(entropy);
+        let mut make = || -> io::Result<_> {
+            let reply = host::speaker(&mut random)?;
+            let event = host::speaker(&mut random)?;
+            Ok((reply, event, namespace::listeners().unwrap_or_default()))
+        };
+        let mut kept = None;
+        let (reply, event, found) = match fds {
+            _ if netns == self.home.cookie => make()?,
+            [Some(reply), Some(event)] if private => (reply, event, Vec::new()),
+            [Some(namespace), None] => match self.home.inside(namespace.as_fd(), make) {
+                Ok(made) => {
+                    kept = Some(namespace);
+                    made
+                }
+                Err(_) if private => {
+                    return Ok(Some(Answer {
+                        wants_sockets: true,
+                        ..Answer::default()
+                    }));
+                }
+                Err(error) => return Err(error),
+            },
+            _ => {
+                return Ok(Some(Answer {
+                    wants_netns: true,
+                    ..Answer::default()
+                }));
+            }
+        };
+        let speakers = Speakers::new(netns, reply, event)?;
+        if let (Some(watch), Some(namespace)) = (&mut self.watch, &kept)
+            && let Err(error) = watch.add(netns, namespace.as_fd())
+        {
+            tracing::debug!(%error, netns, "the namespace's end will go unnoticed");
+        }
+        let id = match self.by_cookie.get(&netns) {
+            Some(&id) => id,
+            None => {
+                let id = self.emulator.create_netns();
+                tracing::info!(netns, "namespace");
+                self.by_cookie.insert(netns, id);
+                self.instances.insert(id, Instance::new(id, netns));
+                for (group, &count) in (1..).zip(&self.group_members) {
+                    self.emulator.set_listeners(id, group, count);
+                }
+                id
+            }
+        };
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.speakers = Some(speakers);
+            instance.namespace = kept;
+            instance.find_members(&found);
+        }
+        self.count_listeners();
+        Ok(None)
+    }
+
+    fn peer(&self, entered: Entered, socket: &Socket) -> Peer {
+        Peer {
+            netns: entered.id,
+            port: socket.port,
+            options: AckOptions {
+                cap_ack: socket.cap_ack,
+                ext_ack: socket.ext_ack,
+            },
+            privileged: entered.privileged,
+            recv_bytes: usize::try_from(socket.recv_bytes).unwrap_or(0),
+        }
+    }
+
+    fn send(
+        &mut self,
+        connection: &mut Connection,
+        socket: Socket,
+        (to_port, to_groups): (u32, u32),
+        payload: &[u8],
+        [file, _]: [Option<OwnedFd>; 2],
+    ) -> Reply {
+        let Some(entered) = self.enter(connection, socket.netns) else {
+            return Reply::unknown_netns();
+        };
+        if socket.port == 0 {
+            return Reply::HangUp;
+        }
+        if to_port | to_groups != 0 && !entered.privileged {
+            return Reply::error(libc::EPERM);
+        }
+        if to_port != 0 {
+            return Reply::error(libc::ECONNREFUSED);
+        }
+        let large;
+        let datagram = match file {
+            Some(file) if payload.is_empty() => match read_whole(&file.into()) {
+                Ok(content) => {
+                    large = content;
+                    &large
+                }
+                Err(_) => return Reply::error(libc::ENOBUFS),
+            },
+            _ => payload,
+        };
+        if datagram.is_empty() {
+            return Reply::error(libc::ENODATA);
+        }
+        self.read_writers();
+        if let Some(instance) = self.instances.get_mut(&entered.id)
+            && instance.stale_reader(socket.port, socket.cookie)
+        {
+            self.emulator.close_socket(entered.id, socket.port);
+        }
+        let peer = self.peer(entered, &socket);
+        let inputs = Inputs {
+            now: clock::now(),
+            entropy: &mut self.entropy,
+        };
+        self.emulator.handle_datagram(inputs, peer, datagram);
+        let overrun = self.deliver(Some((entered.id, socket.port)), false);
+        self.arm();
+        Reply::Answer(Answer {
+            dumping: self.note_reader(entered.id, &socket),
+            overrun,
+            ..Answer::default()
+        })
+    }
+
+    fn note_reader(&mut self, id: NetnsId, socket: &Socket) -> bool {
+        let dumping = self.emulator.is_dumping(id, socket.port);
+        self.instances
+            .get_mut(&id)
+            .is_some_and(|instance| instance.set_reader(socket.port, socket.cookie, dumping))
+    }
+
+    fn pull(&mut self, connection: &mut Connection, socket: Socket) -> Reply {
+        let Some(entered) = self.enter(connection, socket.netns) else {
+            return Reply::unknown_netns();
+        };
+        let Some(instance) = self.instances.get_mut(&entered.id) else {
+            return Reply::unknown_netns();
+        };
+        if instance.stale_reader(socket.port, socket.cookie) {
+            self.emulator.close_socket(entered.id, socket.port);
+        }
+        if !instance.is_reader(socket.port) {
+            return Reply::error(libc::ENOENT);
+        }
+        if instance.holds(socket.port) {
+            instance.flush_reader(socket.port);
+        } else {
+            let peer = self.peer(entered, &socket);
+            self.emulator.handle_recv(peer);
+            self.deliver(Some((entered.id, socket.port)), true);
+        }
+        Reply::Answer(Answer {
+            dumping: self.note_reader(entered.id, &socket),
+            ..Answer::default()
+        })
+    }
+
+    fn members(
+        &mut self,
+        connection: &mut Connection,
+        socket: Socket,
+        native: u32,
+        join: u32,
+        leave: u32,
+    ) -> Reply {
+        let Some(entered) = self.enter(connection, socket.netns) else {
+            return Reply::unknown_netns();
+        };
+        let may_join = entered.privileged && matches!(self.settings.owner, Owner::Private { .. });
+        if join != 0 && !may_join {
+            return Reply::error(libc::EPERM);
+        }
+        let Some(instance) = self.instances.get_mut(&entered.id) else {
+            return Reply::unknown_netns();
+        };
+        let kept = instance.set_member(
+            socket.cookie,
+            connection.id,
+            socket.port,
+            native,
+            join,
+            leave,
+        );
+        self.count_listeners();
+        Reply::Answer(Answer {
+            first: kept,
+            ..Answer::default()
+        })
+    }
+
+    /// Forgets a client, and what only it needed.
+    fn end_connection(&mut self, connection: Connection) {
+        for entered in &connection.entered {
+            let Some(instance) = self.instances.get(&entered.id) else {
+                continue;
+            };
+            // Its sockets may live on in another process.
+            let alive = if instance.has_members_of(connection.id) {
+                self.listeners_in(instance)
+            } else {
+                None
+            };
+            if let Some(instance) = self.instances.get_mut(&entered.id) {
+                instance.users.retain(|&user| user != connection.id);
+                if instance.drop_members(connection.id, alive.as_deref()) {
+                    self.count_listeners();
+                }
+            }
+            self.release_if_unused(entered.id);
+        }
+        self.arm();
+    }
+}
+
+fn read_whole(file: &File) -> io::Result<Vec<u8>> {
+    let len = file.metadata()?.len();
+    if len > LARGEST_DATAGRAM {
+        return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+    }
+    let mut content = vec![0; usize::try_from(len).unwrap_or(0)];
+    file.read_exact_at(&mut content, 0)?;
+    Ok(content)
+}

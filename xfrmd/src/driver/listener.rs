@@ -1,0 +1,55 @@
+//! Where clients find the daemon: a pathname, and an abstract address for
+//! processes of the same network namespace that do not see the pathname.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
+};
+
+/// Listens at a pathname, taking the place of a daemon that has died.
+pub(crate) fn at_path(path: &Path) -> io::Result<OwnedFd> {
+    let address = UnixAddr::new(path)?;
+    if path.exists() {
+        let probe = seqpacket()?;
+        if connect(probe.as_raw_fd(), &address).is_ok() {
+            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        }
+        std::fs::remove_file(path)?;
+    }
+    let fd = seqpacket()?;
+    bind(fd.as_raw_fd(), &address)?;
+    // Anybody may ask; what they may do is decided for each.
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o666))?;
+    listen(&fd, Backlog::MAXCONN)?;
+    Ok(fd)
+}
+
+/// Listens at an abstract address of the network namespace.
+pub(crate) fn at_abstract(name: &str) -> io::Result<OwnedFd> {
+    let fd = seqpacket()?;
+    bind(fd.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+    listen(&fd, Backlog::MAXCONN)?;
+    Ok(fd)
+}
+
+fn seqpacket() -> io::Result<OwnedFd> {
+    Ok(socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?)
+}
+
+/// A file that is removed when the daemon ends.
+pub(crate) struct Removed(pub(crate) PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

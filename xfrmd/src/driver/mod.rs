@@ -1,0 +1,415 @@
+//! The daemon: sockets, clock and namespaces around the sans-I/O emulator.
+//!
+//! One thread owns everything, as one mutex owns a namespace's configuration on
+//! Linux, so that requests of all clients happen one after the other. It waits
+//! in epoll. Measured on two cores, both ends pinned to one: a round trip over
+//! `SOCK_SEQPACKET` takes 10.4 us with a blocking receive, 10.9 with
+//! `epoll_wait` before it, and 11.9 where a receive is tried before the wait,
+//! as an async runtime does it. Hence a plain epoll loop and neither a runtime
+//! nor a thread for each client: all else that happens here is rare.
+//!
+//! * [`connection`]: what clients ask, frame by frame.
+//! * [`instance`]: a namespace's sockets and members; delivery.
+//! * [`namespace`]: entering namespaces, learning of their end.
+//! * [`privilege`]: who may configure.
+//! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
+//! * [`listener`]: where clients find us.
+//! * [`command`], [`program`]: `xfrmd run`.
+//! * [`client`]: `xfrmd stat` and `xfrmd env`.
+
+pub(crate) mod client;
+mod clock;
+pub(crate) mod command;
+mod connection;
+mod files;
+mod host;
+mod instance;
+pub(crate) mod listener;
+mod namespace;
+mod privilege;
+pub(crate) mod program;
+pub(crate) mod signals;
+mod statistics;
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use dataplane::netns::Limits;
+use dataplane::{BootNanos, Profile};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use xfrm_proto::control::Secret;
+use xfrmd::emulator::{Destination, Emulator, Inputs, NetnsId};
+
+use clock::HostEntropy;
+use connection::Connection;
+use files::Writer;
+use instance::{Delivery, Instance};
+use namespace::{Home, Watch};
+
+/// The largest frame: what a client's socket can send at most by default, and the header.
+const LARGEST_FRAME: usize = 512 * 1024;
+/// How often we look whether sockets without a process that told us are still there.
+const LINGER: u64 = 2_000_000_000;
+/// How often we try to tell members that they lost events.
+const OVERRUN_RETRY: u64 = 20_000_000;
+
+/// Whose daemon this is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Owner {
+    /// The machine's: capabilities decide.
+    System,
+    /// One user's: that user is its root, and clients must know the secret.
+    Private {
+        /// Who.
+        uid: u32,
+        /// What both sides show.
+        secret: Secret,
+    },
+}
+
+/// What the daemon allows and imitates.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Which kernel.
+    pub(crate) profile: &'static Profile,
+    /// Table sizes of each namespace.
+    pub(crate) limits: Limits,
+    /// Clients at once.
+    pub(crate) max_connections: usize,
+    /// Whose it is.
+    pub(crate) owner: Owner,
+    /// Where clients load the shim from.
+    pub(crate) shim: Option<PathBuf>,
+}
+
+/// What an epoll event is about; the upper half of its data, the index is the lower.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Listener = 0,
+    Connection = 1,
+    Timer = 2,
+    Writer = 3,
+    Namespaces = 4,
+    Caller = 5,
+}
+
+impl Source {
+    const ALL: [Self; 6] = [
+        Self::Listener,
+        Self::Connection,
+        Self::Timer,
+        Self::Writer,
+        Self::Namespaces,
+        Self::Caller,
+    ];
+
+    fn data(self, index: usize) -> u64 {
+        (self as u64) << 32 | index as u64 & u64::from(u32::MAX)
+    }
+
+    fn of(data: u64) -> Option<(Self, usize)> {
+        let source = Self::ALL.into_iter().find(|&it| it as u64 == data >> 32)?;
+        usize::try_from(data & u64::from(u32::MAX))
+            .ok()
+            .map(|index| (source, index))
+    }
+}
+
+/// The daemon.
+pub(crate) struct Daemon {
+    settings: Settings,
+    emulator: Emulator,
+    entropy: HostEntropy,
+    home: Home,
+    watch: Option<Watch>,
+    epoll: Epoll,
+    timer: TimerFd,
+    armed: Option<BootNanos>,
+    listeners: Vec<OwnedFd>,
+    connections: Vec<Option<Connection>>,
+    next_connection: u64,
+    instances: HashMap<NetnsId, Instance>,
+    by_cookie: HashMap<u64, NetnsId>,
+    writers: Vec<Option<Writer>>,
+    group_members: [u32; 32],
+    overruns: bool,
+    lingering: bool,
+    frame: Vec<u8>,
+}
+
+impl Daemon {
+    /// Without clients; they come through `listeners`.
+    pub(crate) fn new(settings: Settings, listeners: Vec<OwnedFd>) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let timer = TimerFd::new(
+            ClockId::CLOCK_BOOTTIME,
+            TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
+        )?;
+        let watch = Watch::new()
+            .inspect_err(|error| tracing::debug!(%error, "ends of namespaces go unnoticed"))
+            .ok();
+        let wait = |fd: std::os::fd::BorrowedFd<'_>, source: Source, index| {
+            epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source.data(index)))
+        };
+        wait(timer.as_fd(), Source::Timer, 0)?;
+        for (index, listener) in listeners.iter().enumerate() {
+            wait(listener.as_fd(), Source::Listener, index)?;
+        }
+        if let Some(watch) = &watch {
+            wait(watch.fd(), Source::Namespaces, 0)?;
+        }
+        Ok(Self {
+            emulator: Emulator::new(settings.profile, settings.limits),
+            settings,
+            entropy: HostEntropy::default(),
+            home: Home::here()?,
+            watch,
+            epoll,
+            timer,
+            armed: None,
+            listeners,
+            connections: Vec::new(),
+            next_connection: 1,
+            instances: HashMap::new(),
+            by_cookie: HashMap::new(),
+            writers: Vec::new(),
+            group_members: [0; 32],
+            overruns: false,
+            lingering: false,
+            frame: vec![0; LARGEST_FRAME],
+        })
+    }
+
+    /// Waits for a descriptor of the caller's too.
+    pub(crate) fn watch_for_caller(&self, fd: &impl AsFd, index: usize) -> io::Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Caller.data(index));
+        Ok(self.epoll.add(fd, event)?)
+    }
+
+    /// Serves until `caller`, called with the index of a descriptor of its own, breaks.
+    pub(crate) fn serve<T>(
+        &mut self,
+        mut caller: impl FnMut(usize) -> io::Result<ControlFlow<T>>,
+    ) -> io::Result<T> {
+        let mut events = [EpollEvent::empty(); 64];
+        loop {
+            let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                other => other?,
+            };
+            for event in events.iter().take(ready) {
+                match Source::of(event.data()) {
+                    Some((Source::Connection, index)) => self.serve_connection(index),
+                    Some((Source::Listener, index)) => self.accept(index),
+                    Some((Source::Timer, _)) => self.run_timers(),
+                    Some((Source::Writer, index)) => self.read_writer(index),
+                    Some((Source::Namespaces, _)) => self.end_namespaces(),
+                    Some((Source::Caller, index)) => {
+                        if let ControlFlow::Break(result) = caller(index)? {
+                            return Ok(result);
+                        }
+                    }
+                    None => {}
+                }
+            }
+        }
+    }
+
+    fn run_timers(&mut self) {
+        let _ = self.timer.wait();
+        self.armed = None;
+        self.read_writers();
+        let inputs = Inputs {
+            now: clock::now(),
+            entropy: &mut self.entropy,
+        };
+        self.emulator.handle_timeout(inputs);
+        self.deliver(None, false);
+        if self.overruns {
+            self.overruns = false;
+            for instance in self.instances.values_mut() {
+                self.overruns |= instance.tell_overruns();
+            }
+        }
+        if self.lingering {
+            self.look_for_lingerers();
+        }
+        self.arm();
+    }
+
+    /// Sets the timer for what comes next, unless it is set for that or earlier.
+    fn arm(&mut self) {
+        let mut next = self.emulator.poll_timeout();
+        let mut also = |nanos| {
+            let at = clock::boot().plus_nanos(nanos);
+            next = Some(next.map_or(at, |next| next.min(at)));
+        };
+        if self.overruns {
+            also(OVERRUN_RETRY);
+        }
+        if self.lingering {
+            also(LINGER);
+        }
+        let Some(next) = next else { return };
+        if self.armed.is_some_and(|armed| armed <= next) {
+            return;
+        }
+        // All zero would disarm it.
+        let nanos = next.0.max(1);
+        let at = TimeSpec::new(
+            i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
+            i64::try_from(nanos % 1_000_000_000).unwrap_or(0),
+        );
+        let set = self.timer.set(
+            Expiration::OneShot(at),
+            TimerSetTimeFlags::TFD_TIMER_ABSTIME,
+        );
+        if let Err(error) = set {
+            tracing::error!(%error, "setting the timer");
+            return;
+        }
+        self.armed = Some(next);
+    }
+
+    /// Queues everything that the emulator has to say; whether `requester` lost a part of it.
+    ///
+    /// Chunks of a dump are kept until there is room.
+    fn deliver(&mut self, requester: Option<(NetnsId, u32)>, chunks: bool) -> bool {
+        let mut rejected: Vec<(NetnsId, u32, Vec<u8>)> = Vec::new();
+        let mut gone = Vec::new();
+        while let Some(datagram) = self.emulator.poll_datagram() {
+            let Some(instance) = self.instances.get_mut(&datagram.netns) else {
+                continue;
+            };
+            match datagram.to {
+                Destination::Group(group) => {
+                    self.overruns |= instance.multicast(group, datagram.bytes);
+                }
+                Destination::Port(port) => {
+                    let behind = rejected
+                        .iter()
+                        .any(|&(netns, to, _)| netns == datagram.netns && to == port);
+                    if instance.holds(port) {
+                        instance.hold(port, datagram.bytes);
+                    } else if behind {
+                        rejected.push((datagram.netns, port, datagram.bytes.to_vec()));
+                    } else {
+                        match instance.unicast(port, datagram.bytes) {
+                            Delivery::Done => {}
+                            Delivery::NoRoom => {
+                                rejected.push((datagram.netns, port, datagram.bytes.to_vec()));
+                            }
+                            Delivery::NoSocket => gone.push((datagram.netns, port)),
+                        }
+                    }
+                }
+            }
+        }
+        for (netns, port) in gone {
+            self.emulator.close_socket(netns, port);
+        }
+        let mut overrun = false;
+        for (netns, port, bytes) in rejected {
+            if chunks || self.emulator.is_dumping(netns, port) {
+                if let Some(instance) = self.instances.get_mut(&netns) {
+                    instance.hold(port, &bytes);
+                }
+            } else {
+                overrun |= requester == Some((netns, port));
+            }
+        }
+        overrun
+    }
+
+    /// Tells the emulator how many listen to each group, wherever they are: on Linux too one
+    /// listener in any namespace counts for all (`netlink_update_listeners`).
+    fn count_listeners(&mut self) {
+        let mut counts = [0; 32];
+        for instance in self.instances.values() {
+            for (sum, count) in counts.iter_mut().zip(instance.listeners()) {
+                *sum += count;
+            }
+        }
+        if counts == self.group_members {
+            return;
+        }
+        self.group_members = counts;
+        for &id in self.instances.keys() {
+            for (group, &count) in (1..).zip(&counts) {
+                self.emulator.set_listeners(id, group, count);
+            }
+        }
+    }
+
+    /// The listeners in an instance's namespace, where the host shows them.
+    fn listeners_in(&self, instance: &Instance) -> Option<Vec<(u32, u32)>> {
+        if instance.netns == self.home.cookie {
+            return namespace::listeners().ok();
+        }
+        let namespace = instance.namespace.as_ref()?;
+        self.home
+            .inside(namespace.as_fd(), namespace::listeners)
+            .ok()
+    }
+
+    /// Drops what only sockets needed that no process has told us of for long.
+    fn look_for_lingerers(&mut self) {
+        self.lingering = false;
+        let idle: Vec<NetnsId> = self
+            .instances
+            .values()
+            .filter(|instance| instance.users.is_empty() && instance.speakers.is_some())
+            .map(|instance| instance.id)
+            .collect();
+        for id in idle {
+            self.release_if_unused(id);
+        }
+        self.count_listeners();
+    }
+
+    /// Closes the sockets of an instance that nobody uses, so that its namespace can end.
+    ///
+    /// A member that we were told of by a connection that has ended, or found, may still listen.
+    fn release_if_unused(&mut self, id: NetnsId) {
+        let Some(instance) = self.instances.get(&id) else {
+            return;
+        };
+        if !instance.users.is_empty() {
+            return;
+        }
+        let alive = if instance.has_members() {
+            self.listeners_in(instance)
+        } else {
+            None
+        };
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
+        instance.drop_members(0, alive.as_deref());
+        if instance.has_members() {
+            self.lingering = true;
+            return;
+        }
+        instance.speakers = None;
+        instance.namespace = None;
+    }
+
+    fn end_namespaces(&mut self) {
+        let ended = self.watch.as_mut().map(Watch::ended).unwrap_or_default();
+        for cookie in ended {
+            let Some(id) = self.by_cookie.remove(&cookie) else {
+                continue;
+            };
+            tracing::info!(netns = cookie, "namespace ended");
+            self.instances.remove(&id);
+            self.emulator.destroy_netns(id);
+        }
+        self.count_listeners();
+    }
+}

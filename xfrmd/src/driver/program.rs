@@ -1,0 +1,226 @@
+//! Which programs can be run with the shim.
+//!
+//! The dynamic linker loads it. A program without one, of another architecture
+//! or C library, or that gains privileges when it starts (the linker then
+//! ignores the variable), would silently talk to the host's kernel; it is
+//! refused, with the reason.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, access, getegid, geteuid};
+
+/// Interpreters of interpreters: the kernel goes no deeper.
+const DEEPEST_SCRIPT: usize = 5;
+const PT_INTERP: u32 = 3;
+const SETUID: u32 = 0o4000;
+const SETGID: u32 = 0o2000;
+
+/// Why a program is not run.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// There is none of that name.
+    NotFound,
+    /// It cannot be executed.
+    NotExecutable(io::Error),
+    /// It has no dynamic linker.
+    Static,
+    /// It runs with other privileges than ours.
+    Privileged(&'static str),
+    /// The shim is for another architecture.
+    OtherMachine,
+    /// The shim is for another C library.
+    OtherLibc,
+}
+
+impl Refusal {
+    /// The exit code that shells give in such a case.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::NotFound => 127,
+            _ => 126,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const CONSEQUENCE: &str =
+            "the shim cannot be loaded into it, and it would silently reach the host's kernel";
+        match self {
+            Self::NotFound => f.write_str("command not found"),
+            Self::NotExecutable(error) => write!(f, "cannot be executed: {error}"),
+            Self::Static => write!(f, "statically linked: {CONSEQUENCE}"),
+            Self::Privileged(how) => write!(f, "{how}: {CONSEQUENCE}"),
+            Self::OtherMachine => write!(f, "for another architecture: {CONSEQUENCE}"),
+            Self::OtherLibc => write!(f, "not linked with the GNU C library: {CONSEQUENCE}"),
+        }
+    }
+}
+
+/// Finds a program as a shell does.
+pub(crate) fn find(name: &OsStr, search: Option<OsString>) -> Result<PathBuf, Refusal> {
+    if name.as_bytes().contains(&b'/') {
+        let path = PathBuf::from(name);
+        return match path.metadata() {
+            Ok(_) => Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Refusal::NotFound),
+            Err(error) => Err(Refusal::NotExecutable(error)),
+        };
+    }
+    let search = search.unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    let mut unusable = None;
+    for directory in std::env::split_paths(&search) {
+        let path = directory.join(name);
+        if !path.is_file() {
+            continue;
+        }
+        match access(&path, AccessFlags::X_OK) {
+            Ok(()) => return Ok(path),
+            Err(error) => unusable = Some(Refusal::NotExecutable(error.into())),
+        }
+    }
+    Err(unusable.unwrap_or(Refusal::NotFound))
+}
+
+/// Whether the shim can be loaded into it.
+pub(crate) fn check(path: &Path) -> Result<(), Refusal> {
+    let mut path = path.to_path_buf();
+    for _ in 0..DEEPEST_SCRIPT {
+        let file = File::open(&path).map_err(Refusal::NotExecutable)?;
+        check_privileges(&path, &file)?;
+        let mut head = Vec::new();
+        (&file)
+            .take(256)
+            .read_to_end(&mut head)
+            .map_err(Refusal::NotExecutable)?;
+        let Some(line) = head.strip_prefix(b"#!") else {
+            return check_elf(&file, &head);
+        };
+        let line = line.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        let interpreter = line
+            .trim_ascii()
+            .split(u8::is_ascii_whitespace)
+            .next()
+            .unwrap_or_default();
+        path = PathBuf::from(OsStr::from_bytes(interpreter));
+    }
+    Err(Refusal::NotExecutable(io::Error::from_raw_os_error(
+        libc::ELOOP,
+    )))
+}
+
+fn check_privileges(path: &Path, file: &File) -> Result<(), Refusal> {
+    let status = file.metadata().map_err(Refusal::NotExecutable)?;
+    if status.is_dir() {
+        return Err(Refusal::NotExecutable(io::Error::from_raw_os_error(
+            libc::EISDIR,
+        )));
+    }
+    if status.mode() & SETUID != 0 && status.uid() != geteuid().as_raw() {
+        return Err(Refusal::Privileged("setuid"));
+    }
+    if status.mode() & SETGID != 0 && status.gid() != getegid().as_raw() {
+        return Err(Refusal::Privileged("setgid"));
+    }
+    if !geteuid().is_root() && super::host::has_capabilities(path) {
+        return Err(Refusal::Privileged("it has file capabilities"));
+    }
+    Ok(())
+}
+
+fn check_elf(file: &File, head: &[u8]) -> Result<(), Refusal> {
+    let not_a_program = || Refusal::NotExecutable(io::Error::from_raw_os_error(libc::ENOEXEC));
+    if !head.starts_with(b"\x7fELF") {
+        return Err(not_a_program());
+    }
+    let own = own_machine().ok_or_else(not_a_program)?;
+    let (class, machine) = machine(head).ok_or_else(not_a_program)?;
+    if (class, machine) != own {
+        return Err(Refusal::OtherMachine);
+    }
+    let interpreter = interpreter(file, head).ok_or(Refusal::Static)?;
+    // musl's linker would try to load the shim and fail.
+    if cfg!(target_env = "gnu") && interpreter.windows(7).any(|part| part == b"ld-musl") {
+        return Err(Refusal::OtherLibc);
+    }
+    Ok(())
+}
+
+/// Word size and machine of an ELF header.
+fn machine(head: &[u8]) -> Option<(u8, u16)> {
+    Some((
+        *head.get(4)?,
+        u16::from_ne_bytes(head.get(18..20)?.try_into().ok()?),
+    ))
+}
+
+fn own_machine() -> Option<(u8, u16)> {
+    let mut head = [0; 20];
+    File::open("/proc/self/exe")
+        .and_then(|file| file.read_exact_at(&mut head, 0))
+        .ok()?;
+    machine(&head)
+}
+
+/// The dynamic linker that a 64-bit ELF file names.
+fn interpreter(file: &File, head: &[u8]) -> Option<Vec<u8>> {
+    let long = |bytes: &[u8], at: usize| -> Option<u64> {
+        Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+    };
+    let half = |at: usize| -> Option<u64> {
+        Some(u16::from_ne_bytes(head.get(at..at + 2)?.try_into().ok()?).into())
+    };
+    let (table, size, count) = (long(head, 32)?, half(54)?, half(56)?);
+    for index in 0..count {
+        let mut segment = [0; 56];
+        let at = table.checked_add(index * size)?;
+        file.read_exact_at(&mut segment, at).ok()?;
+        let kind = u32::from_ne_bytes(*segment.first_chunk()?);
+        if kind == PT_INTERP {
+            let len = usize::try_from(long(&segment, 32)?).ok()?.min(4096);
+            let mut name = vec![0; len];
+            file.read_exact_at(&mut name, long(&segment, 8)?).ok()?;
+            return Some(name);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_program_could_be_run() {
+        check(&std::env::current_exe().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_script_is_judged_by_its_interpreter() {
+        let dir = std::env::temp_dir().join(format!("xfrmd-script-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("script");
+        std::fs::write(&path, "#!/bin/sh -e\ntrue\n").unwrap();
+        check(&path).unwrap();
+        std::fs::write(&path, "no program\n").unwrap();
+        assert!(matches!(check(&path), Err(Refusal::NotExecutable(_))));
+        std::fs::write(&path, format!("#! {}\n", path.display())).unwrap();
+        assert!(matches!(check(&path), Err(Refusal::NotExecutable(_))));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_found() {
+        let refusal = find(OsStr::new("no-such-program"), None).unwrap_err();
+        assert_eq!(refusal.exit_code(), 127);
+        let refusal = find(OsStr::new("/no/such/program"), None).unwrap_err();
+        assert_eq!(refusal.exit_code(), 127);
+        assert!(find(OsStr::new("sh"), Some("/usr/bin:/bin".into())).is_ok());
+    }
+}

@@ -1,0 +1,52 @@
+//! What `xfrmd stat` prints.
+
+use serde_json::{Value, json};
+use xfrmd::emulator::NetnsId;
+
+use super::Daemon;
+use super::instance::Instance;
+
+impl Daemon {
+    /// Counters and table sizes of every instance. Nothing in it is a key or an address.
+    pub(super) fn statistics(&self) -> Value {
+        let mut instances: Vec<&Instance> = self.instances.values().collect();
+        instances.sort_by_key(|instance| instance.id);
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "kernel": self.settings.profile.name,
+            "shim": self.settings.shim,
+            "clients": self.connections.iter().flatten().count() + 1,
+            "namespaces": instances
+                .iter()
+                .map(|instance| self.statistics_of(instance.id, instance))
+                .collect::<Vec<_>>(),
+        })
+    }
+
+    fn statistics_of(&self, id: NetnsId, instance: &Instance) -> Value {
+        let Some(netns) = self.emulator.netns(id) else {
+            return Value::Null;
+        };
+        let spd = netns.spd.counts();
+        let counters: serde_json::Map<String, Value> = netns
+            .mib
+            .rows(netns.profile)
+            .map(|(name, value)| (name, value.into()))
+            .collect();
+        json!({
+            "cookie": instance.netns,
+            "own": instance.netns == self.home.cookie,
+            "users": instance.users.len(),
+            "states": netns.sad.len(),
+            "policies": {
+                "in": spd.incnt,
+                "out": spd.outcnt,
+                "fwd": spd.fwdcnt,
+                "socket_in": spd.inscnt,
+                "socket_out": spd.outscnt,
+                "socket_fwd": spd.fwdscnt,
+            },
+            "counters": counters,
+        })
+    }
+}

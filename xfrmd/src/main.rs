@@ -1,0 +1,10 @@
+//! `xfrmd`: the daemon and its tools in one program.
+
+mod cli;
+mod driver;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}
