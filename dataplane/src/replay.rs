@@ -342,9 +342,7 @@ mod tests {
 
     impl Model {
         fn receive(&mut self, number: u64) -> bool {
-            let fits = number != 0
-                && number + self.window > self.top
-                && self.seen.insert(number);
+            let fits = number != 0 && number + self.window > self.top && self.seen.insert(number);
             self.top = if fits { self.top.max(number) } else { self.top };
             fits
         }
@@ -352,7 +350,11 @@ mod tests {
 
     #[test]
     fn window_of_zero_checks_nothing() {
-        for mut replay in [legacy(0), Replay::Bitmap(ring(0, 0)), Replay::Esn(ring(0, 0))] {
+        for mut replay in [
+            legacy(0),
+            Replay::Bitmap(ring(0, 0)),
+            Replay::Esn(ring(0, 0)),
+        ] {
             let before = replay.clone();
             for low in [0, 5, 5, 1, u32::MAX] {
                 assert_eq!(replay.check(low), Ok(()));
@@ -375,7 +377,11 @@ mod tests {
 
     #[test]
     fn old_and_seen_are_told_apart() {
-        for mut replay in [legacy(32), Replay::Bitmap(ring(32, 0)), Replay::Esn(ring(32, 0))] {
+        for mut replay in [
+            legacy(32),
+            Replay::Bitmap(ring(32, 0)),
+            Replay::Esn(ring(32, 0)),
+        ] {
             assert!(receive(&mut replay, 100).is_ok());
             assert_eq!(replay.check(100), Err(Refusal::Replay));
             assert_eq!(replay.check(69), Ok(()));

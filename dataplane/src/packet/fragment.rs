@@ -195,7 +195,7 @@ mod tests {
         #[test]
         fn parts_cover_the_payload(payload in 0usize..4000, mtu in 60usize..1500) {
             let packet = v4(&[], payload);
-            let mut whole = Vec::new();
+            let mut whole: Vec<u8> = Vec::new();
             for part in all(&packet, mtu) {
                 prop_assert!(part.len() <= mtu);
                 whole.extend(&part[20..]);

@@ -63,13 +63,35 @@ pub fn answer_too_big(packet: &mut PacketBuf, from: &[u8], mtu: u32, ident: u16)
             // TOS of the packet without its precedence, which is internetwork control's.
             let tos = to.tos & 0x1e | 0xc0;
             let [id_high, id_low] = ident.to_be_bytes();
-            let head = [0x45, tos, 0, 0, id_high, id_low, 0, 0, HOP_LIMIT, PROTOCOL_V4, 0, 0];
+            let head = [
+                0x45,
+                tos,
+                0,
+                0,
+                id_high,
+                id_low,
+                0,
+                0,
+                HOP_LIMIT,
+                PROTOCOL_V4,
+                0,
+                0,
+            ];
             put(packet, 0, &head)?;
             put(packet, 12, from.first_chunk::<4>()?)?;
             put(packet, 16, &to.src)?;
             ip4::finish(packet)?;
             let [.., high, low] = mtu.to_be_bytes();
-            let body = [V4_UNREACHABLE, V4_FRAGMENTATION_NEEDED, 0, 0, 0, 0, high, low];
+            let body = [
+                V4_UNREACHABLE,
+                V4_FRAGMENTATION_NEEDED,
+                0,
+                0,
+                0,
+                0,
+                high,
+                low,
+            ];
             put(packet, ip4::HEADER_BYTES, &body)?;
             let check = checksum(packet.get(ip4::HEADER_BYTES..)?);
             put(packet, ip4::HEADER_BYTES + 2, &check.to_be_bytes())
@@ -150,13 +172,16 @@ mod tests {
             Family::V6 => [0xfd; 32].to_vec(),
         });
         packet.extend(payload);
-        crate::transform::mode::finish(&mut packet).unwrap();
+        super::super::finish(&mut packet).unwrap();
         packet
     }
 
     #[test]
     fn what_is_said_is_understood() {
-        for (family, from, most) in [(Family::V4, vec![192, 0, 2, 1], 576), (Family::V6, vec![0x20; 16], 1280)] {
+        for (family, from, most) in [
+            (Family::V4, vec![192, 0, 2, 1], 576),
+            (Family::V6, vec![0x20; 16], 1280),
+        ] {
             let about = packet(family, 17, &[7; 1400]);
             let mut buffer = PacketBuf::copy_of(&about);
             answer_too_big(&mut buffer, &from, 1390, 5).unwrap();
@@ -173,10 +198,26 @@ mod tests {
 
     #[test]
     fn errors_about_errors_are_not_made() {
-        assert!(!may_answer(&packet(Family::V4, 1, &[3, 4, 0, 0, 0, 0, 0, 0])));
-        assert!(may_answer(&packet(Family::V4, 1, &[8, 0, 0, 0, 0, 0, 0, 0])));
-        assert!(!may_answer(&packet(Family::V6, 58, &[2, 0, 0, 0, 0, 0, 0, 0])));
-        assert!(may_answer(&packet(Family::V6, 58, &[128, 0, 0, 0, 0, 0, 0, 0])));
+        assert!(!may_answer(&packet(
+            Family::V4,
+            1,
+            &[3, 4, 0, 0, 0, 0, 0, 0]
+        )));
+        assert!(may_answer(&packet(
+            Family::V4,
+            1,
+            &[8, 0, 0, 0, 0, 0, 0, 0]
+        )));
+        assert!(!may_answer(&packet(
+            Family::V6,
+            58,
+            &[2, 0, 0, 0, 0, 0, 0, 0]
+        )));
+        assert!(may_answer(&packet(
+            Family::V6,
+            58,
+            &[128, 0, 0, 0, 0, 0, 0, 0]
+        )));
         let mut later = packet(Family::V4, 17, &[0; 8]);
         later[7] = 1;
         assert!(!may_answer(&later));

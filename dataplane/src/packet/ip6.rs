@@ -229,8 +229,12 @@ mod tests {
     }
 
     const PAD: &[u8] = &[1, 4, 0, 0, 0, 0];
-    const ROUTE: &[u8] = &[2, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
-    const HOME: &[u8] = &[1, 2, 0, 0, 0xc9, 16, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
+    const ROUTE: &[u8] = &[
+        2, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,
+    ];
+    const HOME: &[u8] = &[
+        1, 2, 0, 0, 0xc9, 16, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,
+    ];
 
     #[test]
     fn fields() {
@@ -250,7 +254,10 @@ mod tests {
         assert_eq!(at(&[]), 40);
         assert_eq!(at(&[(HOP_BY_HOP, PAD)]), 48);
         assert_eq!(at(&[(DESTINATION, PAD)]), 48);
-        assert_eq!(at(&[(DESTINATION, PAD), (ROUTING, ROUTE), (DESTINATION, PAD)]), 72);
+        assert_eq!(
+            at(&[(DESTINATION, PAD), (ROUTING, ROUTE), (DESTINATION, PAD)]),
+            72
+        );
         assert_eq!(at(&[(ROUTING, ROUTE), (DESTINATION, HOME)]), 88);
     }
 
@@ -258,7 +265,13 @@ mod tests {
     fn where_a_receiver_finds_it() {
         let chain: &[(u8, &[u8])] = &[(HOP_BY_HOP, PAD), (ROUTING, ROUTE), (DESTINATION, PAD)];
         let place = upper_layer(&packet(chain)).unwrap();
-        assert_eq!(place, Place { next_header_at: 72, at: 80 });
+        assert_eq!(
+            place,
+            Place {
+                next_header_at: 72,
+                at: 80
+            }
+        );
         assert!(upper_layer(&packet(&[(DESTINATION, PAD), (HOP_BY_HOP, PAD)])).is_none());
         let mut unfinished = packet(&[(ROUTING, ROUTE)]);
         unfinished[43] = 1;

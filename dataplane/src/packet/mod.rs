@@ -69,6 +69,14 @@ impl Family {
     }
 }
 
+/// Sets the length of an IP packet, and the checksum of an IPv4 header.
+pub fn finish(packet: &mut [u8]) -> Option<()> {
+    match Family::of(packet)? {
+        Family::V4 => ip4::finish(packet),
+        Family::V6 => ip6::finish(packet),
+    }
+}
+
 /// Reads a 16-bit field.
 pub(crate) fn be16(packet: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*packet.get(at..)?.first_chunk()?))

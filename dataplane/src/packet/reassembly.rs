@@ -295,7 +295,12 @@ impl Queue {
             }
         }
         let (start, end) = (piece.offset, piece.offset + payload.len());
-        let longest = 65_535 - if piece.key.family == Family::V4 { 20 } else { 0 };
+        let longest = 65_535
+            - if piece.key.family == Family::V4 {
+                20
+            } else {
+                0
+            };
         if end > longest || payload.is_empty() {
             return Err(refuse);
         }
@@ -310,7 +315,11 @@ impl Queue {
         let at = self.runs.partition_point(|run| run.1 <= start);
         if let Some(run) = self.runs.get(at).filter(|run| run.0 < end) {
             let duplicate = run.0 <= start && end <= run.1;
-            return if duplicate { Ok(Some(Outcome::Kept)) } else { Err(refuse) };
+            return if duplicate {
+                Ok(Some(Outcome::Kept))
+            } else {
+                Err(refuse)
+            };
         }
         if !piece.more {
             self.total = Some(end);
@@ -352,7 +361,8 @@ impl Queue {
         if piece.dont_fragment {
             self.longest_df = self.longest_df.max(whole_bytes);
         }
-        let complete = matches!((&self.runs[..], self.total), ([(0, end)], Some(total)) if *end == total);
+        let complete =
+            matches!((&self.runs[..], self.total), ([(0, end)], Some(total)) if *end == total);
         Ok(complete.then_some(Outcome::Whole))
     }
 
@@ -367,7 +377,11 @@ impl Queue {
         let built = match family {
             Family::V4 => {
                 // Fragments of a sender who set DF on the longest: the whole was meant so.
-                let fragment = if self.longest_df == self.longest { ip4::DF } else { 0 };
+                let fragment = if self.longest_df == self.longest {
+                    ip4::DF
+                } else {
+                    0
+                };
                 put(packet, 6, &fragment.to_be_bytes())
                     .and_then(|()| packet.get_mut(1))
                     .map(|tos| *tos |= ecn)
@@ -417,7 +431,7 @@ mod tests {
             Family::V6 => vec![0xfd; 32],
         });
         packet.extend((0..payload).map(|i| (i * 7 % 251).to_be_bytes()[7]));
-        crate::transform::mode::finish(&mut packet).unwrap();
+        super::super::finish(&mut packet).unwrap();
         packet
     }
 
@@ -431,7 +445,10 @@ mod tests {
         out
     }
 
-    fn give(reassembler: &mut Reassembler, fragment: &[u8]) -> (Result<Outcome, DropReason>, Vec<u8>) {
+    fn give(
+        reassembler: &mut Reassembler,
+        fragment: &[u8],
+    ) -> (Result<Outcome, DropReason>, Vec<u8>) {
         let mut buffer = PacketBuf::with_capacity(66_000);
         buffer.fill(fragment);
         let outcome = reassembler.receive(NOW, &mut buffer);
@@ -445,7 +462,10 @@ mod tests {
         overlapping[7] -= 1;
         let mut reassembler = Reassembler::new(Limits::default());
         assert_eq!(give(&mut reassembler, &parts[0]).0, Ok(Outcome::Kept));
-        assert_eq!(give(&mut reassembler, &overlapping).0, Err(DropReason::Reassembly));
+        assert_eq!(
+            give(&mut reassembler, &overlapping).0,
+            Err(DropReason::Reassembly)
+        );
         assert_eq!(reassembler.bytes(), 0);
         assert!(reassembler.poll_timeout().is_none());
     }
@@ -456,7 +476,10 @@ mod tests {
         let parts = cut(&whole, 120);
         let mut reassembler = Reassembler::new(Limits::default());
         assert_eq!(give(&mut reassembler, &parts[0]).0, Ok(Outcome::Kept));
-        assert_eq!(give(&mut reassembler, &parts[0]).0, Err(DropReason::Reassembly));
+        assert_eq!(
+            give(&mut reassembler, &parts[0]).0,
+            Err(DropReason::Reassembly)
+        );
         assert_eq!(give(&mut reassembler, &parts[1]).0, Ok(Outcome::Kept));
         let (outcome, built) = give(&mut reassembler, &parts[2]);
         assert_eq!(outcome, Ok(Outcome::Whole));
@@ -479,19 +502,30 @@ mod tests {
         let mut parts = cut(&whole, 60);
         ip4::set_tos(&mut parts[1], 3).unwrap();
         let mut reassembler = Reassembler::new(Limits::default());
-        let built = parts.iter().map(|part| give(&mut reassembler, part)).last().unwrap();
+        let built = parts
+            .iter()
+            .map(|part| give(&mut reassembler, part))
+            .last()
+            .unwrap();
         assert_eq!((built.0, built.1[1]), (Ok(Outcome::Whole), 3));
         for part in &mut parts {
             ip4::set_tos(part, 0).unwrap();
         }
         ip4::set_tos(&mut parts[1], 2).unwrap();
-        let built = parts.iter().map(|part| give(&mut reassembler, part)).last().unwrap();
+        let built = parts
+            .iter()
+            .map(|part| give(&mut reassembler, part))
+            .last()
+            .unwrap();
         assert_eq!(built.0, Err(DropReason::Reassembly));
     }
 
     #[test]
     fn memory_and_time_are_bounded() {
-        let mut reassembler = Reassembler::new(Limits { bytes: 20_000, packets: 10 });
+        let mut reassembler = Reassembler::new(Limits {
+            bytes: 20_000,
+            packets: 10,
+        });
         for ident in 0..100u8 {
             let mut part = cut(&packet(Family::V4, 2000), 1500).remove(0);
             part[4] = ident;

@@ -75,7 +75,11 @@ impl<'a> Segmenter<'a> {
             IPPROTO_UDP => UDP_HEADER_BYTES,
             _ => return None,
         };
-        let least = if protocol == IPPROTO_TCP { 20 } else { UDP_HEADER_BYTES };
+        let least = if protocol == IPPROTO_TCP {
+            20
+        } else {
+            UDP_HEADER_BYTES
+        };
         let payload_at = transport_at + transport_bytes;
         let sane = segment_bytes > 0 && transport_bytes >= least && payload_at < packet.len();
         sane.then_some(Self {
@@ -234,7 +238,7 @@ mod tests {
             let whole = packet(family, protocol, payload.min(usize::from(segment_bytes) * 50));
             let at = family.header_bytes();
             let payload_at = at + if tcp { 20 } else { 8 };
-            let mut bytes = Vec::new();
+            let mut bytes: Vec<u8> = Vec::new();
             for segment in all(&whole, segment_bytes) {
                 prop_assert_eq!(transport_sum(&segment, at, protocol), 0);
                 if family == Family::V4 {

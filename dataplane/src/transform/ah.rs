@@ -12,7 +12,7 @@ use xfrm_proto::consts::IPPROTO_AH;
 use super::{Inbound, Opened, Place, Scratch, Sequence};
 use crate::crypto::Mac;
 use crate::drop_reason::DropReason;
-use crate::packet::{Family, PacketBuf, ip4, ip6, put};
+use crate::packet::{Family, PacketBuf, finish, ip4, ip6, put};
 
 /// Bytes in front of the ICV.
 const FIXED_BYTES: usize = 12;
@@ -103,7 +103,7 @@ impl Ah {
         let no_room = DropReason::OutNoRoom;
         let next_header = *packet.get(place.next_header_at).ok_or(no_room)?;
         put(packet, place.next_header_at, &[IPPROTO_AH]).ok_or(no_room)?;
-        super::mode::finish(packet).ok_or(DropReason::OutOversize)?;
+        finish(packet).ok_or(DropReason::OutOversize)?;
 
         let (headers, own) = packet
             .split_at_mut_checked(place.header_at)
@@ -121,7 +121,8 @@ impl Ah {
 
         let mut icv = [0; MAX_ICV_BYTES];
         let icv = icv.get_mut(..self.mac.icv_bytes()).ok_or(no_room)?;
-        self.mac.write(&[packet, self.seq_high(sequence, &mut [0; 4])], icv);
+        self.mac
+            .write(&[packet, self.seq_high(sequence, &mut [0; 4])], icv);
         put(packet, place.header_at + FIXED_BYTES, icv).ok_or(no_room)?;
         put(packet, 0, &scratch.headers).ok_or(no_room)
     }
@@ -302,7 +303,9 @@ fn arrange_home_address(fixed: &mut [u8; ip6::HEADER_BYTES], header: &mut [u8]) 
     if let Some([16, rest @ ..]) = option
         && let (Some(home), Some(source)) = (
             rest.first_chunk_mut::<16>(),
-            fixed.get_mut(8..24).and_then(|source| source.first_chunk_mut()),
+            fixed
+                .get_mut(8..24)
+                .and_then(|source| source.first_chunk_mut()),
         )
     {
         std::mem::swap(home, source);

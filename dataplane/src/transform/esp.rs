@@ -82,8 +82,13 @@ impl Esp {
         let body_bytes = (padded + TRAILER_BYTES).next_multiple_of(self.block());
         let tail_bytes = body_bytes - payload_bytes + self.layout().icv_bytes;
         let tail = packet.push_back(tail_bytes).ok_or(no_room)?;
-        fill_trailer(tail, padded - payload_bytes, body_bytes - padded, next_header)
-            .ok_or(no_room)?;
+        fill_trailer(
+            tail,
+            padded - payload_bytes,
+            body_bytes - padded,
+            next_header,
+        )
+        .ok_or(no_room)?;
 
         let esp_at = place.header_at + encap.map_or(0, Encap::header_bytes);
         let datagram = packet.get_mut(place.header_at..).ok_or(no_room)?;
@@ -144,7 +149,12 @@ impl Esp {
 
 /// TFC zeros, pad bytes 1, 2, 3.., their number, the next header
 /// (`esp_output_fill_trailer`). `own_bytes` are padding and trailer.
-fn fill_trailer(tail: &mut [u8], tfc_bytes: usize, own_bytes: usize, next_header: u8) -> Option<()> {
+fn fill_trailer(
+    tail: &mut [u8],
+    tfc_bytes: usize,
+    own_bytes: usize,
+    next_header: u8,
+) -> Option<()> {
     let (tfc, tail) = tail.split_at_mut_checked(tfc_bytes)?;
     tfc.fill(0);
     let pad_bytes = own_bytes.checked_sub(TRAILER_BYTES)?;

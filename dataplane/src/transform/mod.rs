@@ -25,7 +25,7 @@ use xfrm_proto::consts::*;
 use crate::crypto::Deflate;
 use crate::drop_reason::DropReason;
 use crate::packet::encap::Encap;
-use crate::packet::{Family, PacketBuf, be16, be32, encap, ip4, ip6, put};
+use crate::packet::{Family, PacketBuf, be16, be32, encap, finish, ip4, ip6, put};
 
 pub use mode::{Delivery, Mode, ModeParams, Place};
 
@@ -188,7 +188,7 @@ impl Inbound {
     /// A packet that is longer than IP allows.
     pub fn finish(&self, packet: &mut [u8]) -> Result<(), DropReason> {
         put(packet, self.next_header_at, &[self.protocol])
-            .and_then(|()| mode::finish(packet))
+            .and_then(|()| finish(packet))
             .ok_or(DropReason::InHeader)
     }
 }
@@ -299,7 +299,7 @@ impl Transform {
             Protocol::Tunnel => {}
             Protocol::RouteOptimization(header) => header.seal(packet, place)?,
         }
-        mode::finish(packet).ok_or(DropReason::OutOversize)
+        finish(packet).ok_or(DropReason::OutOversize)
     }
 
     /// Takes the protocol's header off.
@@ -343,7 +343,10 @@ impl Transform {
     /// `props.header_len`: what the SA puts in front of a packet, at most.
     #[must_use]
     pub fn header_bytes(&self) -> usize {
-        self.gap + self.mode.extra_header_bytes(matches!(self.protocol, Protocol::Esp(_)))
+        self.gap
+            + self
+                .mode
+                .extra_header_bytes(matches!(self.protocol, Protocol::Esp(_)))
     }
 
     /// The longest packet that may enter the SA so that what leaves it fits a

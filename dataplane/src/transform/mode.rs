@@ -9,7 +9,7 @@ use xfrm_proto::uapi::Address;
 
 use super::{Inbound, Opened};
 use crate::drop_reason::DropReason;
-use crate::packet::{Family, PacketBuf, ip4, ip6, put};
+use crate::packet::{Family, PacketBuf, finish, ip4, ip6, put};
 
 use super::Route;
 
@@ -403,8 +403,7 @@ impl ModeTransform {
         let mut protocol = opened.protocol;
         let mut option_bytes = 0;
         if family == Family::V4 && protocol == IPPROTO_BEETPH {
-            let &[next, units, pad, _] =
-                packet.first_chunk().ok_or(DropReason::BeetHeader)?;
+            let &[next, units, pad, _] = packet.first_chunk().ok_or(DropReason::BeetHeader)?;
             let header = 4 + usize::from(pad);
             option_bytes = (usize::from(units) * 8 + BEET_PSEUDO_BYTES)
                 .checked_sub(header)
@@ -495,14 +494,6 @@ fn close_gap(
         protocol: opened.protocol,
         ..*inbound
     }))
-}
-
-/// Sets the length of an IP packet, and the checksum of an IPv4 header.
-pub(super) fn finish(packet: &mut [u8]) -> Option<()> {
-    match Family::of(packet)? {
-        Family::V4 => ip4::finish(packet),
-        Family::V6 => ip6::finish(packet),
-    }
 }
 
 const fn next_header_at(family: Family) -> usize {

@@ -64,7 +64,11 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// What was put on the wire to the receiver.
     pub(crate) fn wires(&self) -> &[Frame] {
-        if self.wire.is_empty() { &self.out } else { &self.wire }
+        if self.wire.is_empty() {
+            &self.out
+        } else {
+            &self.wire
+        }
     }
 
     /// The receiving host itself let nothing through, and nothing of XFRM's counted.
@@ -111,9 +115,13 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 pub(crate) fn read(kernel: &str) -> Vec<Case> {
-    let file: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../compat-tests/packets", kernel]
-        .iter()
-        .collect();
+    let file: PathBuf = [
+        env!("CARGO_MANIFEST_DIR"),
+        "../compat-tests/packets",
+        kernel,
+    ]
+    .iter()
+    .collect();
     let text = std::fs::read_to_string(file.with_file_name(format!("{kernel}.txt"))).unwrap();
     let profile = Profile::by_name(kernel).unwrap();
     let mut cases: Vec<Case> = Vec::new();
@@ -128,7 +136,9 @@ pub(crate) fn read(kernel: &str) -> Vec<Case> {
             });
             continue;
         }
-        let Some(case) = cases.last_mut() else { continue };
+        let Some(case) = cases.last_mut() else {
+            continue;
+        };
         match word {
             "sa" => {
                 let pairs = rest.split(' ').filter_map(|pair| pair.split_once('='));

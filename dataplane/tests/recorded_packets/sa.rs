@@ -9,6 +9,7 @@ use dataplane::replay::{Replay, Ring};
 use dataplane::transform::ah::{Ah, AhParams};
 use dataplane::transform::esp::Esp;
 use dataplane::transform::ipcomp::IpComp;
+use dataplane::transform::route_optimization::{Kind, RouteOptimization};
 use dataplane::transform::{Mode, ModeParams, Protocol, Sequence, Transform};
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{Address, ReplayState, ReplayStateEsn};
@@ -32,6 +33,8 @@ pub(crate) struct Sa {
     encap: Option<Encap>,
     esn: bool,
     first_high: u32,
+    /// The number of its first packet.
+    pub(crate) first: Sequence,
 }
 
 fn number(params: &Params, key: &str) -> u32 {
@@ -95,7 +98,14 @@ fn crypto(params: &Params, seeds: [u64; 2], esn: bool) -> EspTransform {
     let null = ("digest_null".to_owned(), Vec::new(), 0);
     let (auth, auth_key, icv_bytes) = algorithm(params, "auth").unwrap_or(null);
     let auth = AuthAlgorithm::from_name(&auth).unwrap();
-    EspTransform::authenc((cipher, &key), (auth, &auth_key), icv_bytes, esn, &mut entropy).unwrap()
+    EspTransform::authenc(
+        (cipher, &key),
+        (auth, &auth_key),
+        icv_bytes,
+        esn,
+        &mut entropy,
+    )
+    .unwrap()
 }
 
 fn mode_params(params: &Params) -> ModeParams {
@@ -117,6 +127,7 @@ fn mode_params(params: &Params) -> ModeParams {
             "transport" => Mode::Transport,
             "tunnel" => Mode::Tunnel,
             "beet" => Mode::Beet,
+            "ro" => Mode::RouteOptimization,
             other => panic!("{other}"),
         },
         family,
@@ -168,6 +179,15 @@ impl Sa {
                 let comp = IpComp::new(u16::try_from(spi).unwrap(), 90, profile);
                 (IPPROTO_COMP, Protocol::IpComp(comp))
             }
+            "hao" | "route2" => {
+                let (number, kind) = match &params["proto"][..] {
+                    "hao" => (IPPROTO_DSTOPTS, Kind::HomeAddress),
+                    _ => (IPPROTO_ROUTING, Kind::Routing),
+                };
+                let (_, care_of) = address(&params["coa"]);
+                let header = RouteOptimization { kind, care_of };
+                (number, Protocol::RouteOptimization(header))
+            }
             other => panic!("{other}"),
         };
         Self {
@@ -178,6 +198,13 @@ impl Sa {
             encap,
             esn,
             first_high: number(params, "replay-oseq-hi"),
+            first: Sequence(
+                Sequence::new(
+                    number(params, "replay-oseq-hi"),
+                    number(params, "replay-oseq"),
+                )
+                .0 + 1,
+            ),
         }
     }
 
@@ -195,7 +222,8 @@ impl Sa {
         let Some(out) = exchange.out.first() else {
             return Sequence(1);
         };
-        let outermost = at + 1 == count && self.protocol != IPPROTO_COMP;
+        let numbered = matches!(self.protocol, IPPROTO_ESP | IPPROTO_AH);
+        let outermost = at + 1 == count && numbered;
         let low = if outermost { self.low(&out.start) } else { 1 };
         // Each case begins just below or at a wrap, if it has one.
         let high = self.first_high + u32::from(self.esn && low < 4 && self.wraps());
@@ -238,7 +266,11 @@ fn replay(params: &Params, esn: bool) -> Replay {
         },
         bitmap: vec![0; usize::try_from(words).unwrap()].into(),
     };
-    if esn { Replay::Esn(ring) } else { Replay::Bitmap(ring) }
+    if esn {
+        Replay::Esn(ring)
+    } else {
+        Replay::Bitmap(ring)
+    }
 }
 
 /// The tunnel SA that a tunnel mode IPComp SA brings with it.
@@ -274,7 +306,9 @@ pub(crate) fn seeds(case: &Case, exchange: &Exchange) -> [u64; 2] {
     );
     let bare = bare.unwrap();
     let iv_bytes = bare.layout().iv_bytes;
-    let iv = &frame[8..8 + iv_bytes];
+    let Some(iv) = frame.get(8..8 + iv_bytes) else {
+        return [0, 0];
+    };
     if cipher == CipherAlgorithm::AesCtr {
         return [u64::from_be_bytes(iv.try_into().unwrap()) ^ sequence, 0];
     }
