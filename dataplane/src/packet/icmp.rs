@@ -24,13 +24,12 @@ pub fn may_answer(packet: &[u8]) -> bool {
     match Family::of(packet) {
         Some(Family::V4) => ip4::Header::parse(packet).is_some_and(|header| {
             let kind = packet.get(header.header_bytes);
-            let is_error = matches!(kind, Some(3 | 4 | 5 | 11 | 12));
+            let is_error =
+                header.protocol == PROTOCOL_V4 && matches!(kind, Some(3 | 4 | 5 | 11 | 12));
             let to_many = header.dst[0] >= 224;
             let from_nobody = header.src[0] >= 224 || header.src == [0; 4];
-            header.fragment & ip4::OFFSET_MASK == 0
-                && !(header.protocol == PROTOCOL_V4 && is_error)
-                && !to_many
-                && !from_nobody
+            let is_later = header.fragment & ip4::OFFSET_MASK != 0;
+            !(is_later || is_error || to_many || from_nobody)
         }),
         Some(Family::V6) => ip6::Header::parse(packet).is_some_and(|header| {
             let from_one = header.src[0] != 0xff && header.src != [0; 16];

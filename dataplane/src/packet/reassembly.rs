@@ -126,16 +126,19 @@ impl Reassembler {
     /// Gives up what took too long.
     pub fn handle_timeout(&mut self, now: BootNanos) {
         for index in 0..self.deadlines.len() {
-            loop {
-                let Some(queue) = self.deadlines.get_mut(index) else {
-                    break;
-                };
-                let Some((_, key)) = queue.pop_front_if(|(at, _)| *at <= now) else {
-                    break;
-                };
+            while let Some(key) = self.next_due(index, now) {
                 self.forget(&key);
             }
         }
+    }
+
+    fn next_due(&mut self, index: usize, now: BootNanos) -> Option<Key> {
+        let deadlines = self.deadlines.get_mut(index)?;
+        let (at, _) = deadlines.front()?;
+        if *at > now {
+            return None;
+        }
+        deadlines.pop_front().map(|(_, key)| key)
     }
 
     /// Takes a packet, whole or a fragment, that a header check has passed.
