@@ -5,7 +5,8 @@
 //! headers in front of AH are put aside, blanked, and put back. With ESN the
 //! high half of the sequence number follows the packet in the MAC's input.
 //!
-//! Source: `net/ipv4/ah4.c`, `net/ipv6/ah6.c`.
+//! Source: `net/ipv4/ah4.c`, `net/ipv6/ah6.c`. The padding behind an ICV is zeros here; Linux
+//! leaves in it what was in memory.
 
 use xfrm_proto::consts::IPPROTO_AH;
 

@@ -28,6 +28,72 @@ pub enum Kind {
     Routing,
 }
 
+/// A header of this kind in a packet that came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrived {
+    /// Which header.
+    pub kind: Kind,
+    /// The home address in it. The SA is the one of the packet's destination and this source
+    /// (home address option), or of this destination and the packet's source (routing header).
+    pub home: [u8; 16],
+    /// Where it stands.
+    home_at: usize,
+    /// Where a routing header counts its segments.
+    left_at: Option<usize>,
+}
+
+impl Arrived {
+    /// Finds the first home address option, or the first routing header of type 2 that has its
+    /// one segment left (`net/ipv6/exthdrs.c ipv6_dest_hao, ipv6_rthdr_rcv`).
+    #[must_use]
+    pub fn find(packet: &[u8]) -> Option<Self> {
+        let mut at = ip6::HEADER_BYTES;
+        let mut header = *packet.get(ip6::NEXT_HEADER_AT)?;
+        loop {
+            let extension = match header {
+                ip6::HOP_BY_HOP | ip6::DESTINATION | ip6::ROUTING => ip6::extension(packet, at)?,
+                _ => return None,
+            };
+            let found = match (header, extension) {
+                (ip6::ROUTING, [_, UNITS, 2, 1, ..]) => {
+                    Some((Kind::Routing, ADDRESS_AT, Some(at + 3)))
+                }
+                (ip6::DESTINATION, options) => ip6::find_option(options, ip6::OPTION_HOME_ADDRESS)
+                    .filter(|option| options.get(option + 1) == Some(&16))
+                    .map(|option| (Kind::HomeAddress, option + 2, None)),
+                _ => None,
+            };
+            if let Some((kind, offset, left_at)) = found {
+                let home_at = at + offset;
+                return Some(Self {
+                    kind,
+                    home: *packet.get(home_at..)?.first_chunk()?,
+                    home_at,
+                    left_at,
+                });
+            }
+            header = *extension.first()?;
+            at += extension.len();
+        }
+    }
+
+    /// Puts the home address into the IP header, once the SA has passed [`RouteOptimization::check`];
+    /// the care-of address takes its place.
+    pub fn exchange(&self, packet: &mut [u8]) -> Option<()> {
+        let at = match self.kind {
+            Kind::HomeAddress => SRC_AT,
+            Kind::Routing => DST_AT,
+        };
+        let care_of: [u8; 16] = *packet.get(at..)?.first_chunk()?;
+        put(packet, at, &self.home)?;
+        put(packet, self.home_at, &care_of)?;
+        if let Some(left_at) = self.left_at {
+            put(packet, left_at, &[0])?;
+        }
+        Some(())
+    }
+}
+
 /// One header and the care-of address that goes with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteOptimization {
