@@ -52,6 +52,7 @@ impl PacketBuf {
     }
 
     /// Replaces the packet by a copy of another; false (and empty) when it is too long.
+    #[inline]
     pub fn fill(&mut self, packet: &[u8]) -> bool {
         self.start = HEADROOM;
         self.end = HEADROOM;
@@ -73,12 +74,14 @@ impl PacketBuf {
     }
 
     /// Grows the packet at its front; the new bytes hold leftovers.
+    #[inline]
     pub fn push_front(&mut self, bytes: usize) -> Option<()> {
         self.start = self.start.checked_sub(bytes)?;
         Some(())
     }
 
     /// Takes bytes from the front.
+    #[inline]
     pub fn pull_front(&mut self, bytes: usize) -> Option<()> {
         if bytes > self.len() {
             return None;
@@ -88,6 +91,7 @@ impl PacketBuf {
     }
 
     /// Grows the packet at its end and gives the new bytes, which hold leftovers.
+    #[inline]
     pub fn push_back(&mut self, bytes: usize) -> Option<&mut [u8]> {
         let room = self.storage.get_mut(self.end..)?.get_mut(..bytes)?;
         self.end += bytes;
@@ -95,6 +99,7 @@ impl PacketBuf {
     }
 
     /// Cuts the packet to a length, if it is longer.
+    #[inline]
     pub fn truncate(&mut self, bytes: usize) {
         self.end = self.end.min(self.start + bytes);
     }
@@ -114,12 +119,14 @@ impl PacketBuf {
 impl Deref for PacketBuf {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         self.storage.get(self.start..self.end).unwrap_or_default()
     }
 }
 
 impl DerefMut for PacketBuf {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         self.storage
             .get_mut(self.start..self.end)

@@ -16,6 +16,7 @@ impl Sum {
     /// The sum with `bytes` added; they begin at an even offset, and an odd
     /// last byte is followed by a zero.
     #[must_use]
+    #[inline]
     pub fn bytes(mut self, bytes: &[u8]) -> Self {
         let (chunks, rest) = bytes.as_chunks::<4>();
         for chunk in chunks {
@@ -31,6 +32,7 @@ impl Sum {
 
     /// The sum with one 16-bit word added.
     #[must_use]
+    #[inline]
     pub fn word(mut self, word: u16) -> Self {
         self.0 += u64::from(word);
         self
@@ -39,6 +41,7 @@ impl Sum {
     /// The checksum: the complement of the folded sum.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "folded to 16 bits")]
+    #[inline]
     pub const fn finish(self) -> u16 {
         let mut sum = self.0;
         while sum >> 16 != 0 {
@@ -50,6 +53,7 @@ impl Sum {
 
 /// The checksum of `bytes`.
 #[must_use]
+#[inline]
 pub fn checksum(bytes: &[u8]) -> u16 {
     Sum::new().bytes(bytes).finish()
 }

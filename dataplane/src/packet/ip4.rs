@@ -40,6 +40,7 @@ impl Header {
     /// Reads the header of `packet`; `None` unless version and header length
     /// make sense and all of it is there. Checksum and total length are not judged.
     #[must_use]
+    #[inline]
     pub fn parse(packet: &[u8]) -> Option<Self> {
         let fixed: &[u8; HEADER_BYTES] = packet.first_chunk()?;
         let header_bytes = usize::from(fixed[0] & 15) * 4;
@@ -72,6 +73,7 @@ impl Header {
 ///
 /// # Errors
 /// A header that is wrong or fails its checksum, or a packet shorter than it says.
+#[inline]
 pub fn receive(packet: &mut PacketBuf) -> Result<Header, DropReason> {
     let header = Header::parse(packet).ok_or(DropReason::InnerHeader)?;
     let bytes = packet
@@ -92,6 +94,7 @@ pub fn receive(packet: &mut PacketBuf) -> Result<Header, DropReason> {
 
 /// Sets the total length to that of `packet` and the checksum to what it must
 /// be (`ip_send_check`); `None` when the packet is no IPv4 or is too long.
+#[inline]
 pub fn finish(packet: &mut [u8]) -> Option<()> {
     let total = u16::try_from(packet.len()).ok()?;
     put(packet, 2, &total.to_be_bytes())?;
@@ -99,6 +102,7 @@ pub fn finish(packet: &mut [u8]) -> Option<()> {
 }
 
 /// Sets the checksum to what it must be.
+#[inline]
 pub fn set_checksum(packet: &mut [u8]) -> Option<()> {
     put(packet, 10, &[0, 0])?;
     let header_bytes = usize::from(packet.first()? & 15) * 4;

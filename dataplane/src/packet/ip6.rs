@@ -50,6 +50,7 @@ pub struct Header {
 impl Header {
     /// Reads the fixed header; `None` unless the version is 6 and all 40 bytes are there.
     #[must_use]
+    #[inline]
     pub fn parse(packet: &[u8]) -> Option<Self> {
         let (first, rest) = packet.split_first_chunk::<8>()?;
         let (src, rest) = rest.split_first_chunk()?;
@@ -74,6 +75,7 @@ impl Header {
 ///
 /// # Errors
 /// A header that is wrong, or a packet shorter than it says.
+#[inline]
 pub fn receive(packet: &mut PacketBuf) -> Result<Header, DropReason> {
     let header = Header::parse(packet).ok_or(DropReason::InnerHeader)?;
     let source_is_multicast = header.src[0] == 0xff;
@@ -90,6 +92,7 @@ pub fn receive(packet: &mut PacketBuf) -> Result<Header, DropReason> {
 }
 
 /// Sets the payload length to what `packet` has; `None` when it is no IPv6 or too long.
+#[inline]
 pub fn finish(packet: &mut [u8]) -> Option<()> {
     let payload = u16::try_from(packet.len().checked_sub(HEADER_BYTES)?).ok()?;
     put(packet, 4, &payload.to_be_bytes())

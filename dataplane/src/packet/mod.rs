@@ -42,6 +42,7 @@ impl Family {
 
     /// The family that a packet's first four bits name.
     #[must_use]
+    #[inline]
     pub fn of(packet: &[u8]) -> Option<Self> {
         match packet.first()? >> 4 {
             4 => Some(Self::V4),
@@ -52,6 +53,7 @@ impl Family {
 
     /// Bytes of a header without options.
     #[must_use]
+    #[inline]
     pub const fn header_bytes(self) -> usize {
         match self {
             Self::V4 => ip4::HEADER_BYTES,
@@ -61,6 +63,7 @@ impl Family {
 
     /// The protocol number of a packet of this family inside another.
     #[must_use]
+    #[inline]
     pub const fn protocol(self) -> u8 {
         match self {
             Self::V4 => xfrm_proto::consts::IPPROTO_IPIP,
@@ -70,6 +73,7 @@ impl Family {
 }
 
 /// Sets the length of an IP packet, and the checksum of an IPv4 header.
+#[inline]
 pub fn finish(packet: &mut [u8]) -> Option<()> {
     match Family::of(packet)? {
         Family::V4 => ip4::finish(packet),
@@ -78,16 +82,19 @@ pub fn finish(packet: &mut [u8]) -> Option<()> {
 }
 
 /// Reads a 16-bit field.
+#[inline]
 pub(crate) fn be16(packet: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*packet.get(at..)?.first_chunk()?))
 }
 
 /// Reads a 32-bit field.
+#[inline]
 pub(crate) fn be32(packet: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(*packet.get(at..)?.first_chunk()?))
 }
 
 /// Writes bytes at an offset.
+#[inline]
 pub(crate) fn put(packet: &mut [u8], at: usize, bytes: &[u8]) -> Option<()> {
     packet
         .get_mut(at..)?

@@ -26,16 +26,20 @@ pub struct Esp {
     spi: u32,
     crypto: EspTransform,
     tfc_pad: u32,
+    /// One less than what the encrypted part is a multiple of: a cipher's block, 4 at least.
+    block_mask: usize,
 }
 
 impl Esp {
     /// ESP with its keys; `tfc_pad` is `XFRMA_TFCPAD`.
     #[must_use]
-    pub const fn new(spi: u32, crypto: EspTransform, tfc_pad: u32) -> Self {
+    pub fn new(spi: u32, crypto: EspTransform, tfc_pad: u32) -> Self {
+        let block_bytes = crypto.layout().block_bytes.max(ALIGNMENT);
         Self {
             spi,
             crypto,
             tfc_pad,
+            block_mask: block_bytes.next_power_of_two() - 1,
         }
     }
 
@@ -44,11 +48,13 @@ impl Esp {
         self.tfc_pad
     }
 
+    #[inline]
     const fn layout(&self) -> &Layout {
         self.crypto.layout()
     }
 
     /// Bytes of header and IV.
+    #[inline]
     pub(super) const fn header_bytes(&self) -> usize {
         self.layout().prefix_bytes()
     }
@@ -59,14 +65,11 @@ impl Esp {
 
     /// What the encrypted part is a multiple of.
     pub(super) fn block_bytes(&self) -> u32 {
-        u32::try_from(self.block()).unwrap_or(1)
-    }
-
-    fn block(&self) -> usize {
-        self.layout().block_bytes.next_multiple_of(ALIGNMENT)
+        u32::try_from(self.block_mask + 1).unwrap_or(1)
     }
 
     /// Encrypts (`esp_output`); `pad_to` is what TFC makes of shorter payloads.
+    #[inline]
     pub(super) fn seal(
         &self,
         packet: &mut PacketBuf,
@@ -79,7 +82,7 @@ impl Esp {
         let next_header = *packet.get(place.next_header_at).ok_or(no_room)?;
         let payload_bytes = place.payload_bytes(packet);
         let padded = usize::try_from(pad_to).map_or(payload_bytes, |to| to.max(payload_bytes));
-        let body_bytes = (padded + TRAILER_BYTES).next_multiple_of(self.block());
+        let body_bytes = (padded + TRAILER_BYTES + self.block_mask) & !self.block_mask;
         let tail_bytes = body_bytes - payload_bytes + self.layout().icv_bytes;
         let tail = packet.push_back(tail_bytes).ok_or(no_room)?;
         fill_trailer(
@@ -111,6 +114,7 @@ impl Esp {
     }
 
     /// Decrypts (`esp_input`, `esp_input_done2`).
+    #[inline]
     pub(super) fn open(
         &self,
         packet: &mut PacketBuf,
@@ -149,6 +153,7 @@ impl Esp {
 
 /// TFC zeros, pad bytes 1, 2, 3.., their number, the next header
 /// (`esp_output_fill_trailer`). `own_bytes` are padding and trailer.
+#[inline]
 fn fill_trailer(
     tail: &mut [u8],
     tfc_bytes: usize,

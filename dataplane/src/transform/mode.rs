@@ -120,6 +120,7 @@ pub struct ModeTransform {
 /// Fields that pass from one header to the other (`XFRM_MODE_SKB_CB`).
 #[derive(Clone, Copy)]
 struct Fields {
+    family: Family,
     /// Bytes of the header without options.
     fixed_bytes: usize,
     option_bytes: usize,
@@ -133,11 +134,13 @@ struct Fields {
 
 impl Fields {
     /// `xfrm4_extract_header`, `xfrm6_extract_header`.
+    #[inline]
     fn extract(packet: &[u8]) -> Option<Self> {
         match Family::of(packet)? {
             Family::V4 => {
                 let header = ip4::Header::parse(packet)?;
                 Some(Self {
+                    family: Family::V4,
                     fixed_bytes: ip4::HEADER_BYTES,
                     option_bytes: header.header_bytes - ip4::HEADER_BYTES,
                     tos: header.tos,
@@ -151,6 +154,7 @@ impl Fields {
             Family::V6 => {
                 let header = ip6::Header::parse(packet)?;
                 Some(Self {
+                    family: Family::V6,
                     fixed_bytes: ip6::HEADER_BYTES,
                     option_bytes: 0,
                     tos: header.traffic_class,
@@ -166,6 +170,7 @@ impl Fields {
 
     /// Writes them over the header at the front of `packet`, where addresses
     /// (and for IPv4 version and header length) are already; `protocol` is what follows.
+    #[inline]
     fn write(&self, packet: &mut [u8], family: Family, protocol: u8) -> Option<()> {
         match family {
             Family::V4 => {
@@ -220,6 +225,7 @@ impl ModeTransform {
     }
 
     /// Puts the outer header in front of `packet`, and `gap` bytes behind it.
+    #[inline]
     pub(super) fn place(
         &self,
         packet: &mut PacketBuf,
@@ -247,6 +253,7 @@ impl ModeTransform {
         open_gap(packet, at.ok_or(DropReason::OutHeader)?, gap)
     }
 
+    #[inline]
     fn place_tunnel(
         &self,
         packet: &mut PacketBuf,
@@ -254,8 +261,8 @@ impl ModeTransform {
         route: &Route,
     ) -> Result<Place, DropReason> {
         let params = &self.params;
-        let inner_family = check_size(packet, route)?;
         let inner = Fields::extract(packet).ok_or(DropReason::OutHeader)?;
+        check_size(packet, &inner, route)?;
 
         let hidden = params.extra_flags & XFRM_SA_XFLAG_DONT_ENCAP_DSCP != 0;
         let dscp = if hidden { 0 } else { inner.tos & !ECN_MASK };
@@ -280,7 +287,7 @@ impl ModeTransform {
         packet
             .push_front(header_bytes + gap)
             .ok_or(DropReason::OutNoRoom)?;
-        self.write_outer(packet, &outer, inner_family.protocol())?;
+        self.write_outer(packet, &outer, inner.family.protocol())?;
         Ok(Place {
             next_header_at: next_header_at(params.family),
             header_at: header_bytes,
@@ -294,10 +301,10 @@ impl ModeTransform {
         gap: usize,
         route: &Route,
     ) -> Result<Place, DropReason> {
-        let inner_family = check_size(packet, route)?;
         let inner = Fields::extract(packet).ok_or(DropReason::OutHeader)?;
+        check_size(packet, &inner, route)?;
         let is_fragment = inner.fragment & (ip4::MF | ip4::OFFSET_MASK) != 0;
-        if inner_family == Family::V4 && is_fragment {
+        if inner.family == Family::V4 && is_fragment {
             return Err(DropReason::OutFragment);
         }
         packet
@@ -329,6 +336,7 @@ impl ModeTransform {
         })
     }
 
+    #[inline]
     fn write_outer(
         &self,
         packet: &mut [u8],
@@ -344,6 +352,7 @@ impl ModeTransform {
     }
 
     /// Takes the outer header off, or in transport mode closes the gap.
+    #[inline]
     pub(super) fn unwrap(
         &self,
         packet: &mut PacketBuf,
@@ -358,6 +367,7 @@ impl ModeTransform {
         }
     }
 
+    #[inline]
     fn unwrap_tunnel(
         &self,
         packet: &mut PacketBuf,
@@ -436,22 +446,20 @@ impl ModeTransform {
 }
 
 /// Refuses what is longer than the tunnel takes (`xfrm4_tunnel_check_size`,
-/// `xfrm6_tunnel_check_size`), and says what the packet is.
-fn check_size(packet: &[u8], route: &Route) -> Result<Family, DropReason> {
+/// `xfrm6_tunnel_check_size`).
+#[inline]
+fn check_size(packet: &[u8], fields: &Fields, route: &Route) -> Result<(), DropReason> {
     const V6_MIN_MTU: u32 = 1280;
-    let family = Family::of(packet).ok_or(DropReason::OutHeader)?;
-    let (must_fit, mtu) = match family {
-        Family::V4 => {
-            let header = ip4::Header::parse(packet).ok_or(DropReason::OutHeader)?;
-            (header.fragment & ip4::DF != 0, route.inner_mtu)
-        }
-        Family::V6 => (true, route.inner_mtu.max(V6_MIN_MTU)),
+    let mtu = match fields.family {
+        Family::V4 if fields.fragment & ip4::DF == 0 => return Ok(()),
+        Family::V4 => route.inner_mtu,
+        Family::V6 => route.inner_mtu.max(V6_MIN_MTU),
     };
-    let fits = u32::try_from(packet.len()).is_ok_and(|bytes| bytes <= mtu);
-    if must_fit && !fits {
-        return Err(DropReason::OutTooBig);
+    if u32::try_from(packet.len()).is_ok_and(|bytes| bytes <= mtu) {
+        Ok(())
+    } else {
+        Err(DropReason::OutTooBig)
     }
-    Ok(family)
 }
 
 /// Moves the headers in front of `at` forward, to leave `gap` bytes behind them.
