@@ -292,6 +292,61 @@ fn ah_length_lies() {
 }
 
 #[test]
+fn ah_may_be_as_long_as_the_full_icv() {
+    let transform = ah(&mode(Mode::Transport, Family::V4, Family::V4));
+    let mut own = vec![17, 10, 0, 0, 0, 0, 0x10, 1, 0, 0, 0, 1];
+    own.extend([0; 16]);
+    own.extend([0xee; 20]);
+    let mut wire = ip(Family::V4, 51, &[&own[..], &[1; 40]].concat());
+    let mut blank = wire.clone();
+    blank[6..9].fill(0);
+    blank[10..12].fill(0);
+    let mac = mac(AuthAlgorithm::HmacSha256, &[9; 32], 16).unwrap();
+    mac.write(&[&blank, &[0; 4]], &mut wire[32..48]);
+    assert_eq!(
+        take(&transform, &wire).unwrap().1,
+        ip(Family::V4, 17, &[1; 40])
+    );
+    wire[48] ^= 1;
+    assert_eq!(take(&transform, &wire).unwrap_err(), DropReason::AhIcv);
+}
+
+#[test]
+fn ah_inside_esp_fails() {
+    for family in [Family::V4, Family::V6] {
+        let params = mode(Mode::Transport, family, family);
+        let (inside, outside) = (ah(&params), esp(&params, gcm(), 0));
+        let inner = ip(family, 17, &[1; 40]);
+        let alone = send(&inside, &inner).unwrap();
+        assert!(take(&inside, &alone).is_ok());
+        let mut buffer = PacketBuf::copy_of(&send(&outside, &alone).unwrap());
+        let scratch = &mut Scratch::default();
+        let inbound = Inbound::locate(&buffer, 0).unwrap();
+        let opened = outside
+            .open(&mut buffer, &inbound, Sequence(1), scratch)
+            .unwrap();
+        let Ok(Delivery::Next(next)) = outside.unwrap(&mut buffer, &inbound, &opened) else {
+            panic!("transport mode");
+        };
+        let result = inside.open(&mut buffer, &next, Sequence(1), scratch);
+        assert_eq!(result, Err(DropReason::AhIcv));
+    }
+}
+
+#[test]
+fn beet_reserved_byte_is_a_leftover() {
+    let transform = esp(&mode(Mode::Beet, Family::V4, Family::V4), gcm(), 0);
+    // A pseudo header of eight bytes begins at the source address, one of four at the destination.
+    for (options, leftover) in [(8, 3), (4, 4)] {
+        let mut inner = ip(Family::V4, 17, &vec![1; options + 30]);
+        inner[0] = 0x45 + u8::try_from(options / 4).unwrap();
+        let mut buffer = PacketBuf::copy_of(&inner);
+        let place = transform.place(&mut buffer, &ROUTE).unwrap();
+        assert_eq!(buffer[place.payload_at + 3], leftover);
+    }
+}
+
+#[test]
 fn oversize() {
     let v4 = |bytes: usize| ip(Family::V4, 17, &vec![0; bytes - 20]);
     let transform = esp(&tunnel(), gcm(), 0);
