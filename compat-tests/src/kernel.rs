@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+
+use dataplane::Profile;
 
 /// A kernel release that goldens are recorded from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +41,28 @@ impl Kernel {
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
         ALL.into_iter().find(|kernel| kernel.name == name)
+    }
+
+    /// The emulator's profile of this very build, which differs from what distributions ship for
+    /// real machines in what was chosen when it was built: ticks, SELinux, no IPTFS.
+    ///
+    /// # Panics
+    /// When the emulator does not know the release.
+    #[must_use]
+    pub fn profile(self) -> &'static Profile {
+        static BUILDS: OnceLock<Vec<Profile>> = OnceLock::new();
+        let builds = BUILDS.get_or_init(|| {
+            let builds = Profile::ALL.into_iter().map(|release| Profile {
+                hz: 100,
+                possible_cpus: 1,
+                has_iptfs: false,
+                has_selinux: true,
+                ..release.clone()
+            });
+            builds.collect()
+        });
+        let build = builds.iter().find(|build| build.name == self.name);
+        build.expect("a profile of every reference kernel")
     }
 
     /// Whether it can be run here.

@@ -10,7 +10,8 @@
 //! * the SPI of the hidden IPv6 tunnel SA below an IPCOMP one counts up in the
 //!   kernel, but whether it does depends on when a worker has freed the last;
 //! * `XFRMA_PAD` goes: whether it is sent depends on the machine's alignment
-//!   rules, not on the kernel's release. Lengths are corrected.
+//!   rules, not on the kernel's release. Lengths are corrected. The same goes
+//!   for the padding in an error's copy of an attribute's policy.
 //!
 //! Port ids and sequence numbers need nothing: scenarios choose them.
 
@@ -30,6 +31,8 @@ pub const SPI: u32 = 0x0a5b_1000;
 pub const TUNNEL6_SPI: u32 = 0x4141_4141;
 /// Stands for the size of a hash table that has grown or is about to.
 pub const HASH_SIZE: u32 = 0x4a54_4a54;
+/// Padding in front of 64-bit values.
+const NL_POLICY_TYPE_ATTR_PAD: u16 = 11;
 /// Entries that a table of the first size holds.
 const FIRST_HASH_SIZE: u32 = 8;
 /// Stands for an acquire sequence number.
@@ -44,6 +47,8 @@ pub struct Normalizer {
     first_acqseq: Option<u32>,
     /// The SPI of every NEWSA is a random one.
     pub learns_spis: bool,
+    /// Hash tables have grown before: their sizes say nothing.
+    pub ignores_hash_sizes: bool,
 }
 
 impl Normalizer {
@@ -56,6 +61,7 @@ impl Normalizer {
             spis: BTreeMap::new(),
             first_acqseq: None,
             learns_spis: false,
+            ignores_hash_sizes: false,
         }
     }
 
@@ -106,14 +112,25 @@ impl Normalizer {
             } else {
                 out.extend_from_slice(bytes.get(20..).unwrap_or_default());
             }
+            if header.flags & NLM_F_ACK_TLVS != 0 {
+                let echoed = if header.flags & NLM_F_CAPPED == 0 {
+                    NlMsgHdr::read(bytes.get(20..).unwrap_or_default()).map_or(16, |h| h.len)
+                } else {
+                    NLMSG_HDRLEN as u32
+                };
+                tlvs(out, start, 20 + align4(echoed as usize));
+            }
             return;
         }
         self.fixed(bytes, out);
         if header.kind < NLMSG_MIN_TYPE {
+            if header.kind == NLMSG_DONE && header.flags & NLM_F_ACK_TLVS != 0 {
+                tlvs(out, start, 20);
+            }
             return;
         }
         if matches!(header.kind, XFRM_MSG_NEWSADINFO | XFRM_MSG_NEWSPDINFO) {
-            hash_size(&mut out[start + NLMSG_HDRLEN..]);
+            hash_size(&mut out[start + NLMSG_HDRLEN..], self.ignores_hash_sizes);
             return;
         }
         let attrs = start + NLMSG_HDRLEN + fixed_bytes(header.kind);
@@ -227,7 +244,7 @@ impl Normalizer {
 }
 
 /// `SAD_CNT, SAD_HINFO` or `SPD_INFO, SPD_HINFO`: entries, then the size.
-fn hash_size(body: &mut [u8]) {
+fn hash_size(body: &mut [u8], always: bool) {
     let Some(info) = body.get(4..).and_then(NlAttr::read) else {
         return;
     };
@@ -243,7 +260,37 @@ fn hash_size(body: &mut [u8]) {
         return;
     };
     let first = [FIRST_HASH_SIZE - 1, FIRST_HASH_SIZE].contains(&u32::from_ne_bytes(*size));
-    if entries > FIRST_HASH_SIZE || !first {
+    if always || entries > FIRST_HASH_SIZE || !first {
         *size = HASH_SIZE.to_ne_bytes();
     }
+}
+
+/// Takes the padding out of `NLMSGERR_ATTR_POLICY` among the TLVs of the message at `start`.
+fn tlvs(out: &mut Vec<u8>, start: usize, first: usize) {
+    let mut at = start + first;
+    while let Some(header) = out.get(at..).and_then(NlAttr::read) {
+        let len = usize::from(header.len);
+        if len < NLA_HDRLEN || at + len > out.len() {
+            break;
+        }
+        if header.kind == NLMSGERR_ATTR_POLICY | NLA_F_NESTED {
+            let mut inner = at + NLA_HDRLEN;
+            let mut end = at + len;
+            while let Some(nested) = out.get(inner..end).and_then(NlAttr::read) {
+                let step = align4(usize::from(nested.len).max(NLA_HDRLEN));
+                if nested.kind == NL_POLICY_TYPE_ATTR_PAD {
+                    out.drain(inner..inner + step);
+                    end -= step;
+                } else {
+                    inner += step;
+                }
+            }
+            out[at..at + 2].copy_from_slice(&((end - at) as u16).to_ne_bytes());
+            at = end;
+        } else {
+            at = (at + align4(len)).min(out.len());
+        }
+    }
+    let len = (out.len() - start) as u32;
+    out[start..start + 4].copy_from_slice(&len.to_ne_bytes());
 }

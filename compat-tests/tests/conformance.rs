@@ -15,7 +15,6 @@ use compat_tests::golden::{self, Divergences};
 use compat_tests::kernel::{self, Kernel};
 use compat_tests::scenario::{self, Scenario};
 use compat_tests::subject::InProcess;
-use dataplane::Profile;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -51,8 +50,7 @@ fn golden_text(kernel: Kernel, scenario: &Scenario) -> Result<String, Failed> {
 
 fn against_golden(kernel: Kernel, scenario: &Scenario, list: &Divergences) -> Result<(), Failed> {
     let expected = golden_text(kernel, scenario)?;
-    let profile = Profile::by_name(kernel.name).ok_or("no profile")?;
-    let actual = scenario.transcript(&mut InProcess::new(profile));
+    let actual = scenario.transcript(&mut InProcess::new(kernel.profile()));
     let result = golden::compare(&expected, &actual);
     list.judge(scenario.name, kernel, result)
         .map_err(Failed::from)

@@ -7,7 +7,7 @@ use xfrm_proto::consts::*;
 use xfrm_proto::extack::XfrmError;
 
 /// A kernel release, as a table of behaviours.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
     /// `6.1`, `6.12` or `7.2`.
     pub name: &'static str,
@@ -17,6 +17,8 @@ pub struct Profile {
     pub attr_max: u16,
     /// Handlers beyond NEWSA and NEWPOLICY give extended-ack texts.
     pub extack_everywhere: bool,
+    /// A dump's DONE says which attribute was wrong, not only what about it.
+    pub dump_done_names_attribute: bool,
     /// SA_PCPU on a message that has no use for it is an error.
     pub rejects_misplaced_pcpu: bool,
     /// IPComp sends a compressed payload that, with its header, is just as long as the plain one.
@@ -27,6 +29,8 @@ pub struct Profile {
     pub ipcomp_least_growth_bytes: usize,
     /// Timer ticks a second. Aevent timers are set in ticks and told in tenths of a second.
     pub hz: u32,
+    /// Between lookup lists policies are ordered by position, not by age.
+    pub policies_have_positions: bool,
     /// MIGRATE finds its policy by selector, not by flow.
     pub migrate_by_selector: bool,
     /// CPUs that SA_PCPU may name.
@@ -86,6 +90,7 @@ pub static V6_1: Profile = Profile {
     msg_max: XFRM_MSG_GETDEFAULT,
     attr_max: XFRMA_MTIMER_THRESH,
     extack_everywhere: false,
+    dump_done_names_attribute: false,
     rejects_misplaced_pcpu: false,
     ipcomp_may_keep_length: false,
     ipcomp_least_growth_bytes: 4,
@@ -112,6 +117,7 @@ pub static V6_1: Profile = Profile {
     },
     migrate_drops_encap: false,
     migrate_inits_early: true,
+    policies_have_positions: true,
     migrate_by_selector: true,
     policy_offload: false,
 };
@@ -122,6 +128,7 @@ pub static V6_12: Profile = Profile {
     msg_max: XFRM_MSG_GETDEFAULT,
     attr_max: XFRMA_SA_PCPU,
     extack_everywhere: true,
+    dump_done_names_attribute: true,
     rejects_misplaced_pcpu: false,
     ipcomp_may_keep_length: false,
     ipcomp_least_growth_bytes: 4,
@@ -148,6 +155,7 @@ pub static V6_12: Profile = Profile {
     },
     migrate_drops_encap: false,
     migrate_inits_early: true,
+    policies_have_positions: false,
     migrate_by_selector: false,
     policy_offload: true,
 };
@@ -158,6 +166,7 @@ pub static V7_2: Profile = Profile {
     msg_max: XFRM_MSG_MIGRATE_STATE,
     attr_max: XFRMA_IPTFS_PKT_SIZE,
     extack_everywhere: true,
+    dump_done_names_attribute: true,
     rejects_misplaced_pcpu: true,
     ipcomp_may_keep_length: true,
     ipcomp_least_growth_bytes: 1,
@@ -184,6 +193,7 @@ pub static V7_2: Profile = Profile {
     },
     migrate_drops_encap: true,
     migrate_inits_early: false,
+    policies_have_positions: false,
     migrate_by_selector: false,
     policy_offload: true,
 };

@@ -17,6 +17,7 @@ use xfrm_proto::control::{DUMP_LOST, Request};
 
 use crate::control::Cargo;
 use crate::netlink;
+use crate::options;
 use crate::real;
 use crate::sys;
 use crate::table::{self, Entry};
@@ -104,6 +105,9 @@ pub(crate) unsafe fn receive(
                 return Received::Result(len);
             }
             Source::ForOthers | Source::Stranger => drop_peeked(fd, flags),
+            Source::Errno(libc::ENOBUFS) if options::ignores_overruns(fd) => {
+                drop_peeked(fd, flags);
+            }
             Source::Errno(errno) => {
                 drop_peeked(fd, flags);
                 // SAFETY: as above.
@@ -209,9 +213,6 @@ fn pull(entry: &Entry, fd: c_int) {
     match answer {
         Ok(answer) => {
             entry.dumping.store(answer.dumping, Ordering::Relaxed);
-            if answer.overrun {
-                entry.pending.store(libc::ENOBUFS, Ordering::Relaxed);
-            }
             if answer.errno == 0 {
                 return;
             }

@@ -13,6 +13,7 @@ use xfrm_proto::control::Request;
 
 use crate::control::Cargo;
 use crate::netlink;
+use crate::options;
 use crate::sys;
 use crate::table::{self, Entry};
 
@@ -88,7 +89,7 @@ pub(crate) unsafe fn send(
         Err(libc::EMSGSIZE) => send_as_file(entry, fd, &request, parts)?,
         other => other?,
     };
-    if answer.overrun {
+    if answer.overrun && !options::ignores_overruns(fd) {
         entry.pending.store(libc::ENOBUFS, Ordering::Relaxed);
     }
     entry.dumping.store(answer.dumping, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 mod aevents;
 mod attributes;
-mod build;
+pub(crate) mod build;
 mod first;
 mod larval;
 mod lifetimes;
@@ -72,16 +72,16 @@ const AREAS: &[&[Scenario]] = &[
     attributes::SCENARIOS,
     sa_checks::SCENARIOS,
     sa_algorithms::SCENARIOS,
-    policy_order::SCENARIOS,
-    spd_checks::SCENARIOS,
-    spd_life::SCENARIOS,
     sa_tables::SCENARIOS,
     larval::SCENARIOS,
     lifetimes::SCENARIOS,
     aevents::SCENARIOS,
     policy_checks::SCENARIOS,
     policy_tables::SCENARIOS,
+    policy_order::SCENARIOS,
     migrate::SCENARIOS,
+    spd_checks::SCENARIOS,
+    spd_life::SCENARIOS,
 ];
 
 /// Every scenario.

@@ -9,6 +9,7 @@ use xfrm_proto::extack::XfrmError;
 use super::find::LarvalQuery;
 use super::sa::{has_spi, mark_key};
 use super::{Lifecycle, Sa, SaId, Sad};
+use crate::event::SaExpire;
 use crate::time::Now;
 
 /// What became of an UPDSA.
@@ -20,10 +21,8 @@ pub enum Updated {
     Changed {
         /// The SA as requested.
         request: Box<Sa>,
-        /// The SA that it changed.
-        id: SaId,
-        /// The change took that SA over a soft limit.
-        soft_expired: bool,
+        /// The change took the other SA over a limit; it is gone if that was a hard one.
+        expired: Option<SaExpire>,
     },
 }
 
@@ -68,16 +67,14 @@ impl Sad {
                 }
             }
             Some((_, old)) if old.dir != sa.dir => Err(errno::ESRCH),
-            Some((_, old)) if old.state != Lifecycle::Valid => Err(errno::EINVAL),
             Some((id, _)) => Ok(id),
         };
         self.discard(&sa);
         let id = result.map_err(XfrmError::new)?;
-        let soft_expired = self.change(id, &sa, now)?;
+        let expired = self.change(id, &sa, now)?;
         Ok(Updated::Changed {
             request: sa,
-            id,
-            soft_expired,
+            expired,
         })
     }
 
@@ -89,10 +86,10 @@ impl Sad {
         id
     }
 
-    /// Takes over what UPDSA may change; whether that reached a soft limit.
+    /// Takes over what UPDSA may change, and checks whether that reached a limit.
     ///
     /// QUIRK: update_cannot_add_or_remove_encap.
-    fn change(&mut self, id: SaId, new: &Sa, now: Now) -> Result<bool, XfrmError> {
+    fn change(&mut self, id: SaId, new: &Sa, now: Now) -> Result<Option<SaExpire>, XfrmError> {
         let Some(old) = self.get_mut(id) else {
             return Err(XfrmError::new(errno::ESRCH));
         };
@@ -127,7 +124,7 @@ impl Sad {
         }
         let is_used = old.curlft.use_time != 0;
         self.arm(id, now.boot.plus_secs(1));
-        Ok(is_used && self.check_expire(id, now))
+        Ok(is_used.then(|| self.check_expire(id, now)).flatten())
     }
 
     fn find_answered(&self, sa: &Sa) -> Option<SaId> {

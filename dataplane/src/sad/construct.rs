@@ -132,10 +132,7 @@ impl Sad {
             sa.pcpu = cpu;
         }
         let options = SaOptions {
-            encap: request.encap.map(|encap| EncapTmpl {
-                pad: [0; 2],
-                ..encap
-            }),
+            encap: request.encap,
             coaddr: request.coaddr,
             smark: request.smark,
             extra_flags: request.extra_flags,

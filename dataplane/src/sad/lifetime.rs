@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use xfrm_proto::uapi::LifetimeCfg;
 
-use super::{Lifecycle, Sa, SaId, Sad};
-use crate::event::Event;
+use super::{Sa, SaId, Sad};
+use crate::event::{Event, SaExpire};
 use crate::netns::Context;
 use crate::time::{BootNanos, Now};
 
@@ -51,7 +51,7 @@ impl Sad {
     pub(super) fn arm(&mut self, id: SaId, due: BootNanos) {
         self.disarm(id);
         let Some(sa) = self.get(id) else { return };
-        if has_time_limit(&sa.lft) || sa.state == Lifecycle::Expired {
+        if has_time_limit(&sa.lft) {
             self.arm_at(id, due);
         }
     }
@@ -64,25 +64,21 @@ impl Sad {
         }
     }
 
-    /// Marks an SA as used and checks its limits in bytes and packets; whether a soft one was
-    /// reached. A hard one makes the SA unusable and removes it with its timer, which is due now.
-    pub(super) fn check_expire(&mut self, id: SaId, now: Now) -> bool {
-        let Some(sa) = self.get_mut(id) else {
-            return false;
-        };
+    /// Marks an SA as used and checks its limits in bytes and packets; what there is to tell.
+    /// An SA that has reached a hard one is removed.
+    pub(super) fn check_expire(&mut self, id: SaId, now: Now) -> Option<SaExpire> {
+        let sa = self.get_mut(id)?;
         if sa.curlft.use_time == 0 {
             sa.curlft.use_time = now.real.0;
         }
         let (cur, lft) = (sa.curlft, sa.lft);
         if cur.bytes >= lft.hard_byte_limit || cur.packets >= lft.hard_packet_limit {
-            sa.state = Lifecycle::Expired;
-            self.arm(id, now.boot);
-            return false;
+            return Some(self.delete(id)?.expire(true));
         }
         let soft =
             !sa.dying && (cur.bytes >= lft.soft_byte_limit || cur.packets >= lft.soft_packet_limit);
         sa.dying |= soft;
-        soft
+        soft.then(|| sa.expire(false))
     }
 
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>, events: &mut VecDeque<Event>) {
@@ -141,9 +137,6 @@ fn has_time_limit(lft: &LifetimeCfg) -> bool {
 
 /// What `xfrm_timer_handler` decides. Arithmetic wraps as the kernel's does.
 fn run(sa: &mut Sa, now: Now) -> Verdict {
-    if sa.state == Lifecycle::Expired {
-        return Verdict::Hard;
-    }
     let lft = sa.lft;
     let real = now.real.0;
     let left = |limit: u64, since: u64| limit.wrapping_add(since).wrapping_sub(real).cast_signed();

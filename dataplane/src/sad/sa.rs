@@ -32,8 +32,6 @@ pub enum Lifecycle {
     Larval,
     /// In use.
     Valid,
-    /// Beyond a hard limit, about to be removed.
-    Expired,
 }
 
 /// An algorithm with its key.
@@ -283,8 +281,13 @@ pub fn mark_key(mark: Mark) -> u32 {
     mark.v & mark.m
 }
 
-/// Whether an SA of that protocol is found by its SPI (`IPSEC_PROTO_ANY`).
+/// Whether an SA of that protocol is found by its SPI.
+///
+/// QUIRK: protocol_255_has_an_spi. It equals the "any" that Linux matches it against.
 #[must_use]
 pub fn has_spi(proto: u8) -> bool {
-    matches!(proto, IPPROTO_AH | IPPROTO_ESP | IPPROTO_COMP)
+    matches!(
+        proto,
+        IPPROTO_AH | IPPROTO_ESP | IPPROTO_COMP | IPSEC_PROTO_ANY
+    )
 }

@@ -2,6 +2,7 @@
 //!
 //! * [`policy`]: a policy and what identifies it; [`flow`]: what it is matched against.
 //! * [`order`]: which of two matching policies wins.
+//! * `position`: the same question, as Linux 6.1 answers it.
 //! * `store`: slots and the newest-first list that dumps walk.
 //! * `index`: from a flow to its policy.
 //! * `lifetime`: timers.
@@ -18,6 +19,7 @@ mod lifetime;
 mod migrate;
 pub mod order;
 pub mod policy;
+mod position;
 mod slots;
 mod socket;
 mod store;
@@ -43,6 +45,7 @@ pub use migrate::Migration;
 pub use order::Thresholds;
 use policy::{Place, hash_state};
 pub use policy::{Policy, PolicyKey, Templates, selector_matches};
+use position::Positions;
 use slots::SlotTable;
 pub use socket::SocketKey;
 use socket::SocketPolicies;
@@ -65,6 +68,8 @@ pub struct Spd {
     by_key: SlotTable,
     by_index: SlotTable,
     flows: Index,
+    /// By direction; empty for releases that order by age.
+    positions: Vec<Positions>,
     timers: Timers,
     sockets: SocketPolicies,
     /// Counts the insertions and replacements.
@@ -90,6 +95,7 @@ impl Spd {
             by_key: SlotTable::default(),
             by_index: SlotTable::default(),
             flows: Index::default(),
+            positions: no_positions(profile),
             timers: Timers::default(),
             sockets: SocketPolicies::default(),
             age: 0,
@@ -159,7 +165,6 @@ impl Spd {
             age: self.age,
             rank: self.age,
             list: self.thresholds.list(&policy.key.selector, dir),
-            ..Place::default()
         };
         let (key_hash, index_hash) = (policy.key.hash(), hash_index(policy.index));
         let slot = self.store.insert(policy);
@@ -188,22 +193,25 @@ impl Spd {
         *old = policy;
         self.store.renew(slot);
         let store = &self.store;
-        if let Some(policy) = store.get(slot)
-            && (policy.priority, policy.place.rank) != before
-        {
+        let Some(policy) = store.get(slot) else {
+            return;
+        };
+        if (policy.priority, policy.place.rank) != before {
             self.flows
                 .reorder(slot, policy, before, |slot| store.get(slot));
+        }
+        if let Some(positions) = self.positions.get_mut(usize::from(policy.key.dir)) {
+            positions.put(policy, slot, Some(before));
         }
     }
 
     fn index_flow(&mut self, slot: u32) {
         let store = &self.store;
-        let nodes = store
-            .get(slot)
-            .and_then(|policy| self.flows.insert(slot, policy, |slot| store.get(slot)));
-        if let (Some((dst, src)), Some(policy)) = (nodes, self.store.get_mut(slot)) {
-            policy.place.dst_node = dst;
-            policy.place.src_node = src;
+        if let Some(policy) = store.get(slot) {
+            self.flows.insert(slot, policy, |slot| store.get(slot));
+            if let Some(positions) = self.positions.get_mut(usize::from(policy.key.dir)) {
+                positions.put(policy, slot, None);
+            }
         }
     }
 
@@ -275,6 +283,9 @@ impl Spd {
         self.by_key.remove(policy.key.hash(), id.0);
         self.by_index.remove(hash_index(policy.index), id.0);
         self.flows.remove(id.0, &policy);
+        if let Some(positions) = self.positions.get_mut(usize::from(policy.key.dir)) {
+            positions.remove(&policy, id.0);
+        }
         self.timers.disarm(id.0);
         *self.count_mut(policy.key.dir) -= 1;
         Some(policy)
@@ -296,6 +307,7 @@ impl Spd {
             self.by_key = SlotTable::default();
             self.by_index = SlotTable::default();
             self.flows = Index::default();
+            self.positions = no_positions(self.profile);
             self.timers = Timers::default();
             self.counts = SpdInfo::default();
         } else {
@@ -317,9 +329,20 @@ impl Spd {
     #[must_use]
     pub fn lookup_type(&self, flow: &Flow, dir: u8, kind: u8, if_id: u32) -> Option<PolicyId> {
         let find = Find { flow, kind, if_id };
-        self.flows
-            .find(dir, &find, |slot| self.store.get(slot))
-            .map(PolicyId)
+        let best = self.flows.find(dir, &find, |slot| self.store.get(slot));
+        let slot = match self.positions.get(usize::from(dir)) {
+            Some(positions) => {
+                let winners: Vec<_> = best.winners().collect();
+                positions.best(&winners)
+            }
+            None => {
+                let age = |slot| Some(self.store.get(slot)?.place.age);
+                best.winners()
+                    .map(|(_, _, slot)| slot)
+                    .min_by_key(|&slot| age(slot))
+            }
+        };
+        slot.map(PolicyId)
     }
 
     /// Notes that a packet used the policy.
@@ -406,6 +429,7 @@ impl Spd {
     pub fn set_thresholds(&mut self, thresholds: Thresholds) {
         self.thresholds = thresholds;
         self.flows = Index::default();
+        self.positions = no_positions(self.profile);
         let slots: Vec<u32> = self.store.slots().collect();
         for slot in slots {
             if let Some(policy) = self.store.get_mut(slot)
@@ -471,6 +495,14 @@ impl Spd {
             + self.by_index.heap_bytes()
             + self.flows.heap_bytes()
     }
+}
+
+fn no_positions(profile: &Profile) -> Vec<Positions> {
+    let directions = 0..XFRM_POLICY_MAX;
+    directions
+        .filter(|_| profile.policies_have_positions)
+        .map(|_| Positions::default())
+        .collect()
 }
 
 fn hash_index(index: u32) -> u32 {

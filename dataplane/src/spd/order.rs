@@ -39,6 +39,13 @@ pub(super) enum List {
 
 impl List {
     pub(super) const COUNT: usize = 5;
+    pub(super) const ALL: [Self; Self::COUNT] = [
+        Self::Exact,
+        Self::Both,
+        Self::Source,
+        Self::Destination,
+        Self::Any,
+    ];
 }
 
 /// From which prefix lengths on selectors are hashed (`policy_hthresh`).

@@ -125,9 +125,6 @@ pub(super) struct Place {
     pub(super) rank: u64,
     /// The lookup list.
     pub(super) list: super::order::List,
-    /// Its nodes in the lookup index.
-    pub(super) dst_node: u32,
-    pub(super) src_node: u32,
 }
 
 impl Policy {

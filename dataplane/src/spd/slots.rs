@@ -151,7 +151,7 @@ mod tests {
             let mut model = BTreeSet::new();
             for (add, slot, hash) in ops {
                 // Few hashes, some at the end of the table: long runs that wrap.
-                let hash = hash.wrapping_mul(0x3333_3333) | slot % 2;
+                let hash = hash.wrapping_mul(0x3333_3333) | (slot % 2);
                 if add && model.insert((hash, slot)) {
                     table.insert(hash, slot);
                 } else if !add {

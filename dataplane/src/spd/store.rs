@@ -13,8 +13,6 @@ use super::policy::Policy;
 
 /// No slot.
 const NONE: u32 = u32::MAX;
-/// Slots are allocated this many at a time, so that growing never moves a policy.
-const CHUNK_BITS: u32 = 10;
 
 #[derive(Clone, Copy, Debug)]
 struct Neighbours {
@@ -31,7 +29,7 @@ pub struct Walk {
 /// All policies.
 #[derive(Debug)]
 pub(super) struct Store {
-    chunks: Vec<Vec<Option<Policy>>>,
+    policies: Vec<Option<Policy>>,
     neighbours: Vec<Neighbours>,
     free: Vec<u32>,
     newest: u32,
@@ -41,7 +39,7 @@ pub(super) struct Store {
 impl Default for Store {
     fn default() -> Self {
         Self {
-            chunks: Vec::new(),
+            policies: Vec::new(),
             neighbours: Vec::new(),
             free: Vec::new(),
             newest: NONE,
@@ -51,46 +49,30 @@ impl Default for Store {
 }
 
 impl Store {
-    fn place(&self, slot: u32) -> Option<&Option<Policy>> {
-        let chunk = self.chunks.get((slot >> CHUNK_BITS) as usize)?;
-        chunk.get((slot & ((1 << CHUNK_BITS) - 1)) as usize)
-    }
-
-    fn place_mut(&mut self, slot: u32) -> Option<&mut Option<Policy>> {
-        let chunk = self.chunks.get_mut((slot >> CHUNK_BITS) as usize)?;
-        chunk.get_mut((slot & ((1 << CHUNK_BITS) - 1)) as usize)
-    }
-
     pub(super) fn get(&self, slot: u32) -> Option<&Policy> {
-        self.place(slot)?.as_ref()
+        self.policies.get(slot as usize)?.as_ref()
     }
 
     pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Policy> {
-        self.place_mut(slot)?.as_mut()
+        self.policies.get_mut(slot as usize)?.as_mut()
     }
 
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.neighbours.len() - self.free.len()
+        self.policies.len() - self.free.len()
     }
 
     /// Adds a policy as the newest.
     pub(super) fn insert(&mut self, policy: Policy) -> u32 {
         let slot = self.free.pop().unwrap_or_else(|| {
-            let slot = u32::try_from(self.neighbours.len()).unwrap_or(NONE);
+            self.policies.push(None);
             self.neighbours.push(Neighbours {
                 newer: NONE,
                 older: NONE,
             });
-            if self.chunks.last().is_none_or(|c| c.len() == c.capacity()) {
-                self.chunks.push(Vec::with_capacity(1 << CHUNK_BITS));
-            }
-            if let Some(chunk) = self.chunks.last_mut() {
-                chunk.push(None);
-            }
-            slot
+            u32::try_from(self.policies.len() - 1).unwrap_or(NONE)
         });
-        if let Some(place) = self.place_mut(slot) {
+        if let Some(place) = self.policies.get_mut(slot as usize) {
             *place = Some(policy);
         }
         self.link(slot);
@@ -105,7 +87,7 @@ impl Store {
 
     /// Takes a policy out.
     pub(super) fn remove(&mut self, slot: u32) -> Option<Policy> {
-        let policy = self.place_mut(slot)?.take()?;
+        let policy = self.policies.get_mut(slot as usize)?.take()?;
         self.unlink(slot);
         self.free.push(slot);
         Some(policy)
@@ -187,10 +169,10 @@ impl Store {
         std::iter::successors(Some(self.newest), older).take_while(|&slot| slot != NONE)
     }
 
-    /// Bytes on the heap, templates beyond a policy's first excepted.
+    /// Bytes in use on the heap, templates beyond a policy's first excepted.
     pub(super) fn heap_bytes(&self) -> usize {
-        (self.chunks.len() << CHUNK_BITS) * size_of::<Option<Policy>>()
-            + self.neighbours.capacity() * size_of::<Neighbours>()
+        self.policies.len() * size_of::<Option<Policy>>()
+            + self.neighbours.len() * size_of::<Neighbours>()
             + self.free.capacity() * size_of::<u32>()
     }
 }

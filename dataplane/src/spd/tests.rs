@@ -603,3 +603,36 @@ fn migrate_matches_any_transport_template() {
         assert_eq!(daddr, Address::v4(9, 9, 9, 9));
     }
 }
+
+#[test]
+fn on_6_1_a_hashed_policy_beats_an_older_prefix() {
+    let mut spd = Spd::new(&crate::profile::V6_1, Limits::default());
+    let host = policy(|_| ());
+    let net = policy(|p| p.sel.prefixlen_d = 24);
+    let better = policy(|p| (p.sel.prefixlen_d, p.sel.proto) = (16, 99));
+    let flow = Flow {
+        family: AF_INET,
+        daddr: host.key.selector.daddr,
+        saddr: host.key.selector.saddr,
+        ..Flow::default()
+    };
+    let winner = |spd: &Spd| {
+        let id = spd.lookup(&flow, XFRM_POLICY_OUT, 0).unwrap();
+        spd.get(id).unwrap().key.selector.prefixlen_d
+    };
+    spd.insert(host, true, now()).unwrap();
+    spd.insert(net.clone(), true, now()).unwrap();
+    assert_eq!(winner(&spd), 24);
+    // Any prefix before it in the list takes its number away, even for other flows.
+    let mut worse = net.clone();
+    worse.priority = 1;
+    spd.insert(worse.clone(), false, now()).unwrap();
+    let id = spd.insert(better, true, now()).unwrap();
+    spd.insert(net.clone(), false, now()).unwrap();
+    assert_eq!(winner(&spd), 32);
+    // Deleting that gives no new numbers, replacing does.
+    spd.remove(id);
+    assert_eq!(winner(&spd), 32);
+    spd.insert(net, false, now()).unwrap();
+    assert_eq!(winner(&spd), 24);
+}

@@ -23,6 +23,8 @@ use super::{Daemon, Owner, Source, clock, host, namespace};
 
 /// How long what we know of a process's capabilities is good for, in nanoseconds.
 const PRIVILEGE_AGE: u64 = 20_000_000;
+/// Sockets that a client without privileges can show before it must show them again.
+const MOST_PROVEN: usize = 256;
 /// The largest datagram that comes as a file.
 const LARGEST_DATAGRAM: u64 = 64 << 20;
 
@@ -33,6 +35,8 @@ pub(super) struct Connection {
     peer: Credentials,
     introduced: bool,
     entered: Vec<Entered>,
+    /// Cookies and ports of sockets that it has shown.
+    proven: Vec<(u64, u32)>,
 }
 
 /// A namespace that the connection uses.
@@ -57,12 +61,44 @@ impl Reply {
         Self::Answer(Answer::error(errno.unsigned_abs()))
     }
 
+    fn wants_proof() -> Self {
+        Self::Answer(Answer {
+            wants_proof: true,
+            ..Answer::default()
+        })
+    }
+
     fn unknown_netns() -> Self {
         Self::Answer(Answer {
             unknown_netns: true,
             ..Answer::default()
         })
     }
+}
+
+impl Connection {
+    /// Whether the client can speak for the socket: without privileges it must have shown it.
+    fn may_use(&self, entered: Entered, socket: &Socket) -> bool {
+        entered.privileged || self.proven.contains(&(socket.cookie, socket.port))
+    }
+}
+
+/// Looks at a socket that a client says is its own.
+fn prove(connection: &mut Connection, socket: &Socket, [fd, _]: [Option<OwnedFd>; 2]) -> Reply {
+    let Some(fd) = fd else { return Reply::HangUp };
+    let fd = fd.as_fd();
+    let is_it = host::is_usersock(fd)
+        && host::netns_cookie(fd).is_ok_and(|netns| netns == socket.netns)
+        && host::socket_cookie(fd).is_ok_and(|cookie| cookie == socket.cookie)
+        && host::port(fd).is_ok_and(|port| port == socket.port);
+    if !is_it {
+        return Reply::HangUp;
+    }
+    if connection.proven.len() >= MOST_PROVEN {
+        connection.proven.clear();
+    }
+    connection.proven.push((socket.cookie, socket.port));
+    Reply::Answer(Answer::default())
 }
 
 impl Daemon {
@@ -90,7 +126,11 @@ impl Daemon {
         let peer = getsockopt(&fd, sockopt::PeerCredentials)?;
         let free = self.connections.iter().position(Option::is_none);
         let index = free.unwrap_or(self.connections.len());
-        if index >= self.settings.max_connections {
+        // No user but root can take all of them.
+        let same = self.connections.iter().flatten();
+        let same = same.filter(|other| other.peer.uid == peer.uid()).count();
+        let most = self.settings.max_connections;
+        if index >= most || (peer.uid() != 0 && same >= most / 2) {
             return Err(io::Error::other("too many clients"));
         }
         let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Connection.data(index));
@@ -104,6 +144,7 @@ impl Daemon {
             },
             introduced: false,
             entered: Vec::new(),
+            proven: Vec::new(),
         };
         self.next_connection += 1;
         if let Some(slot) = self.connections.get_mut(index) {
@@ -176,6 +217,7 @@ impl Daemon {
                 to_groups,
             } => self.send(connection, socket, (to_port, to_groups), payload, fds),
             Request::Pull { socket } => self.pull(connection, socket),
+            Request::Prove { socket } => prove(connection, &socket, fds),
             Request::Netns { netns } => self.netns(connection, netns, fds),
             Request::Members {
                 socket,
@@ -303,7 +345,8 @@ impl Daemon {
             .is_some_and(|instance| instance.speakers.is_some());
         if !open {
             match self.open_speakers(netns, fds) {
-                Ok(None) => {}
+                // While we asked about this namespace, another may have ended.
+                Ok(None) => self.end_namespaces(),
                 Ok(Some(wish)) => return Reply::Answer(wish),
                 Err(error) => {
                     tracing::warn!(%error, netns, "no sockets in a namespace");
@@ -418,6 +461,9 @@ impl Daemon {
         if socket.port == 0 {
             return Reply::HangUp;
         }
+        if !connection.may_use(entered, &socket) {
+            return Reply::wants_proof();
+        }
         if to_port | to_groups != 0 && !entered.privileged {
             return Reply::error(libc::EPERM);
         }
@@ -470,6 +516,9 @@ impl Daemon {
         let Some(entered) = self.enter(connection, socket.netns) else {
             return Reply::unknown_netns();
         };
+        if !connection.may_use(entered, &socket) {
+            return Reply::wants_proof();
+        }
         let Some(instance) = self.instances.get_mut(&entered.id) else {
             return Reply::unknown_netns();
         };
@@ -506,6 +555,10 @@ impl Daemon {
         let may_join = entered.privileged && matches!(self.settings.owner, Owner::Private { .. });
         if join != 0 && !may_join {
             return Reply::error(libc::EPERM);
+        }
+        if !entered.privileged {
+            // What it was a member of before it lost its rights has been told.
+            return Reply::Answer(Answer::default());
         }
         let Some(instance) = self.instances.get_mut(&entered.id) else {
             return Reply::unknown_netns();

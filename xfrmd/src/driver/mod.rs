@@ -43,7 +43,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use xfrm_proto::control::Secret;
+use xfrm_proto::control::{LARGEST_FRAME, Secret};
 use xfrmd::emulator::{Destination, Emulator, Inputs, NetnsId};
 
 use clock::HostEntropy;
@@ -52,8 +52,6 @@ use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
 
-/// The largest frame: what a client's socket can send at most by default, and the header.
-const LARGEST_FRAME: usize = 512 * 1024;
 /// How often we look whether sockets without a process that told us are still there.
 const LINGER: u64 = 2_000_000_000;
 /// How often we try to tell members that they lost events.

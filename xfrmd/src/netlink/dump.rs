@@ -77,7 +77,17 @@ pub(crate) fn continue_dump(
     let Some(result) = end else { return true };
     let (errno, extack) = match result {
         Ok(()) => (0, ExtAck::default()),
-        Err(error) => (error.errno, error.extack),
+        Err(error) if ns.profile.dump_done_names_attribute => (error.errno, error.extack),
+        Err(error) => {
+            let text = error.extack.text;
+            (
+                error.errno,
+                ExtAck {
+                    text,
+                    ..ExtAck::default()
+                },
+            )
+        }
     };
     out.send(peer.netns, Destination::Port(peer.port), |bytes| {
         write_done(bytes, seq, peer.port, errno, &extack, peer.options.ext_ack);

@@ -147,6 +147,7 @@ fn execute(
             out,
             sockets,
             netns: peer.netns,
+            warning,
             rewrites,
         };
         handler(

@@ -73,6 +73,10 @@ pub(crate) fn state(call: &mut Call<'_, '_>, request: &Request<'_>) -> Result<()
         dir: sa.dir,
     };
     let origin = origin_of(request);
+    // QUIRK: unheard_migration_warns.
+    if !call.sockets.has_listeners(group::MIGRATE) {
+        call.warning.text = Some("Failed to send migration notification".into());
+    }
     call.multicast(group::MIGRATE, |out| event.write(out, origin));
     Ok(())
 }

@@ -15,7 +15,7 @@ pub(crate) mod sa;
 use dataplane::{Context, Netns, Profile};
 use xfrm_proto::attrs::Attrs;
 use xfrm_proto::consts::*;
-use xfrm_proto::extack::XfrmError;
+use xfrm_proto::extack::{ExtAck, XfrmError};
 use xfrm_proto::policy::Table;
 use xfrm_proto::uapi::{self, NlMsgHdr, Pod};
 
@@ -34,6 +34,8 @@ pub(crate) struct Call<'a, 'b> {
     pub(crate) sockets: &'a Sockets,
     /// The namespace's id.
     pub(crate) netns: NetnsId,
+    /// What an acknowledgement says although all went well.
+    pub(crate) warning: &'a mut ExtAck,
     /// Where the handler has written into the request: see [`Call::rewrite_family`].
     pub(crate) rewrites: &'a mut Vec<(usize, u16)>,
 }

@@ -25,7 +25,7 @@ pub(super) enum Cell {
     #[default]
     Empty,
     One(u32),
-    Few(Vec<u32>),
+    Few(Box<[u32; FEW]>, u8),
     Many(Box<Shapes>),
 }
 
@@ -102,9 +102,17 @@ impl Cell {
     ) {
         match self {
             Self::Empty => *self = Self::One(slot),
-            Self::One(first) => *self = Self::Few(vec![*first, slot]),
-            Self::Few(slots) if slots.len() < FEW => slots.push(slot),
-            Self::Few(slots) => {
+            Self::One(first) => {
+                let mut slots = Box::new([0; FEW]);
+                [slots[0], slots[1]] = [*first, slot];
+                *self = Self::Few(slots, 2);
+            }
+            Self::Few(slots, len) => {
+                if let Some(place) = slots.get_mut(usize::from(*len)) {
+                    *place = slot;
+                    *len += 1;
+                    return;
+                }
                 let mut shapes = Box::new(Shapes::new());
                 for &slot in slots.iter() {
                     if let Some(policy) = fetch(slot) {
@@ -123,9 +131,18 @@ impl Cell {
         match self {
             Self::Empty => {}
             Self::One(_) => *self = Self::Empty,
-            Self::Few(slots) => {
-                slots.retain(|&s| s != slot);
-                if slots.is_empty() {
+            Self::Few(slots, len) => {
+                let (mut used, all) = (0, usize::from(*len));
+                for at in 0..all {
+                    if let Some(&kept) = slots.get(at).filter(|&&s| s != slot)
+                        && let Some(place) = slots.get_mut(usize::from(used))
+                    {
+                        *place = kept;
+                        used += 1;
+                    }
+                }
+                *len = used;
+                if used == 0 {
                     *self = Self::Empty;
                 }
             }
@@ -159,7 +176,12 @@ impl Cell {
         match self {
             Self::Empty => {}
             Self::One(slot) => consider(*slot),
-            Self::Few(slots) => slots.iter().for_each(|&slot| consider(slot)),
+            Self::Few(slots, len) => {
+                slots
+                    .iter()
+                    .take(usize::from(*len))
+                    .for_each(|&slot| consider(slot));
+            }
             Self::Many(shapes) => shapes.find(find, best),
         }
     }
@@ -167,7 +189,7 @@ impl Cell {
     pub(super) fn heap_bytes(&self) -> usize {
         match self {
             Self::Empty | Self::One(_) => 0,
-            Self::Few(slots) => slots.capacity() * size_of::<u32>(),
+            Self::Few(..) => size_of::<[u32; FEW]>(),
             Self::Many(shapes) => {
                 size_of::<Shapes>()
                     + shapes.table.allocation_size()

@@ -1,25 +1,21 @@
 //! Finding the policy for a flow.
 //!
-//! Per direction and family: the destination prefixes that policies name; off
-//! each of them the source prefixes that occur with it; off each such pair a
-//! [`Cell`] of policies. A lookup asks which known prefixes cover either
-//! address (a hash probe per prefix length that occurs), then visits only the
-//! pairs that exist. A change touches one node on each side and one cell.
+//! Per direction and family, [`Pairs`] finds the prefix pairs that cover the
+//! flow's addresses; each has a [`Cell`](cell::Cell) of policies that differ in
+//! everything else. A change touches one cell, whatever the number of policies.
 //!
 //! The result is Linux's (`xfrm_policy_lookup_bytype`): the lowest priority
 //! number, and among equals what `super::order` says.
 
 mod cell;
-mod prefix;
+mod pairs;
 
-use hashbrown::HashMap;
 use xfrm_proto::consts::*;
 
 use super::flow::Flow;
 use super::order::List;
-use super::policy::{Policy, hash_state, prefix};
-use cell::Cell;
-use prefix::Prefixes;
+use super::policy::Policy;
+use pairs::Pairs;
 
 /// What a lookup is after.
 pub(super) struct Find<'a> {
@@ -43,6 +39,15 @@ impl Best {
         }
     }
 
+    /// Lists, ranks and slots of those that have the lowest priority number.
+    pub(super) fn winners(&self) -> impl Iterator<Item = (List, u64, u32)> + '_ {
+        let lists = List::ALL.into_iter().zip(&self.lists);
+        lists.filter_map(|(list, best)| {
+            let (priority, rank, slot) = (*best)?;
+            (priority == self.priority).then_some((list, rank, slot))
+        })
+    }
+
     fn consider(&mut self, list: List, priority: u32, rank: u64, slot: u32) {
         if priority > self.priority {
             return;
@@ -56,135 +61,41 @@ impl Best {
     }
 }
 
-/// The cells of a destination prefix, by the number of the source prefix: one, or a map.
-#[derive(Debug, Default)]
-struct Cells {
-    one: Option<(u32, Cell)>,
-    many: Option<Box<HashMap<u32, Cell, foldhash::fast::FixedState>>>,
-}
-
-impl Cells {
-    fn get(&self, src: u32) -> Option<&Cell> {
-        match (&self.many, &self.one) {
-            (Some(many), _) => many.get(&src),
-            (None, Some((only, cell))) if *only == src => Some(cell),
-            _ => None,
-        }
-    }
-
-    fn get_mut(&mut self, src: u32) -> Option<&mut Cell> {
-        match (&mut self.many, &mut self.one) {
-            (Some(many), _) => many.get_mut(&src),
-            (None, Some((only, cell))) if *only == src => Some(cell),
-            _ => None,
-        }
-    }
-
-    fn get_or_make(&mut self, src: u32) -> &mut Cell {
-        if self.many.is_none()
-            && let Some((only, cell)) = self.one.take_if(|(only, _)| *only != src)
-        {
-            let mut many = HashMap::with_hasher(hash_state());
-            many.insert(only, cell);
-            self.many = Some(Box::new(many));
-        }
-        match &mut self.many {
-            Some(many) => many.entry(src).or_default(),
-            None => &mut self.one.get_or_insert_with(|| (src, Cell::Empty)).1,
-        }
-    }
-
-    fn forget_if_empty(&mut self, src: u32) {
-        if self.get(src).is_some_and(Cell::is_empty) {
-            match &mut self.many {
-                Some(many) => drop(many.remove(&src)),
-                None => self.one = None,
-            }
-        }
-    }
-
-    fn heap_bytes(&self) -> usize {
-        let many = self.many.as_ref().map_or(0, |many| {
-            size_of_val(&**many)
-                + many.allocation_size()
-                + many.values().map(Cell::heap_bytes).sum::<usize>()
-        });
-        many + self.one.as_ref().map_or(0, |(_, cell)| cell.heap_bytes())
-    }
-}
-
-#[derive(Debug)]
-struct Destination {
-    /// No policy below has a lower priority number.
-    best: u32,
-    cells: Cells,
-}
-
-impl Default for Destination {
-    fn default() -> Self {
-        Self {
-            best: u32::MAX,
-            cells: Cells::default(),
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Class {
-    dst: Prefixes<Destination>,
-    src: Prefixes<()>,
-}
-
-/// The index over all policies but sockets' own.
+/// The index over all policies but sockets' own, by direction.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    classes: [Class; 6],
+    v4: [Pairs<u32>; XFRM_POLICY_MAX as usize],
+    v6: [Pairs<u128>; XFRM_POLICY_MAX as usize],
 }
-
-fn class_number(dir: u8, family: u16) -> usize {
-    usize::from(dir) * 2 + usize::from(family != AF_INET)
-}
-
-/// Most prefix lengths that can cover one address.
-const MOST_COVERING: usize = 129;
 
 impl Index {
-    /// Adds the policy in `slot` and notes in it where it is.
+    /// Adds the policy in `slot`.
     pub(super) fn insert<'a>(
         &mut self,
         slot: u32,
         policy: &'a Policy,
         fetch: impl Fn(u32) -> Option<&'a Policy>,
-    ) -> Option<(u32, u32)> {
-        let sel = &policy.key.selector;
-        let class = self
-            .classes
-            .get_mut(class_number(policy.key.dir, sel.family))?;
-        let dst_bits = prefix(sel.daddr, sel.family, sel.prefixlen_d);
-        let src_bits = prefix(sel.saddr, sel.family, sel.prefixlen_s);
-        let dst = class.dst.take(dst_bits, sel.prefixlen_d);
-        let src = class.src.take(src_bits, sel.prefixlen_s);
-        let node = class.dst.node_mut(dst)?;
-        node.best = node.best.min(policy.priority);
-        node.cells.get_or_make(src).insert(slot, policy, fetch);
-        Some((dst, src))
+    ) {
+        let dir = usize::from(policy.key.dir);
+        if policy.key.selector.family == AF_INET {
+            if let Some(pairs) = self.v4.get_mut(dir) {
+                pairs.insert(slot, policy, fetch);
+            }
+        } else if let Some(pairs) = self.v6.get_mut(dir) {
+            pairs.insert(slot, policy, fetch);
+        }
     }
 
     /// Removes the policy in `slot`.
     pub(super) fn remove(&mut self, slot: u32, policy: &Policy) {
-        let class = class_number(policy.key.dir, policy.key.selector.family);
-        let Some(class) = self.classes.get_mut(class) else {
-            return;
-        };
-        let (dst, src) = (policy.place.dst_node, policy.place.src_node);
-        if let Some(node) = class.dst.node_mut(dst) {
-            if let Some(cell) = node.cells.get_mut(src) {
-                cell.remove(slot, policy, (policy.priority, policy.place.rank));
+        let dir = usize::from(policy.key.dir);
+        if policy.key.selector.family == AF_INET {
+            if let Some(pairs) = self.v4.get_mut(dir) {
+                pairs.remove(slot, policy);
             }
-            node.cells.forget_if_empty(src);
+        } else if let Some(pairs) = self.v6.get_mut(dir) {
+            pairs.remove(slot, policy);
         }
-        class.dst.release(dst);
-        class.src.release(src);
     }
 
     /// Tells that the policy in `slot` had another priority and rank before.
@@ -195,67 +106,40 @@ impl Index {
         before: (u32, u64),
         fetch: impl Fn(u32) -> Option<&'a Policy>,
     ) {
-        let class = class_number(policy.key.dir, policy.key.selector.family);
-        let Some(node) = self
-            .classes
-            .get_mut(class)
-            .and_then(|class| class.dst.node_mut(policy.place.dst_node))
-        else {
-            return;
-        };
-        node.best = node.best.min(policy.priority);
-        if let Some(cell) = node.cells.get_mut(policy.place.src_node)
-            && cell.keeps_order()
-        {
-            cell.remove(slot, policy, before);
-            cell.insert(slot, policy, fetch);
+        let dir = usize::from(policy.key.dir);
+        if policy.key.selector.family == AF_INET {
+            if let Some(pairs) = self.v4.get_mut(dir) {
+                pairs.reorder(slot, policy, before, fetch);
+            }
+        } else if let Some(pairs) = self.v6.get_mut(dir) {
+            pairs.reorder(slot, policy, before, fetch);
         }
     }
 
-    /// The slot of the policy for a flow in a direction.
+    /// The best policy of each lookup list for a flow in a direction.
     pub(super) fn find<'a>(
         &self,
         dir: u8,
         find: &Find<'_>,
         fetch: impl Fn(u32) -> Option<&'a Policy>,
-    ) -> Option<u32> {
-        let flow = find.flow;
-        let class = self.classes.get(class_number(dir, flow.family))?;
-        let mut sources = [0u32; MOST_COVERING];
-        let mut count = 0;
-        let src_bits = prefix(flow.saddr, flow.family, 128);
-        for (number, place) in class.src.covering(src_bits).zip(&mut sources) {
-            *place = number;
-            count += 1;
-        }
-        let sources = sources.get(..count).unwrap_or_default();
+    ) -> Best {
         let mut best = Best::new();
-        for dst in class.dst.covering(prefix(flow.daddr, flow.family, 128)) {
-            let Some(node) = class.dst.node(dst).filter(|n| n.best <= best.priority) else {
-                continue;
-            };
-            for cell in sources.iter().filter_map(|&src| node.cells.get(src)) {
-                cell.find(find, &mut best, &fetch);
+        let dir = usize::from(dir);
+        if find.flow.family == AF_INET {
+            if let Some(pairs) = self.v4.get(dir) {
+                pairs.find(find, &mut best, &fetch);
             }
+        } else if find.flow.family == AF_INET6
+            && let Some(pairs) = self.v6.get(dir)
+        {
+            pairs.find(find, &mut best, &fetch);
         }
-        let of_lists = best.lists.into_iter().flatten();
-        of_lists
-            .filter_map(|(priority, _, slot)| Some((priority, fetch(slot)?.place.age, slot)))
-            .min()
-            .map(|(_, _, slot)| slot)
+        best
     }
 
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        let of_class = |class: &Class| {
-            class.dst.heap_bytes()
-                + class.src.heap_bytes()
-                + class
-                    .dst
-                    .data()
-                    .map(|node| node.cells.heap_bytes())
-                    .sum::<usize>()
-        };
-        self.classes.iter().map(of_class).sum()
+        let v4 = self.v4.iter().map(Pairs::heap_bytes);
+        v4.chain(self.v6.iter().map(Pairs::heap_bytes)).sum()
     }
 }

@@ -122,7 +122,7 @@ fn a_full_table_is_enomem() {
 fn socket_policies_are_counted_and_checked() {
     let mut machine = Machine::new();
     let (socket, netns) = (SocketKey(1), machine.netns);
-    let mut set = |machine: &mut Machine, families: (u16, u16), value: Option<&[u8]>| {
+    let set = |machine: &mut Machine, families: (u16, u16), value: Option<&[u8]>| {
         let now = Now::default();
         let (family, option) = families;
         machine

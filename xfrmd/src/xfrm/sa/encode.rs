@@ -14,7 +14,7 @@ use dataplane::sad::sa::{ANY_CPU, KeyedAlgorithm};
 use xfrm_proto::algo::NAME_BYTES;
 use xfrm_proto::consts::*;
 use xfrm_proto::reply::Writer;
-use xfrm_proto::uapi::{AeventId, Mark, UserSaFlush, UserSaId};
+use xfrm_proto::uapi::{AeventId, EncapTmpl, Mark, UserSaFlush, UserSaId};
 use zerocopy::IntoBytes;
 
 /// Where a message says it comes from.
@@ -118,7 +118,11 @@ fn attributes(writer: &mut Writer<'_>, sa: &Sa) {
         writer.attr_parts(XFRMA_ALG_COMP, &[&name(comp.name), &[0; 4]]);
     }
     if let Some(encap) = &options.encap {
-        writer.attr_pod(XFRMA_ENCAP, encap);
+        let encap = EncapTmpl {
+            pad: [0; 2],
+            ..*encap
+        };
+        writer.attr_pod(XFRMA_ENCAP, &encap);
     }
     nonzero(writer, XFRMA_TFCPAD, options.tfcpad);
     mark(writer, sa.mark);

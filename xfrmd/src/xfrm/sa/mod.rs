@@ -46,11 +46,10 @@ pub(crate) fn new_sa(call: &mut Call<'_, '_>, request: &Request<'_>) -> Result<(
         // QUIRK: update_event_shows_the_request.
         Updated::Changed {
             request: sa,
-            id,
-            soft_expired,
+            expired,
         } => {
-            if soft_expired {
-                tell_expire(call, id, false, 0);
+            if let Some(expire) = expired {
+                call.multicast(group::EXPIRE, |out| encode::expired(out, 0, &expire));
             }
             call.multicast(group::SA, |out| {
                 encode::sa(out, kind, 0, origin_of(request), &sa);
