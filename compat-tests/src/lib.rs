@@ -12,6 +12,7 @@
 //! * [`golden`]: recorded transcripts of the kernels, and the list of
 //!   divergences that are allowed.
 //! * [`clients`]: whole programs (`ip`, libnl) whose printed output is compared.
+//! * [`fuzz`]: sequences of messages at random, compared where the kernel runs.
 //! * [`kernel`]: boots a reference kernel to record from.
 #![allow(
     clippy::unwrap_used,
@@ -22,6 +23,7 @@
 
 pub mod clients;
 pub mod decode;
+pub mod fuzz;
 pub mod golden;
 pub mod kernel;
 pub mod message;

@@ -7,6 +7,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
+use compat_tests::fuzz;
 use compat_tests::golden::{self, Divergences};
 use compat_tests::kernel::{self, Kernel};
 use compat_tests::scenario::{self, Scenario};
@@ -56,6 +57,38 @@ enum Command {
         /// Scenarios, or parts of their names; all when none is given.
         names: Vec<String>,
     },
+    /// Compares the emulator with a kernel, message by message, on random sequences.
+    Fuzz {
+        /// Which kernel.
+        #[arg(long, default_value = "7.2")]
+        kernel: String,
+        /// The same seed makes the same sequences.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many messages to send.
+        #[arg(long, default_value_t = 100_000)]
+        messages: u64,
+        /// Stop after this many different differences.
+        #[arg(long, default_value_t = 10)]
+        findings: usize,
+        /// Where sequences that show a difference go.
+        #[arg(long, default_value = "target/fuzz")]
+        out: PathBuf,
+        /// Do not boot: this is the kernel.
+        #[arg(long)]
+        here: bool,
+    },
+    /// Replays sequences on the kernel that this runs on, and compares.
+    Replay {
+        /// Which kernel this is.
+        #[arg(long, default_value = "7.2")]
+        kernel: String,
+        /// Do not boot: this is the kernel.
+        #[arg(long)]
+        here: bool,
+        /// The sequences.
+        files: Vec<PathBuf>,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -77,6 +110,31 @@ fn main() -> Result<ExitCode> {
         } => run(subject, &kernel, out.as_deref(), &names)?,
         Command::Diff { kernel, names } => return diff(kernel.as_deref(), &names),
         Command::Record { kernel, names } => record(kernel.as_deref(), &names)?,
+        Command::Fuzz {
+            kernel,
+            seed,
+            messages,
+            findings,
+            out,
+            here,
+        } => {
+            let kernel = Kernel::by_name(&kernel).context("no such kernel")?;
+            if here {
+                return fuzz_here(kernel, seed, messages, findings, &out);
+            }
+            return inside(kernel);
+        }
+        Command::Replay {
+            kernel,
+            here,
+            files,
+        } => {
+            let kernel = Kernel::by_name(&kernel).context("no such kernel")?;
+            if here {
+                return replay_here(kernel, &files);
+            }
+            return inside(kernel);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -198,4 +256,58 @@ fn record(kernel: Option<&str>, names: &[String]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Runs this very command inside a kernel.
+fn inside(kernel: Kernel) -> Result<ExitCode> {
+    kernel.available().map_err(anyhow::Error::msg)?;
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    args.push("--here".into());
+    let status = kernel.run_sealed(36_000, &std::env::current_exe()?, &args)?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn fuzz_here(
+    kernel: Kernel,
+    seed: u64,
+    messages: u64,
+    findings: usize,
+    out: &Path,
+) -> Result<ExitCode> {
+    let report = fuzz::run(kernel.profile(), seed, messages, findings, out)?;
+    println!(
+        "{} messages, {} different differences",
+        report.messages,
+        report.findings.len()
+    );
+    for (signature, (count, _)) in &report.findings {
+        println!("{count:6} x {signature}");
+    }
+    Ok(if report.findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn replay_here(kernel: Kernel, files: &[PathBuf]) -> Result<ExitCode> {
+    let mut differ = 0;
+    for file in files {
+        let sequence = fuzz::Sequence::from_text(&fs::read_to_string(file)?)
+            .with_context(|| format!("{} is no sequence", file.display()))?;
+        if let Some(text) = fuzz::difference(kernel.profile(), &sequence)? {
+            println!("== {}\n{text}", file.display());
+            differ += 1;
+        }
+    }
+    println!("{} sequences, {differ} differ", files.len());
+    Ok(if differ == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -47,6 +47,8 @@ pub struct Normalizer {
     first_acqseq: Option<u32>,
     /// The SPI of every NEWSA is a random one.
     pub learns_spis: bool,
+    /// Hash tables have grown before: their sizes say nothing.
+    pub ignores_hash_sizes: bool,
 }
 
 impl Normalizer {
@@ -59,6 +61,7 @@ impl Normalizer {
             spis: BTreeMap::new(),
             first_acqseq: None,
             learns_spis: false,
+            ignores_hash_sizes: false,
         }
     }
 
@@ -87,7 +90,8 @@ impl Normalizer {
             debug_assert!(out.len() >= start);
             rest = &rest[end..];
         }
-        out.extend_from_slice(rest);
+        // What is left of a message that the receiver's buffer cut.
+        self.fixed(rest, &mut out);
         out
     }
 
@@ -98,17 +102,7 @@ impl Normalizer {
             self.learn_spi(bytes);
         }
         if header.kind == NLMSG_ERROR {
-            out.extend_from_slice(&bytes[..(NLMSG_HDRLEN + 4).min(bytes.len())]);
-            if header.flags & NLM_F_CAPPED == 0 && bytes.len() > 36 {
-                let mut request = Vec::new();
-                let len = NlMsgHdr::read(&bytes[20..]).map_or(0, |h| h.len as usize);
-                let end = (20 + align4(len)).min(bytes.len());
-                self.fixed(&bytes[20..end], &mut request);
-                out.extend_from_slice(&request);
-                out.extend_from_slice(&bytes[end..]);
-            } else {
-                out.extend_from_slice(bytes.get(20..).unwrap_or_default());
-            }
+            out.extend_from_slice(bytes);
             if header.flags & NLM_F_ACK_TLVS != 0 {
                 let echoed = if header.flags & NLM_F_CAPPED == 0 {
                     NlMsgHdr::read(bytes.get(20..).unwrap_or_default()).map_or(16, |h| h.len)
@@ -127,7 +121,7 @@ impl Normalizer {
             return;
         }
         if matches!(header.kind, XFRM_MSG_NEWSADINFO | XFRM_MSG_NEWSPDINFO) {
-            hash_size(&mut out[start + NLMSG_HDRLEN..]);
+            hash_size(&mut out[start + NLMSG_HDRLEN..], self.ignores_hash_sizes);
             return;
         }
         let attrs = start + NLMSG_HDRLEN + fixed_bytes(header.kind);
@@ -225,10 +219,18 @@ impl Normalizer {
     }
 
     fn clock(&self, bytes: &mut [u8], at: usize) {
-        let Some(field) = bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<8>) else {
+        let end = bytes.len().min(at + 8);
+        let Some(cut) = bytes.get_mut(at..end) else {
             return;
         };
-        let value = u64::from_ne_bytes(*field);
+        let mut value = [0; 8];
+        value[..cut.len()].copy_from_slice(cut);
+        let Some(field) = cut.first_chunk_mut::<8>() else {
+            // The receiver's buffer ends within the field.
+            cut.fill(0);
+            return;
+        };
+        let value = u64::from_ne_bytes(value);
         if (self.begin.saturating_sub(2)..self.begin + 3600).contains(&value) {
             let seconds = if self.seconds_matter {
                 value.saturating_sub(self.begin)
@@ -241,7 +243,7 @@ impl Normalizer {
 }
 
 /// `SAD_CNT, SAD_HINFO` or `SPD_INFO, SPD_HINFO`: entries, then the size.
-fn hash_size(body: &mut [u8]) {
+fn hash_size(body: &mut [u8], always: bool) {
     let Some(info) = body.get(4..).and_then(NlAttr::read) else {
         return;
     };
@@ -257,7 +259,7 @@ fn hash_size(body: &mut [u8]) {
         return;
     };
     let first = [FIRST_HASH_SIZE - 1, FIRST_HASH_SIZE].contains(&u32::from_ne_bytes(*size));
-    if entries > FIRST_HASH_SIZE || !first {
+    if always || entries > FIRST_HASH_SIZE || !first {
         *size = HASH_SIZE.to_ne_bytes();
     }
 }

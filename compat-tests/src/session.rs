@@ -154,6 +154,11 @@ impl<'s> Session<'s> {
         self.transcript.into_text()
     }
 
+    /// Leaves the sizes of hash tables out of the transcript.
+    pub fn ignore_hash_sizes(&mut self) {
+        self.normalizer.ignores_hash_sizes = true;
+    }
+
     /// Says what comes.
     pub fn note(&mut self, text: impl AsRef<str>) {
         self.transcript.note(text.as_ref());
@@ -262,6 +267,14 @@ impl<'s> Session<'s> {
             }
         }
         answer
+    }
+
+    /// Takes everything that any socket has received into buffers of `buffer_bytes`.
+    pub fn drain_with(&mut self, buffer_bytes: usize) {
+        for index in 0..self.sockets.len() {
+            let (socket, _, open) = self.sockets[index];
+            while open && self.recv(socket, buffer_bytes).is_some() {}
+        }
     }
 
     /// Takes everything that any socket has received, and leaves it out of the transcript.

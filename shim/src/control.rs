@@ -11,7 +11,7 @@ use core::mem::{size_of, zeroed};
 use core::sync::atomic::Ordering;
 
 use libc::iovec;
-use xfrm_proto::control::{ANSWER_BYTES, Answer, REQUEST_BYTES, Request};
+use xfrm_proto::control::{ANSWER_BYTES, Answer, LARGEST_FRAME, REQUEST_BYTES, Request};
 
 use crate::connection;
 use crate::pages::{self, BUSY, EMPTY, IDLE, Place};
@@ -19,6 +19,8 @@ use crate::sys;
 
 /// Parts of a datagram that fit beside the header; more go through a file.
 const PARTS: usize = 64;
+/// How often a connection is looked for before those in use are taken for lost.
+const PATIENCE: u32 = 1 << 20;
 /// Descriptors in one frame, either way.
 const DESCRIPTORS: usize = 2;
 
@@ -139,7 +141,7 @@ fn release(place: &Place, alive: bool) {
 /// A connection of our own for one exchange, and whether it is new.
 fn connect() -> Result<(&'static Place, bool), c_int> {
     let places = &pages::wiped().places;
-    loop {
+    for _ in 0..PATIENCE {
         if let Some(place) = places.iter().find(|place| take(place, IDLE)) {
             return Ok((place, false));
         }
@@ -157,6 +159,7 @@ fn connect() -> Result<(&'static Place, bool), c_int> {
         }
         sys::yield_now();
     }
+    Err(libc::ECONNREFUSED)
 }
 
 /// Room for `DESCRIPTORS` in a control message, aligned as its header must be.
@@ -182,6 +185,10 @@ fn transmit(fd: c_int, request: &Request, cargo: Cargo<'_>) -> Result<(), c_int>
         .zip(core::iter::once(&own).chain(cargo.parts))
     {
         *slot = *part;
+    }
+    let bytes = used.iter().map(|part| part.iov_len);
+    if bytes.fold(0, usize::saturating_add) > LARGEST_FRAME {
+        return Err(libc::EMSGSIZE);
     }
     // SAFETY: all-zero bytes are a valid msghdr.
     let mut message: libc::msghdr = unsafe { zeroed() };
@@ -211,6 +218,11 @@ fn transmit(fd: c_int, request: &Request, cargo: Cargo<'_>) -> Result<(), c_int>
 /// The answer; `None` when the daemon is gone.
 fn receive(fd: c_int, buffer: &mut [u8]) -> Option<(Answer, Received)> {
     let mut header = [0_u8; ANSWER_BYTES];
+    if buffer.is_empty() {
+        let len = sys::recv(fd, &mut header, 0).ok()?;
+        let (answer, _) = Answer::decode(header.get(..len)?)?;
+        return Some((answer, Received::default()));
+    }
     let mut parts = [
         iovec {
             iov_base: header.as_mut_ptr().cast(),
@@ -225,11 +237,9 @@ fn receive(fd: c_int, buffer: &mut [u8]) -> Option<(Answer, Received)> {
     // SAFETY: all-zero bytes are a valid msghdr.
     let mut message: libc::msghdr = unsafe { zeroed() };
     message.msg_iov = parts.as_mut_ptr();
-    message.msg_iovlen = if buffer.is_empty() { 1 } else { 2 };
-    if !buffer.is_empty() {
-        message.msg_control = ancillary.0.as_mut_ptr().cast();
-        message.msg_controllen = ancillary.0.len();
-    }
+    message.msg_iovlen = parts.len();
+    message.msg_control = ancillary.0.as_mut_ptr().cast();
+    message.msg_controllen = ancillary.0.len();
     let len = sys::recvmsg(fd, &mut message, libc::MSG_CMSG_CLOEXEC).ok()?;
     let (answer, _) = Answer::decode(header.get(..len.min(ANSWER_BYTES))?)?;
     let mut received = Received {

@@ -128,29 +128,39 @@ fn daemon_socket() -> Result<c_int, c_int> {
     Err(libc::EADDRINUSE)
 }
 
-/// Asks on behalf of a socket; introduces its namespace first if the daemon does not know it.
+/// Asks on behalf of a socket; first introduces its namespace, and shows the socket itself, if the
+/// daemon wants that.
 pub(crate) fn ask(
     entry: &Entry,
     fd: c_int,
     request: &Request,
     cargo: Cargo<'_>,
 ) -> Result<Answer, c_int> {
-    let answer = control::ask(request, cargo)?;
-    if !answer.unknown_netns {
-        return Ok(answer);
-    }
-    let netns = entry.netns.load(Ordering::Relaxed);
-    introduce(netns, fd)?;
-    for other in table::sockets() {
-        if other.netns.load(Ordering::Relaxed) == netns {
-            announce(other);
+    // More rounds than wishes: another connection of the process may be asked each time.
+    for _ in 0..8 {
+        let answer = control::ask(request, cargo)?;
+        if answer.unknown_netns {
+            let netns = entry.netns.load(Ordering::Relaxed);
+            introduce(netns, fd)?;
+            for other in table::sockets() {
+                if other.netns.load(Ordering::Relaxed) == netns {
+                    announce(other);
+                }
+            }
+        } else if answer.wants_proof {
+            let proof = Request::Prove {
+                socket: entry.socket(),
+            };
+            let cargo = Cargo {
+                fds: &[fd],
+                ..Cargo::default()
+            };
+            control::ask(&proof, cargo)?;
+        } else {
+            return Ok(answer);
         }
     }
-    let answer = control::ask(request, cargo)?;
-    if answer.unknown_netns {
-        return Err(libc::ECONNREFUSED);
-    }
-    Ok(answer)
+    Err(libc::ECONNREFUSED)
 }
 
 /// Tells the daemon of a socket's groups.

@@ -67,6 +67,11 @@ pub(crate) unsafe fn set(
     result
 }
 
+/// Whether a socket wants to hear nothing of what it lost.
+pub(crate) fn ignores_overruns(fd: c_int) -> bool {
+    sys::option::<c_int>(fd, libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS).unwrap_or(0) != 0
+}
+
 /// `getsockopt` on a socket of ours.
 ///
 /// # Safety
@@ -81,6 +86,7 @@ pub(crate) unsafe fn get(
 ) -> c_int {
     // SAFETY: the caller's arguments, passed on; what the host has filled in can be changed.
     unsafe {
+        let room = if len.is_null() { 0 } else { *len as usize };
         let result = real::getsockopt(fd, level, option, value, len);
         if result != 0 || len.is_null() {
             return result;
@@ -101,10 +107,16 @@ pub(crate) unsafe fn get(
             (libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE) => {
                 core::ptr::write_bytes(value.cast::<u8>(), 0xff, filled);
             }
-            (libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS) if filled >= 4 => {
+            (libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS) if room >= 4 => {
                 let groups = value.cast::<u32>();
-                let kept = entry.kept.load(Ordering::Relaxed);
-                groups.write_unaligned(groups.read_unaligned() | kept);
+                // A socket that the host never let join anything lists nothing.
+                let native = if filled >= 4 {
+                    groups.read_unaligned()
+                } else {
+                    0
+                };
+                groups.write_unaligned(native | entry.kept.load(Ordering::Relaxed));
+                *len = 4;
             }
             _ => {}
         }

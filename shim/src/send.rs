@@ -13,6 +13,7 @@ use xfrm_proto::control::Request;
 
 use crate::control::Cargo;
 use crate::netlink;
+use crate::options;
 use crate::sys;
 use crate::table::{self, Entry};
 
@@ -88,7 +89,7 @@ pub(crate) unsafe fn send(
         Err(libc::EMSGSIZE) => send_as_file(entry, fd, &request, parts)?,
         other => other?,
     };
-    if answer.overrun {
+    if answer.overrun && !options::ignores_overruns(fd) {
         entry.pending.store(libc::ENOBUFS, Ordering::Relaxed);
     }
     entry.dumping.store(answer.dumping, Ordering::Relaxed);
@@ -119,11 +120,15 @@ fn send_as_file(
             });
         }
     }
-    let cargo = Cargo {
-        parts: &[],
-        fds: &[file],
-    };
-    let answer = written.and_then(|_| netlink::ask(entry, fd, request, cargo));
+    // A frame without payload asks for leave to bring a descriptor.
+    let mut answer = written.and_then(|_| netlink::ask(entry, fd, request, Cargo::default()));
+    if answer.as_ref().is_ok_and(|answer| answer.wants_file) {
+        let cargo = Cargo {
+            parts: &[],
+            fds: &[file],
+        };
+        answer = netlink::ask(entry, fd, request, cargo);
+    }
     sys::close(file);
     answer
 }

@@ -26,6 +26,8 @@ pub const EVENTS_LOST: [u8; 16] = *b"xfrmd: overrun!!";
 pub const REQUEST_BYTES: usize = 48;
 /// Bytes of an answer's header.
 pub const ANSWER_BYTES: usize = 24;
+/// The largest frame; a datagram that does not fit goes as a file.
+pub const LARGEST_FRAME: usize = 448 * 1024;
 /// Bytes of each half of the shared secret.
 pub const SECRET_BYTES: usize = 16;
 
@@ -205,7 +207,8 @@ pub enum Request {
         /// `SO_NETNS_COOKIE`.
         netns: u64,
     },
-    /// A datagram (the payload, or a descriptor of a file that holds it).
+    /// A datagram: the payload, or, where that is empty and the answer says `wants_file`, a
+    /// descriptor of a file that holds it.
     Send {
         /// Whose.
         socket: Socket,
@@ -217,6 +220,12 @@ pub enum Request {
     /// The next chunk of a dump.
     Pull {
         /// Whose.
+        socket: Socket,
+    },
+    /// A socket (its descriptor comes with it) is this client's: clients without privileges must
+    /// show it before they use it, or they could have others answered.
+    Prove {
+        /// Which.
         socket: Socket,
     },
     /// The groups of a socket.
@@ -295,6 +304,7 @@ impl Request {
             Self::OpenWrite { netns, file } => header(6, &in_netns(netns), [file as u32, 0, 0]),
             Self::Write { netns, file } => header(7, &in_netns(netns), [file as u32, 0, 0]),
             Self::SocketPolicy { netns, family } => header(8, &in_netns(netns), [family, 0, 0]),
+            Self::Prove { socket } => header(10, &socket, [0; 3]),
             Self::Stat => header(9, &Socket::default(), [0; 3]),
         }
     }
@@ -352,6 +362,7 @@ impl Request {
             },
             8 => Self::SocketPolicy { netns, family: a },
             9 => Self::Stat,
+            10 => Self::Prove { socket },
             _ => return None,
         };
         Some((request, payload))
@@ -406,6 +417,10 @@ pub struct Answer {
     pub overrun: bool,
     /// The daemon does not know the namespace (again): send [`Request::Netns`] and repeat.
     pub unknown_netns: bool,
+    /// Send [`Request::Prove`] and repeat.
+    pub wants_proof: bool,
+    /// [`Request::Send`] without payload: repeat it with the file's descriptor.
+    pub wants_file: bool,
     /// [`Request::Netns`]: repeat it with the namespace's descriptor.
     pub wants_netns: bool,
     /// [`Request::Netns`]: repeat it with two sockets.
@@ -427,6 +442,12 @@ impl Answer {
         }
     }
 
+    /// Whether the client's next frame brings descriptors; no other does.
+    #[must_use]
+    pub fn wants_descriptors(&self) -> bool {
+        self.wants_netns || self.wants_sockets || self.wants_proof || self.wants_file
+    }
+
     /// The wire form of the header.
     #[must_use]
     pub fn encode(&self) -> [u8; ANSWER_BYTES] {
@@ -434,7 +455,9 @@ impl Answer {
             | u32::from(self.overrun) << 1
             | u32::from(self.unknown_netns) << 2
             | u32::from(self.wants_netns) << 3
-            | u32::from(self.wants_sockets) << 4;
+            | u32::from(self.wants_sockets) << 4
+            | u32::from(self.wants_proof) << 5
+            | u32::from(self.wants_file) << 6;
         let words = [
             pair(self.errno, flags),
             pair(self.first, self.second),
@@ -462,6 +485,8 @@ impl Answer {
             unknown_netns: flags & 4 != 0,
             wants_netns: flags & 8 != 0,
             wants_sockets: flags & 16 != 0,
+            wants_proof: flags & 32 != 0,
+            wants_file: flags & 64 != 0,
             first: word(8)?,
             second: word(12)?,
         };
@@ -495,6 +520,7 @@ mod tests {
                 to_groups: 2,
             },
             Request::Pull { socket },
+            Request::Prove { socket },
             Request::Members {
                 socket,
                 native: 1,
@@ -537,6 +563,8 @@ mod tests {
             unknown_netns: true,
             wants_netns: false,
             wants_sockets: true,
+            wants_proof: true,
+            wants_file: true,
             first: 1,
             second: 2,
         };

@@ -8,22 +8,22 @@ use crate::message::Message;
 use crate::session::{Open, Session};
 
 /// 10.1.0.1
-pub(super) const LEFT: Address = Address::v4(10, 1, 0, 1);
+pub(crate) const LEFT: Address = Address::v4(10, 1, 0, 1);
 /// 10.1.0.2
-pub(super) const RIGHT: Address = Address::v4(10, 1, 0, 2);
+pub(crate) const RIGHT: Address = Address::v4(10, 1, 0, 2);
 
 /// fd00::n
-pub(super) const fn v6(n: u8) -> Address {
+pub(crate) const fn v6(n: u8) -> Address {
     Address([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, n])
 }
 
 /// `struct xfrm_algo` with a key of `key.len() * 8` bits.
-pub(super) fn algo(name: &str, key: &[u8]) -> Vec<u8> {
+pub(crate) fn algo(name: &str, key: &[u8]) -> Vec<u8> {
     algo_bits(name, key.len() as u32 * 8, key)
 }
 
 /// `struct xfrm_algo` that claims `bits` of key.
-pub(super) fn algo_bits(name: &str, bits: u32, key: &[u8]) -> Vec<u8> {
+pub(crate) fn algo_bits(name: &str, bits: u32, key: &[u8]) -> Vec<u8> {
     let mut out = name.as_bytes().to_vec();
     out.resize(64, 0);
     out.extend_from_slice(&bits.to_ne_bytes());
@@ -32,7 +32,7 @@ pub(super) fn algo_bits(name: &str, bits: u32, key: &[u8]) -> Vec<u8> {
 }
 
 /// `struct xfrm_algo_auth` or `xfrm_algo_aead`.
-pub(super) fn algo_icv(name: &str, icv_bits: u32, key: &[u8]) -> Vec<u8> {
+pub(crate) fn algo_icv(name: &str, icv_bits: u32, key: &[u8]) -> Vec<u8> {
     let mut out = name.as_bytes().to_vec();
     out.resize(64, 0);
     out.extend_from_slice(&(key.len() as u32 * 8).to_ne_bytes());
@@ -42,12 +42,12 @@ pub(super) fn algo_icv(name: &str, icv_bits: u32, key: &[u8]) -> Vec<u8> {
 }
 
 /// Key bytes 1, 2, 3, ...
-pub(super) fn key(bytes: usize) -> Vec<u8> {
+pub(crate) fn key(bytes: usize) -> Vec<u8> {
     (1..=bytes).map(|byte| byte as u8).collect()
 }
 
 /// Limits that never strike.
-pub(super) const NO_LIMITS: LifetimeCfg = LifetimeCfg {
+pub(crate) const NO_LIMITS: LifetimeCfg = LifetimeCfg {
     soft_byte_limit: XFRM_INF,
     hard_byte_limit: XFRM_INF,
     soft_packet_limit: XFRM_INF,
@@ -69,7 +69,7 @@ pub struct Sa {
 
 impl Sa {
     /// ESP, 10.1.0.1 to 10.1.0.2, SPI 0x1000, transport mode, no algorithm yet.
-    pub(super) fn bare(proto: u8) -> Self {
+    pub(crate) fn bare(proto: u8) -> Self {
         let info = UserSaInfo {
             id: XfrmId {
                 daddr: RIGHT,
@@ -89,22 +89,22 @@ impl Sa {
     }
 
     /// ESP with AES-GCM.
-    pub(super) fn esp() -> Self {
+    pub(crate) fn esp() -> Self {
         Self::bare(IPPROTO_ESP).attr(XFRMA_ALG_AEAD, algo_icv("rfc4106(gcm(aes))", 128, &key(20)))
     }
 
     /// AH with HMAC-SHA-1.
-    pub(super) fn ah() -> Self {
+    pub(crate) fn ah() -> Self {
         Self::bare(IPPROTO_AH).attr(XFRMA_ALG_AUTH, algo("hmac(sha1)", &key(20)))
     }
 
     /// IPCOMP with deflate.
-    pub(super) fn comp() -> Self {
+    pub(crate) fn comp() -> Self {
         Self::bare(IPPROTO_COMP).attr(XFRMA_ALG_COMP, algo("deflate", &[]))
     }
 
     /// The same between IPv6 addresses.
-    pub(super) fn over_v6(self) -> Self {
+    pub(crate) fn over_v6(self) -> Self {
         self.info(|info| {
             info.family = AF_INET6;
             info.saddr = v6(1);
@@ -113,45 +113,45 @@ impl Sa {
     }
 
     /// Another SPI.
-    pub(super) fn spi(self, spi: u32) -> Self {
+    pub(crate) fn spi(self, spi: u32) -> Self {
         self.info(|info| info.id.spi = BeU32::new(spi))
     }
 
     /// Another mode.
-    pub(super) fn mode(self, mode: u8) -> Self {
+    pub(crate) fn mode(self, mode: u8) -> Self {
         self.info(|info| info.mode = mode)
     }
 
     /// Changes the fixed structure.
-    pub(super) fn info(mut self, change: impl FnOnce(&mut UserSaInfo)) -> Self {
+    pub(crate) fn info(mut self, change: impl FnOnce(&mut UserSaInfo)) -> Self {
         change(&mut self.info);
         self
     }
 
     /// Appends an attribute.
-    pub(super) fn attr(mut self, kind: u16, payload: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn attr(mut self, kind: u16, payload: impl AsRef<[u8]>) -> Self {
         self.attrs.push((kind, payload.as_ref().to_vec()));
         self
     }
 
     /// Appends a structure as an attribute.
-    pub(super) fn pod<T: Pod>(self, kind: u16, value: &T) -> Self {
+    pub(crate) fn pod<T: Pod>(self, kind: u16, value: &T) -> Self {
         self.attr(kind, value.as_bytes())
     }
 
     /// Appends a `u32` attribute.
-    pub(super) fn u32(self, kind: u16, value: u32) -> Self {
+    pub(crate) fn u32(self, kind: u16, value: u32) -> Self {
         self.attr(kind, value.to_ne_bytes())
     }
 
     /// Takes an attribute away.
-    pub(super) fn without(mut self, kind: u16) -> Self {
+    pub(crate) fn without(mut self, kind: u16) -> Self {
         self.attrs.retain(|attr| attr.0 != kind);
         self
     }
 
     /// A message of type `kind` that carries it.
-    pub(super) fn message(&self, kind: u16) -> Message {
+    pub(crate) fn message(&self, kind: u16) -> Message {
         let attrs = self.attrs.iter();
         attrs.fold(
             Message::with(kind, &self.info),
@@ -160,17 +160,17 @@ impl Sa {
     }
 
     /// NEWSA.
-    pub(super) fn new_sa(&self) -> Message {
+    pub(crate) fn new_sa(&self) -> Message {
         self.message(XFRM_MSG_NEWSA)
     }
 
     /// UPDSA.
-    pub(super) fn upd_sa(&self) -> Message {
+    pub(crate) fn upd_sa(&self) -> Message {
         self.message(XFRM_MSG_UPDSA)
     }
 
     /// What identifies it.
-    pub(super) fn id(&self) -> UserSaId {
+    pub(crate) fn id(&self) -> UserSaId {
         UserSaId {
             daddr: self.info.id.daddr,
             spi: self.info.id.spi,
@@ -181,7 +181,7 @@ impl Sa {
     }
 
     /// GETSA or DELSA of it, with its mark and source address.
-    pub(super) fn by_id(&self, kind: u16) -> Message {
+    pub(crate) fn by_id(&self, kind: u16) -> Message {
         let mut message = Message::with(kind, &self.id());
         if let Some((_, mark)) = self.attrs.iter().find(|attr| attr.0 == XFRMA_MARK) {
             message = message.attr(XFRMA_MARK, mark);
@@ -201,7 +201,7 @@ pub struct Policy {
 
 impl Policy {
     /// 10.1.0.1/32 to 10.1.0.2/32, no template.
-    pub(super) fn new(dir: u8) -> Self {
+    pub(crate) fn new(dir: u8) -> Self {
         let info = UserPolicyInfo {
             sel: host_selector(),
             lft: NO_LIMITS,
@@ -215,18 +215,18 @@ impl Policy {
     }
 
     /// The same for fd00::1/128 to fd00::2/128.
-    pub(super) fn over_v6(self) -> Self {
+    pub(crate) fn over_v6(self) -> Self {
         self.info(|info| info.sel = host_selector_v6())
     }
 
     /// Changes the fixed structure.
-    pub(super) fn info(mut self, change: impl FnOnce(&mut UserPolicyInfo)) -> Self {
+    pub(crate) fn info(mut self, change: impl FnOnce(&mut UserPolicyInfo)) -> Self {
         change(&mut self.info);
         self
     }
 
     /// Appends templates.
-    pub(super) fn tmpls(self, tmpls: &[UserTmpl]) -> Self {
+    pub(crate) fn tmpls(self, tmpls: &[UserTmpl]) -> Self {
         let bytes: Vec<u8> = tmpls
             .iter()
             .flat_map(|tmpl| tmpl.as_bytes().to_vec())
@@ -235,28 +235,28 @@ impl Policy {
     }
 
     /// Appends an attribute.
-    pub(super) fn attr(mut self, kind: u16, payload: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn attr(mut self, kind: u16, payload: impl AsRef<[u8]>) -> Self {
         self.attrs.push((kind, payload.as_ref().to_vec()));
         self
     }
 
     /// Appends a structure as an attribute.
-    pub(super) fn pod<T: Pod>(self, kind: u16, value: &T) -> Self {
+    pub(crate) fn pod<T: Pod>(self, kind: u16, value: &T) -> Self {
         self.attr(kind, value.as_bytes())
     }
 
     /// Appends a `u32` attribute.
-    pub(super) fn u32(self, kind: u16, value: u32) -> Self {
+    pub(crate) fn u32(self, kind: u16, value: u32) -> Self {
         self.attr(kind, value.to_ne_bytes())
     }
 
     /// Of a type, main or sub.
-    pub(super) fn kind(self, kind: u8) -> Self {
+    pub(crate) fn kind(self, kind: u8) -> Self {
         self.pod(XFRMA_POLICY_TYPE, &policy_type(kind))
     }
 
     /// A message of type `kind` that carries it.
-    pub(super) fn message(&self, kind: u16) -> Message {
+    pub(crate) fn message(&self, kind: u16) -> Message {
         let attrs = self.attrs.iter();
         attrs.fold(
             Message::with(kind, &self.info),
@@ -265,17 +265,17 @@ impl Policy {
     }
 
     /// NEWPOLICY.
-    pub(super) fn new_policy(&self) -> Message {
+    pub(crate) fn new_policy(&self) -> Message {
         self.message(XFRM_MSG_NEWPOLICY)
     }
 
     /// UPDPOLICY.
-    pub(super) fn upd_policy(&self) -> Message {
+    pub(crate) fn upd_policy(&self) -> Message {
         self.message(XFRM_MSG_UPDPOLICY)
     }
 
     /// GETPOLICY or DELPOLICY of its selector, with its attributes but for templates.
-    pub(super) fn by_selector(&self, kind: u16) -> Message {
+    pub(crate) fn by_selector(&self, kind: u16) -> Message {
         let id = UserPolicyId {
             sel: self.info.sel,
             index: 0,
@@ -290,7 +290,7 @@ impl Policy {
 }
 
 /// GETPOLICY or DELPOLICY of an index.
-pub(super) fn by_index(kind: u16, dir: u8, index: u32) -> Message {
+pub(crate) fn by_index(kind: u16, dir: u8, index: u32) -> Message {
     let id = UserPolicyId {
         index,
         dir,
@@ -300,7 +300,7 @@ pub(super) fn by_index(kind: u16, dir: u8, index: u32) -> Message {
 }
 
 /// `XFRMA_POLICY_TYPE`
-pub(super) fn policy_type(kind: u8) -> UserPolicyType {
+pub(crate) fn policy_type(kind: u8) -> UserPolicyType {
     UserPolicyType {
         kind,
         ..UserPolicyType::default()
@@ -308,7 +308,7 @@ pub(super) fn policy_type(kind: u8) -> UserPolicyType {
 }
 
 /// 10.1.0.1/32 to 10.1.0.2/32
-pub(super) fn host_selector() -> Selector {
+pub(crate) fn host_selector() -> Selector {
     Selector {
         daddr: RIGHT,
         saddr: LEFT,
@@ -320,7 +320,7 @@ pub(super) fn host_selector() -> Selector {
 }
 
 /// fd00::1/128 to fd00::2/128
-pub(super) fn host_selector_v6() -> Selector {
+pub(crate) fn host_selector_v6() -> Selector {
     Selector {
         daddr: v6(2),
         saddr: v6(1),
@@ -332,7 +332,7 @@ pub(super) fn host_selector_v6() -> Selector {
 }
 
 /// An IPv4 selector of prefixes.
-pub(super) fn prefixes(saddr: Address, s: u8, daddr: Address, d: u8) -> Selector {
+pub(crate) fn prefixes(saddr: Address, s: u8, daddr: Address, d: u8) -> Selector {
     Selector {
         daddr,
         saddr,
@@ -344,7 +344,7 @@ pub(super) fn prefixes(saddr: Address, s: u8, daddr: Address, d: u8) -> Selector
 }
 
 /// A template: ESP, all algorithms, 10.1.0.1 to 10.1.0.2.
-pub(super) fn tmpl(mode: u8, reqid: u32) -> UserTmpl {
+pub(crate) fn tmpl(mode: u8, reqid: u32) -> UserTmpl {
     UserTmpl {
         id: XfrmId {
             daddr: RIGHT,
@@ -363,13 +363,13 @@ pub(super) fn tmpl(mode: u8, reqid: u32) -> UserTmpl {
 }
 
 /// An attribute's smallest payload, zeroes where nothing says more.
-pub(super) const ATTR_MIN: [usize; 42] = [
+pub(crate) const ATTR_MIN: [usize; 42] = [
     0, 68, 68, 68, 24, 64, 224, 168, 8, 32, 12, 4, 4, 16, 16, 8, 6, 76, 72, 40, 72, 8, 4, 24, 4, 1,
     36, 0, 8, 4, 4, 4, 4, 1, 4, 4, 4, 2, 0, 4, 4, 4,
 ];
 
 /// ALLOCSPI for an SA.
-pub(super) fn alloc(sa: &Sa, min: u32, max: u32) -> Message {
+pub(crate) fn alloc(sa: &Sa, min: u32, max: u32) -> Message {
     let request = UserSpiInfo {
         info: sa.info,
         min,
@@ -383,17 +383,17 @@ pub(super) fn alloc(sa: &Sa, min: u32, max: u32) -> Message {
 }
 
 /// FLUSHSA of a protocol, 0 for all, unacknowledged.
-pub(super) fn flush_sa(proto: u8) -> Message {
+pub(crate) fn flush_sa(proto: u8) -> Message {
     Message::with(XFRM_MSG_FLUSHSA, &UserSaFlush { proto }).flags(NLM_F_REQUEST)
 }
 
 /// FLUSHPOLICY of the main type, unacknowledged.
-pub(super) fn flush_policy() -> Message {
+pub(crate) fn flush_policy() -> Message {
     Message::new(XFRM_MSG_FLUSHPOLICY).flags(NLM_F_REQUEST)
 }
 
 /// Tries each SA in an empty SAD; what is accepted is dumped and flushed.
-pub(super) fn try_sas(s: &mut Session<'_>, cases: impl IntoIterator<Item = (String, Sa)>) {
+pub(crate) fn try_sas(s: &mut Session<'_>, cases: impl IntoIterator<Item = (String, Sa)>) {
     let a = s.open("a", Open::new());
     for (label, sa) in cases {
         if s.request(a, &label, sa.new_sa()).is_ok() {
@@ -404,7 +404,7 @@ pub(super) fn try_sas(s: &mut Session<'_>, cases: impl IntoIterator<Item = (Stri
 }
 
 /// Tries each policy in an empty SPD; what is accepted is dumped and flushed.
-pub(super) fn try_policies(s: &mut Session<'_>, cases: impl IntoIterator<Item = (String, Policy)>) {
+pub(crate) fn try_policies(s: &mut Session<'_>, cases: impl IntoIterator<Item = (String, Policy)>) {
     let a = s.open("a", Open::new());
     for (label, policy) in cases {
         if s.request(a, &label, policy.new_policy()).is_ok() {
@@ -417,7 +417,7 @@ pub(super) fn try_policies(s: &mut Session<'_>, cases: impl IntoIterator<Item = 
 }
 
 /// Labels cases.
-pub(super) fn labelled<T>(cases: impl IntoIterator<Item = (&'static str, T)>) -> Vec<(String, T)> {
+pub(crate) fn labelled<T>(cases: impl IntoIterator<Item = (&'static str, T)>) -> Vec<(String, T)> {
     let cases = cases.into_iter();
     cases
         .map(|(label, case)| (label.to_owned(), case))

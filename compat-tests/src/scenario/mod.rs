@@ -2,7 +2,7 @@
 
 mod aevents;
 mod attributes;
-mod build;
+pub(crate) mod build;
 mod first;
 mod larval;
 mod lifetimes;

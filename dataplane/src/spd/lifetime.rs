@@ -17,13 +17,11 @@ use std::collections::BTreeMap;
 use hashbrown::HashMap;
 
 use super::policy::{Policy, hash_state};
+use crate::profile::Profile;
 use crate::time::{BootNanos, WallSecs};
 
 /// Seconds until a passed soft limit is told again (`XFRM_KM_TIMEOUT`).
 const REPEAT_SECS: i64 = 30;
-/// Nanoseconds of a jiffy at 250 Hz, as Debian and Ubuntu build their kernels.
-const JIFFY_NANOS: u64 = 4_000_000;
-const JIFFIES_PER_SEC: u64 = 250;
 
 /// What the timer finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,15 +67,15 @@ pub(super) fn check(policy: &Policy, now: WallSecs) -> Verdict {
 
 /// The jiffy in which the wheel fires a timer that is armed at `now` for `secs` later
 /// (`kernel/time/timer.c calc_wheel_index`).
-fn wheel_expiry(now: BootNanos, secs: u64) -> u64 {
+fn wheel_expiry(hz: u64, now: BootNanos, secs: u64) -> u64 {
     const LEVELS: u32 = 9;
     const COARSEST: u32 = 3 * (LEVELS - 1);
     let delta = secs
-        .saturating_mul(JIFFIES_PER_SEC)
+        .saturating_mul(hz)
         .min((63 << COARSEST) - (1 << COARSEST));
     let level = (0..LEVELS).find(|level| delta < 63 << (3 * level));
     let shift = level.map_or(COARSEST, |level| 3 * level);
-    (((now.0 / JIFFY_NANOS + delta) >> shift) + 1) << shift
+    (((now.0 / (1_000_000_000 / hz) + delta) >> shift) + 1) << shift
 }
 
 /// The timers of all policies that have limits.
@@ -87,23 +85,24 @@ pub(super) struct Timers {
     queue: BTreeMap<(u64, Reverse<u64>), u32>,
     of_slot: HashMap<u32, (u64, Reverse<u64>), foldhash::fast::FixedState>,
     armed: u64,
+    /// Jiffies a second.
+    hz: u64,
 }
 
-impl Default for Timers {
-    fn default() -> Self {
+impl Timers {
+    pub(super) fn new(profile: &Profile) -> Self {
         Self {
+            hz: u64::from(profile.hz.max(1)),
             queue: BTreeMap::new(),
             of_slot: HashMap::with_hasher(hash_state()),
             armed: 0,
         }
     }
-}
 
-impl Timers {
     pub(super) fn arm(&mut self, slot: u32, now: BootNanos, secs: u64) {
         self.disarm(slot);
         self.armed += 1;
-        let key = (wheel_expiry(now, secs), Reverse(self.armed));
+        let key = (wheel_expiry(self.hz, now, secs), Reverse(self.armed));
         self.queue.insert(key, slot);
         self.of_slot.insert(slot, key);
     }
@@ -119,7 +118,7 @@ impl Timers {
     /// When the first timer is due.
     pub(super) fn next(&self) -> Option<BootNanos> {
         let (&(jiffy, _), _) = self.queue.first_key_value()?;
-        Some(BootNanos(jiffy.saturating_mul(JIFFY_NANOS)))
+        Some(BootNanos(jiffy.saturating_mul(1_000_000_000 / self.hz)))
     }
 
     /// Takes the first timer that is due.

@@ -62,8 +62,7 @@ impl Spd {
             ..Flow::default()
         };
         if sel.proto != ANY_PROTOCOL {
-            flow.dport = sel.dport.get();
-            flow.sport = sel.sport.get();
+            flow = flow.with_ports(sel.dport.get(), sel.sport.get());
             flow.ifindex = sel.ifindex;
         }
         self.lookup_type(&flow, migration.dir, migration.kind, migration.if_id)

@@ -96,7 +96,7 @@ impl Spd {
             by_index: SlotTable::default(),
             flows: Index::default(),
             positions: no_positions(profile),
-            timers: Timers::default(),
+            timers: Timers::new(profile),
             sockets: SocketPolicies::default(),
             age: 0,
             next_index: 0,
@@ -308,7 +308,7 @@ impl Spd {
             self.by_index = SlotTable::default();
             self.flows = Index::default();
             self.positions = no_positions(self.profile);
-            self.timers = Timers::default();
+            self.timers = Timers::new(self.profile);
             self.counts = SpdInfo::default();
         } else {
             for &slot in &doomed {

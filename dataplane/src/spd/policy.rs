@@ -9,6 +9,7 @@ use xfrm_proto::uapi::{
 use zerocopy::IntoBytes;
 
 use super::flow::Flow;
+use crate::security::SecurityContext;
 
 /// What tells one policy from another: everything but what it does.
 ///
@@ -26,6 +27,9 @@ pub struct PolicyKey {
     pub kind: u8,
     /// `XFRM_POLICY_IN`, `_OUT`, `_FWD`; 3 and 4 for a socket's.
     pub dir: u8,
+    /// Whether it has a security context. Which one does not matter: without a policy of its
+    /// own SELinux takes all for the kernel's.
+    pub labelled: bool,
 }
 
 impl PolicyKey {
@@ -34,7 +38,10 @@ impl PolicyKey {
         hasher.write(self.selector.as_bytes());
         hasher.write_u64(u64::from(self.mark.v) << 32 | u64::from(self.mark.m));
         hasher.write_u64(
-            u64::from(self.if_id) << 16 | u64::from(self.kind) << 8 | u64::from(self.dir),
+            u64::from(self.if_id) << 24
+                | u64::from(self.labelled) << 16
+                | u64::from(self.kind) << 8
+                | u64::from(self.dir),
         );
         (hasher.finish() >> 32) as u32
     }
@@ -106,6 +113,8 @@ pub struct Policy {
     pub index: u32,
     /// What must be done to the packets.
     pub templates: Templates,
+    /// Security context, if somebody keeps it.
+    pub security: Option<SecurityContext>,
     /// Limits.
     pub lft: LifetimeCfg,
     /// Wall-clock second of addition.
@@ -141,12 +150,14 @@ impl Policy {
                 if_id: 0,
                 kind,
                 dir: info.dir,
+                labelled: false,
             },
             action: info.action,
             flags: info.flags,
             priority: info.priority,
             index: info.index,
             templates,
+            security: None,
             lft: info.lft,
             add_time: 0,
             use_time: 0,

@@ -201,6 +201,7 @@ fn key() -> impl Strategy<Value = PolicyKey> {
             if_id: if_id / 4,
             kind: kind / 4,
             dir,
+            labelled: false,
         }
     })
 }

@@ -23,6 +23,8 @@ use super::{Daemon, Owner, Source, clock, host, namespace};
 
 /// How long what we know of a process's capabilities is good for, in nanoseconds.
 const PRIVILEGE_AGE: u64 = 20_000_000;
+/// Sockets that a client without privileges can show before it must show them again.
+const MOST_PROVEN: usize = 256;
 /// The largest datagram that comes as a file.
 const LARGEST_DATAGRAM: u64 = 64 << 20;
 
@@ -33,6 +35,10 @@ pub(super) struct Connection {
     peer: Credentials,
     introduced: bool,
     entered: Vec<Entered>,
+    /// Its next frame may bring descriptors; receiving them costs, so no other may.
+    brings: bool,
+    /// Cookies and ports of sockets that it has shown.
+    proven: Vec<(u64, u32)>,
 }
 
 /// A namespace that the connection uses.
@@ -57,12 +63,55 @@ impl Reply {
         Self::Answer(Answer::error(errno.unsigned_abs()))
     }
 
+    fn wants_proof() -> Self {
+        Self::Answer(Answer {
+            wants_proof: true,
+            ..Answer::default()
+        })
+    }
+
     fn unknown_netns() -> Self {
         Self::Answer(Answer {
             unknown_netns: true,
             ..Answer::default()
         })
     }
+}
+
+/// What became of a connection's turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// A frame was answered.
+    Served,
+    /// There was none.
+    Empty,
+    /// The connection has ended, or must.
+    Over,
+}
+
+impl Connection {
+    /// Whether the client can speak for the socket: without privileges it must have shown it.
+    fn may_use(&self, entered: Entered, socket: &Socket) -> bool {
+        entered.privileged || self.proven.contains(&(socket.cookie, socket.port))
+    }
+}
+
+/// Looks at a socket that a client says is its own.
+fn prove(connection: &mut Connection, socket: &Socket, [fd, _]: [Option<OwnedFd>; 2]) -> Reply {
+    let Some(fd) = fd else { return Reply::HangUp };
+    let fd = fd.as_fd();
+    let is_it = host::is_usersock(fd)
+        && host::netns_cookie(fd).is_ok_and(|netns| netns == socket.netns)
+        && host::socket_cookie(fd).is_ok_and(|cookie| cookie == socket.cookie)
+        && host::port(fd).is_ok_and(|port| port == socket.port);
+    if !is_it {
+        return Reply::HangUp;
+    }
+    if connection.proven.len() >= MOST_PROVEN {
+        connection.proven.clear();
+    }
+    connection.proven.push((socket.cookie, socket.port));
+    Reply::Answer(Answer::default())
 }
 
 impl Daemon {
@@ -90,10 +139,17 @@ impl Daemon {
         let peer = getsockopt(&fd, sockopt::PeerCredentials)?;
         let free = self.connections.iter().position(Option::is_none);
         let index = free.unwrap_or(self.connections.len());
-        if index >= self.settings.max_connections {
+        // No user but root can take all of them.
+        let same = self.connections.iter().flatten();
+        let same = same.filter(|other| other.peer.uid == peer.uid()).count();
+        let most = self.settings.max_connections;
+        if index >= most || (peer.uid() != 0 && same >= most / 2) {
             return Err(io::Error::other("too many clients"));
         }
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Connection.data(index));
+        // Edge-triggered, which spares a look at the socket after each frame: a client waits for an
+        // answer before it sends again. One that does not is served when it sends again.
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        let event = EpollEvent::new(flags, Source::Connection.data(index));
         self.epoll.add(&fd, event)?;
         let connection = Connection {
             id: self.next_connection,
@@ -104,6 +160,8 @@ impl Daemon {
             },
             introduced: false,
             entered: Vec::new(),
+            brings: false,
+            proven: Vec::new(),
         };
         self.next_connection += 1;
         if let Some(slot) = self.connections.get_mut(index) {
@@ -114,45 +172,64 @@ impl Daemon {
         Ok(())
     }
 
-    pub(super) fn serve_connection(&mut self, index: usize) {
+    pub(super) fn serve_connection(&mut self, index: usize, events: EpollFlags) {
         let Some(mut connection) = self.connections.get_mut(index).and_then(Option::take) else {
             return;
         };
         let mut frame = std::mem::take(&mut self.frame);
-        let goes_on = self.serve_frame(&mut connection, &mut frame);
+        let mut turn = self.serve_frame(&mut connection, &mut frame);
+        if events.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP) {
+            // Nothing more will come than what is queued.
+            while turn == Turn::Served {
+                turn = self.serve_frame(&mut connection, &mut frame);
+            }
+            turn = Turn::Over;
+        }
         self.frame = frame;
-        if !goes_on {
+        if turn == Turn::Over {
             self.end_connection(connection);
         } else if let Some(slot) = self.connections.get_mut(index) {
             *slot = Some(connection);
         }
     }
 
-    /// Whether the connection goes on.
-    fn serve_frame(&mut self, connection: &mut Connection, frame: &mut [u8]) -> bool {
-        let (len, fds) = match host::receive_frame(connection.fd.as_fd(), frame) {
-            Ok(Some(received)) => received,
-            Ok(None) => return false,
-            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+    fn serve_frame(&mut self, connection: &mut Connection, frame: &mut [u8]) -> Turn {
+        let received = if std::mem::take(&mut connection.brings) {
+            host::receive_frame(connection.fd.as_fd(), frame)
+        } else {
+            host::receive_plain(connection.fd.as_fd(), frame).map(|len| (len, [None, None]))
+        };
+        let (len, fds) = match received {
+            Ok((0, _)) => return Turn::Over,
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Empty,
+            Err(_) => return Turn::Over,
         };
         let decoded = frame.get(..len).and_then(Request::decode);
         let Some((request, payload)) = decoded else {
             tracing::warn!(pid = connection.peer.pid, "a frame that makes no sense");
-            return false;
+            return Turn::Over;
         };
         let reply = self.handle(connection, &request, payload, fds);
         let fd = connection.fd.as_fd();
         let sent = match &reply {
-            Reply::Answer(answer) => host::send_frame(fd, &answer.encode(), &[], None),
+            Reply::Answer(answer) => {
+                connection.brings = answer.wants_descriptors();
+                host::send_frame(fd, &answer.encode(), &[], None)
+            }
             Reply::Content(content) => {
                 host::send_frame(fd, &Answer::default().encode(), content, None)
             }
             Reply::Descriptor(passed) => {
                 host::send_frame(fd, &Answer::default().encode(), &[0], Some(passed.as_fd()))
             }
-            Reply::HangUp => return false,
+            Reply::HangUp => return Turn::Over,
         };
-        sent.is_ok()
+        if sent.is_ok() {
+            Turn::Served
+        } else {
+            Turn::Over
+        }
     }
 
     fn handle(
@@ -176,6 +253,7 @@ impl Daemon {
                 to_groups,
             } => self.send(connection, socket, (to_port, to_groups), payload, fds),
             Request::Pull { socket } => self.pull(connection, socket),
+            Request::Prove { socket } => prove(connection, &socket, fds),
             Request::Netns { netns } => self.netns(connection, netns, fds),
             Request::Members {
                 socket,
@@ -303,7 +381,8 @@ impl Daemon {
             .is_some_and(|instance| instance.speakers.is_some());
         if !open {
             match self.open_speakers(netns, fds) {
-                Ok(None) => {}
+                // While we asked about this namespace, another may have ended.
+                Ok(None) => self.end_namespaces(),
                 Ok(Some(wish)) => return Reply::Answer(wish),
                 Err(error) => {
                     tracing::warn!(%error, netns, "no sockets in a namespace");
@@ -418,6 +497,9 @@ impl Daemon {
         if socket.port == 0 {
             return Reply::HangUp;
         }
+        if !connection.may_use(entered, &socket) {
+            return Reply::wants_proof();
+        }
         if to_port | to_groups != 0 && !entered.privileged {
             return Reply::error(libc::EPERM);
         }
@@ -436,7 +518,10 @@ impl Daemon {
             _ => payload,
         };
         if datagram.is_empty() {
-            return Reply::error(libc::ENODATA);
+            return Reply::Answer(Answer {
+                wants_file: true,
+                ..Answer::default()
+            });
         }
         self.read_writers();
         if let Some(instance) = self.instances.get_mut(&entered.id)
@@ -470,6 +555,9 @@ impl Daemon {
         let Some(entered) = self.enter(connection, socket.netns) else {
             return Reply::unknown_netns();
         };
+        if !connection.may_use(entered, &socket) {
+            return Reply::wants_proof();
+        }
         let Some(instance) = self.instances.get_mut(&entered.id) else {
             return Reply::unknown_netns();
         };
@@ -506,6 +594,10 @@ impl Daemon {
         let may_join = entered.privileged && matches!(self.settings.owner, Owner::Private { .. });
         if join != 0 && !may_join {
             return Reply::error(libc::EPERM);
+        }
+        if !entered.privileged {
+            // What it was a member of before it lost its rights has been told.
+            return Reply::Answer(Answer::default());
         }
         let Some(instance) = self.instances.get_mut(&entered.id) else {
             return Reply::unknown_netns();

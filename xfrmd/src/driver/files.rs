@@ -117,6 +117,8 @@ impl Daemon {
                     }
                 }
                 Err(Errno::EAGAIN) => return,
+                // It was closed without reading what we had queued; what it wrote is still there.
+                Err(Errno::ECONNRESET) => {}
                 Ok(_) | Err(_) => {
                     if let Some(slot) = self.writers.get_mut(index) {
                         *slot = None;

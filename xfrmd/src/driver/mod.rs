@@ -31,7 +31,6 @@ pub(crate) mod program;
 pub(crate) mod signals;
 mod statistics;
 
-use std::collections::HashMap;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,11 +38,13 @@ use std::path::PathBuf;
 
 use dataplane::netns::Limits;
 use dataplane::{BootNanos, Profile};
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use xfrm_proto::control::Secret;
+use xfrm_proto::control::{LARGEST_FRAME, Secret};
 use xfrmd::emulator::{Destination, Emulator, Inputs, NetnsId};
 
 use clock::HostEntropy;
@@ -52,8 +53,6 @@ use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
 
-/// The largest frame: what a client's socket can send at most by default, and the header.
-const LARGEST_FRAME: usize = 512 * 1024;
 /// How often we look whether sockets without a process that told us are still there.
 const LINGER: u64 = 2_000_000_000;
 /// How often we try to tell members that they lost events.
@@ -134,8 +133,8 @@ pub(crate) struct Daemon {
     listeners: Vec<OwnedFd>,
     connections: Vec<Option<Connection>>,
     next_connection: u64,
-    instances: HashMap<NetnsId, Instance>,
-    by_cookie: HashMap<u64, NetnsId>,
+    instances: HashMap<NetnsId, Instance, RandomState>,
+    by_cookie: HashMap<u64, NetnsId, RandomState>,
     writers: Vec<Option<Writer>>,
     group_members: [u32; 32],
     overruns: bool,
@@ -176,8 +175,8 @@ impl Daemon {
             listeners,
             connections: Vec::new(),
             next_connection: 1,
-            instances: HashMap::new(),
-            by_cookie: HashMap::new(),
+            instances: HashMap::default(),
+            by_cookie: HashMap::default(),
             writers: Vec::new(),
             group_members: [0; 32],
             overruns: false,
@@ -205,7 +204,9 @@ impl Daemon {
             };
             for event in events.iter().take(ready) {
                 match Source::of(event.data()) {
-                    Some((Source::Connection, index)) => self.serve_connection(index),
+                    Some((Source::Connection, index)) => {
+                        self.serve_connection(index, event.events());
+                    }
                     Some((Source::Listener, index)) => self.accept(index),
                     Some((Source::Timer, _)) => self.run_timers(),
                     Some((Source::Writer, index)) => self.read_writer(index),

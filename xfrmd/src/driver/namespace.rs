@@ -22,10 +22,10 @@ use super::host;
 
 const RTM_NEWNSID: u16 = 88;
 const RTM_DELNSID: u16 = 89;
+const RTM_GETNSID: u16 = 90;
 const RTNLGRP_NSID: i32 = 28;
 const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
-const NLMSG_ERROR: u16 = 2;
 
 /// The daemon's own namespace, to which it returns.
 pub(crate) struct Home {
@@ -78,7 +78,10 @@ fn listener(line: &str) -> Option<(u32, u32)> {
 /// Tells when namespaces end.
 pub(crate) struct Watch {
     socket: OwnedFd,
+    port: u32,
+    seq: u32,
     cookies: HashMap<i32, u64>,
+    gone: Vec<u64>,
 }
 
 impl Watch {
@@ -93,8 +96,11 @@ impl Watch {
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         host::join(socket.as_fd(), RTNLGRP_NSID)?;
         Ok(Self {
+            port: host::port(socket.as_fd())?,
             socket,
+            seq: 0,
             cookies: HashMap::new(),
+            gone: Vec::new(),
         })
     }
 
@@ -108,11 +114,14 @@ impl Watch {
         if self.cookies.values().any(|&known| known == cookie) {
             return Ok(());
         }
-        // Giving an id fails with EEXIST where somebody has; asking then gives it.
+        self.seq += 1;
+        // Giving an id fails with EEXIST where somebody has; asking then tells it.
         let fd = namespace.as_raw_fd();
         self.request(RTM_NEWNSID, &[(NETNSA_FD, fd), (NETNSA_NSID, -1)])?;
-        self.request(RTNL_GETNSID, &[(NETNSA_FD, fd)])?;
-        self.wait_for_id(cookie)
+        self.request(RTM_GETNSID, &[(NETNSA_FD, fd)])?;
+        // The kernel has answered before send returned.
+        self.read(Some(cookie));
+        Ok(())
     }
 
     fn request(&self, kind: u16, attrs: &[(u16, i32)]) -> io::Result<()> {
@@ -121,8 +130,9 @@ impl Watch {
         bytes.extend_from_slice(&u32::try_from(len).unwrap_or(0).to_ne_bytes());
         bytes.extend_from_slice(&kind.to_ne_bytes());
         bytes.extend_from_slice(&1_u16.to_ne_bytes());
+        bytes.extend_from_slice(&self.seq.to_ne_bytes());
+        // Port, then the family and its padding.
         bytes.extend_from_slice(&[0; 8]);
-        bytes.extend_from_slice(&[0; 4]);
         for &(attr, value) in attrs {
             bytes.extend_from_slice(&8_u16.to_ne_bytes());
             bytes.extend_from_slice(&attr.to_ne_bytes());
@@ -132,54 +142,55 @@ impl Watch {
         Ok(())
     }
 
-    fn wait_for_id(&mut self, cookie: u64) -> io::Result<()> {
+    /// Reads what is queued: the id of `asked`, and namespaces that ended.
+    fn read(&mut self, asked: Option<u64>) {
         let mut buffer = [0_u8; 8192];
-        // The kernel has answered before send returned; what else is queued ended earlier.
         while let Ok(len) = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            for (kind, payload) in messages(buffer.get(..len).unwrap_or_default()) {
-                if kind == RTM_NEWNSID
-                    && let Some(id) = nsid(payload)
-                    && id >= 0
+            for message in messages(buffer.get(..len).unwrap_or_default()) {
+                let Some(id) = nsid(message.payload).filter(|&id| id >= 0) else {
+                    continue;
+                };
+                if message.kind == RTM_DELNSID {
+                    self.gone.extend(self.cookies.remove(&id));
+                } else if message.kind == RTM_NEWNSID
+                    && message.seq == self.seq
+                    && message.port == self.port
+                    && let Some(cookie) = asked
                 {
                     self.cookies.insert(id, cookie);
                 }
             }
         }
-        Ok(())
     }
 
     /// Namespaces that have ended.
     pub(crate) fn ended(&mut self) -> Vec<u64> {
-        let mut gone = Vec::new();
-        let mut buffer = [0_u8; 8192];
-        while let Ok(len) = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            for (kind, payload) in messages(buffer.get(..len).unwrap_or_default()) {
-                if kind == RTM_DELNSID
-                    && let Some(id) = nsid(payload)
-                {
-                    gone.extend(self.cookies.remove(&id));
-                }
-            }
-        }
-        gone
+        self.read(None);
+        std::mem::take(&mut self.gone)
     }
 }
 
-const RTNL_GETNSID: u16 = 90;
+struct Message<'a> {
+    kind: u16,
+    seq: u32,
+    port: u32,
+    payload: &'a [u8],
+}
 
-/// The messages of a datagram: type and payload.
-fn messages(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
+fn messages(mut bytes: &[u8]) -> Vec<Message<'_>> {
     let mut found = Vec::new();
     while let Some((header, _)) = bytes.split_first_chunk::<16>() {
-        let [a, b, c, d, e, f, ..] = *header;
+        let [a, b, c, d, kind_a, kind_b, _, _, e, f, g, h, i, j, k, l] = *header;
         let len = usize::try_from(u32::from_ne_bytes([a, b, c, d])).unwrap_or(0);
-        let kind = u16::from_ne_bytes([e, f]);
         let Some(payload) = bytes.get(16..len) else {
             break;
         };
-        if kind != NLMSG_ERROR {
-            found.push((kind, payload));
-        }
+        found.push(Message {
+            kind: u16::from_ne_bytes([kind_a, kind_b]),
+            seq: u32::from_ne_bytes([e, f, g, h]),
+            port: u32::from_ne_bytes([i, j, k, l]),
+            payload,
+        });
         bytes = bytes.get(xfrm_proto::align4(len)..).unwrap_or_default();
     }
     found

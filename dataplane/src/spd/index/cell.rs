@@ -104,7 +104,9 @@ impl Cell {
             Self::Empty => *self = Self::One(slot),
             Self::One(first) => {
                 let mut slots = Box::new([0; FEW]);
-                [slots[0], slots[1]] = [*first, slot];
+                for (place, slot) in slots.iter_mut().zip([*first, slot]) {
+                    *place = slot;
+                }
                 *self = Self::Few(slots, 2);
             }
             Self::Few(slots, len) => {

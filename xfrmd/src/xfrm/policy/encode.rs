@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 pub(super) fn new_policy(out: &mut Vec<u8>, policy: &Policy, flags: u16, seq: u32, port: u32) {
     let mut w = Writer::begin(out, XFRM_MSG_NEWPOLICY, flags, seq, port);
     w.body(&policy.info());
-    attributes(&mut w, policy);
+    labelled_attributes(&mut w, policy);
     w.end();
 }
 
@@ -60,13 +60,27 @@ pub(in crate::xfrm) fn expired(out: &mut Vec<u8>, policy: &Policy, hard: bool, p
     };
     let mut w = Writer::begin(out, XFRM_MSG_POLEXPIRE, 0, 0, pid);
     w.body(&body);
-    attributes(&mut w, policy);
+    labelled_attributes(&mut w, policy);
     w.end();
 }
 
-/// The attributes of a policy, in the kernel's order.
+/// The attributes of a policy, in the kernel's order. Most events leave the context out.
+fn labelled_attributes(w: &mut Writer<'_>, policy: &Policy) {
+    templates(w, policy);
+    if let Some(context) = &policy.security {
+        let head = context.head();
+        w.attr_parts(XFRMA_SEC_CTX, &[head.as_bytes(), context.bytes()]);
+    }
+    other_attributes(w, policy);
+}
+
+/// The same without the context.
 pub(super) fn attributes(w: &mut Writer<'_>, policy: &Policy) {
     templates(w, policy);
+    other_attributes(w, policy);
+}
+
+fn other_attributes(w: &mut Writer<'_>, policy: &Policy) {
     policy_type(w, policy.key.kind);
     let mark = policy.key.mark;
     if mark.v | mark.m != 0 {

@@ -17,6 +17,7 @@ mod tests;
 mod verify;
 
 pub(crate) use acquire::acquire;
+use dataplane::security::SecurityContext;
 use dataplane::spd::{Policy, PolicyId, PolicyKey, Templates};
 pub(crate) use dump::{PolicyDump, start_dump};
 pub(crate) use migrate::migrate;
@@ -60,11 +61,25 @@ fn construct(
             })?
         }
     };
+    let security = security_context(call, request)?;
     let mut policy = Policy::new(info, kind, templates);
     policy.key.mark = attrs.pod::<Mark>(XFRMA_MARK).unwrap_or_default();
     policy.key.if_id = attrs.u32(XFRMA_IF_ID).unwrap_or_default();
+    policy.key.labelled = security.is_some();
+    policy.security = security;
     verify::offload(profile, attrs)?;
     Ok(policy)
+}
+
+/// The request's security context, if it has one and somebody keeps it.
+fn security_context(
+    call: &Call<'_, '_>,
+    request: &Request<'_>,
+) -> Result<Option<SecurityContext>, XfrmError> {
+    match request.attrs.bytes(XFRMA_SEC_CTX) {
+        Some(attr) => SecurityContext::admit(call.ns.profile, attr),
+        None => Ok(None),
+    }
 }
 
 /// GETPOLICY and DELPOLICY.
@@ -94,17 +109,19 @@ fn find(
     let attrs = &request.attrs;
     let kind = verify::policy_type(attrs)?;
     verify::direction(dir)?;
-    let key = PolicyKey {
+    let mut key = PolicyKey {
         selector: *sel,
         mark: attrs.pod::<Mark>(XFRMA_MARK).unwrap_or_default(),
         if_id: attrs.u32(XFRMA_IF_ID).unwrap_or_default(),
         kind,
         dir,
+        labelled: false,
     };
     let found = if index != 0 {
         call.ns.spd.by_index(index, &key)
     } else {
         verify::security_context(attrs)?;
+        key.labelled = security_context(call, request)?.is_some();
         call.ns.spd.by_key(&key)
     };
     found.ok_or(XfrmError::new(errno::ENOENT))

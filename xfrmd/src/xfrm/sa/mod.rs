@@ -29,7 +29,7 @@ const REPLY_ROOM: usize = 4096 - 320;
 
 pub(crate) fn new_sa(call: &mut Call<'_, '_>, request: &Request<'_>) -> Result<(), XfrmError> {
     let info = request.fixed::<UserSaInfo>();
-    verify::new_sa(call.ns.profile, &info, &request.attrs)?;
+    verify::new_sa(call.ns.profile, &info, &request.attrs, call.rewrites)?;
     let wanted = request::sa(info, &request.attrs);
     let (sad, now) = (&mut call.ns.sad, call.cx.now);
     let sa = sad.construct(call.cx, &call.ns.sysctls, wanted)?;

@@ -1,0 +1,452 @@
+//! Cases with daemons of their own, which are started, asked, and killed.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket,
+};
+use nix::unistd::Pid;
+use std::os::fd::AsRawFd;
+
+use crate::process::{Agent, NOBODY, as_nobody, me, outcome, succeeds, xfrmd};
+use crate::{Case, Need};
+
+/// Every case.
+pub(crate) static CASES: &[Case] = &[
+    ("exit_codes_pass_through", Need::Nothing, exit_codes),
+    ("signals_pass_through", Need::Nothing, signals),
+    (
+        "programs_without_a_dynamic_linker_are_refused",
+        Need::Nothing,
+        refused_programs,
+    ),
+    ("setuid_programs_are_refused", Need::Root, setuid_programs),
+    ("private_instances_are_apart", Need::Nothing, runs_are_apart),
+    ("nothing_is_left_behind", Need::Nothing, nothing_left),
+    ("stat_and_env", Need::Nothing, stat_and_env),
+    ("readiness_and_sigterm", Need::Root, readiness_and_sigterm),
+    (
+        "a_killed_daemon_refuses_at_once_and_comes_back",
+        Need::Root,
+        killed_daemon,
+    ),
+    ("killed_clients_leave_nothing", Need::Root, killed_clients),
+    (
+        "senseless_frames_end_their_connection_only",
+        Need::Root,
+        senseless_frames,
+    ),
+    (
+        "others_have_no_rights_at_a_shared_daemon",
+        Need::Root,
+        others_at_a_shared_daemon,
+    ),
+    ("ip_in_namespaces", Need::Ip, ip_in_namespaces),
+    (
+        "an_instance_ends_with_its_namespace",
+        Need::Ip,
+        instance_ends,
+    ),
+];
+
+/// A shared daemon in a directory of its own.
+struct Shared {
+    directory: PathBuf,
+    daemon: Child,
+}
+
+impl Shared {
+    fn start(name: &str) -> Self {
+        let directory =
+            std::env::temp_dir().join(format!("xfrmd-shared-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).unwrap();
+        let daemon = launch(&directory);
+        Self { directory, daemon }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.join("control")
+    }
+
+    /// Kills the daemon as nothing can prevent.
+    fn kill(&mut self) {
+        self.daemon.kill().unwrap();
+        self.daemon.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.daemon = launch(&self.directory);
+    }
+
+    /// A command that uses it, as `xfrmd env` says.
+    fn client(&self, mut command: Command) -> Command {
+        let script = succeeds(xfrmd().args(["env", "--socket"]).arg(self.socket()));
+        for line in script.lines() {
+            let (name, value) = line
+                .strip_prefix("export ")
+                .unwrap()
+                .split_once('=')
+                .unwrap();
+            command.env(name, value.trim_matches('\''));
+        }
+        command
+    }
+
+    fn stat(&self) -> String {
+        succeeds(xfrmd().args(["stat", "-j", "--socket"]).arg(self.socket()))
+    }
+
+    /// Waits until what `stat` prints fits.
+    #[track_caller]
+    fn until(&self, fits: impl Fn(&str) -> bool) {
+        for _ in 0..200 {
+            if fits(&self.stat()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("{}", self.stat());
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Starts a daemon and waits until it is ready.
+fn launch(directory: &std::path::Path) -> Child {
+    let notify = directory.join("notify");
+    let _ = std::fs::remove_file(&notify);
+    let notified = UnixDatagram::bind(&notify).unwrap();
+    let child = xfrmd()
+        .arg("--socket")
+        .arg(directory.join("control"))
+        .env("NOTIFY_SOCKET", &notify)
+        .env("XFRMD_LOG", "warn")
+        .spawn()
+        .unwrap();
+    let mut message = [0; 64];
+    let len = notified.recv(&mut message).unwrap();
+    assert_eq!(&message[..len], b"READY=1");
+    child
+}
+
+fn exit_codes() {
+    let code = |script: &str| {
+        let output = outcome(xfrmd().args(["run", "--", "sh", "-c", script]));
+        output.status.code().unwrap()
+    };
+    assert_eq!(code("exit 0"), 0);
+    assert_eq!(code("exit 42"), 42);
+    assert_eq!(code("kill -9 $$"), 137);
+    assert_eq!(code("kill -TERM $$"), 143);
+    let missing = outcome(xfrmd().args(["run", "--", "no-such-command"]));
+    assert_eq!(missing.status.code(), Some(127));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("command not found"));
+    let directory = outcome(xfrmd().args(["run", "--", "/"]));
+    assert_eq!(directory.status.code(), Some(126));
+    let output = succeeds(xfrmd().args(["run", "sh", "-c", "echo $0 $1", "--", "-x"]));
+    assert_eq!(output, "-- -x\n");
+}
+
+fn signals() {
+    let script = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut child = xfrmd()
+        .args(["run", "--", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut ready)
+        .unwrap();
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(7));
+}
+
+fn scratch(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("xfrmd-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    path
+}
+
+fn refused_programs() {
+    // The head of a program of this machine that has no segments at all, hence no linker.
+    let mut head = vec![0; 64];
+    std::fs::File::open(std::env::current_exe().unwrap())
+        .unwrap()
+        .read_exact(&mut head)
+        .unwrap();
+    head[56..58].fill(0);
+    let path = scratch("static");
+    let mut file = std::fs::OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o755)
+        .open(&path)
+        .unwrap();
+    file.write_all(&head).unwrap();
+    drop(file);
+    let output = outcome(xfrmd().args(["run", "--"]).arg(&path));
+    assert_eq!(output.status.code(), Some(126));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.contains("statically linked") && text.contains("host's kernel"),
+        "{text}"
+    );
+    std::fs::remove_file(&path).unwrap();
+}
+
+fn setuid_programs() {
+    let path = scratch("setuid");
+    std::fs::copy("/bin/true", &path).unwrap();
+    nix::unistd::chown(&path, Some(NOBODY.into()), None).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o4755)).unwrap();
+    let output = outcome(xfrmd().args(["run", "--"]).arg(&path));
+    assert_eq!(output.status.code(), Some(126));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("setuid"), "{text}");
+    std::fs::remove_file(&path).unwrap();
+}
+
+fn runs_are_apart() {
+    let run = |agent: &str| {
+        let mut command = xfrmd();
+        command.args(["run", "--"]).arg(me().get_program());
+        let _ = agent;
+        Agent::start(&mut command)
+    };
+    let (mut first, mut second) = (run("a"), run("b"));
+    assert_eq!(first.does("bind 8"), "ok");
+    assert_eq!(second.does("bind 8"), "ok");
+    assert_eq!(first.does("policy 1"), "ok");
+    assert_eq!(first.does("recv 64"), "type 0x13");
+    assert_eq!(second.does("recv 64"), "errno 11");
+    // One inside the other.
+    let inner = format!(
+        "{} run -- {} client memberships",
+        xfrmd().get_program().to_string_lossy(),
+        me().get_program().to_string_lossy()
+    );
+    succeeds(xfrmd().args(["run", "--", "sh", "-c", &inner]));
+}
+
+fn nothing_left() {
+    let directory = scratch("tmpdir");
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir(&directory).unwrap();
+    let script = "ls -A $TMPDIR | wc -l; case $LD_PRELOAD in *xfrm_shim*) echo preloaded;; esac";
+    let text = succeeds(
+        xfrmd()
+            .args(["run", "--", "sh", "-c", script])
+            .env("TMPDIR", &directory),
+    );
+    assert_eq!(text, "1\npreloaded\n");
+    std::fs::remove_dir(&directory).unwrap();
+}
+
+fn stat_and_env() {
+    let program = xfrmd();
+    let program = program.get_program().to_string_lossy().into_owned();
+    let me = me();
+    let me = me.get_program().to_string_lossy();
+    let script =
+        format!("{me} client events_come_before_the_ack && {program} stat -j && {program} stat");
+    let text = succeeds(xfrmd().args(["run", "--kernel", "6.12", "--", "sh", "-c", &script]));
+    let (json, plain) = text.split_once("\n}\n").unwrap();
+    let value: serde_json::Value = serde_json::from_str(&format!("{json}\n}}")).unwrap();
+    assert_eq!(value["kernel"], "6.12");
+    assert_eq!(value["namespaces"][0]["policies"]["out"], 2);
+    assert_eq!(value["namespaces"][0]["states"], 0);
+    assert_eq!(value["namespaces"][0]["counters"]["XfrmInNoStates"], 0);
+    assert!(plain.contains("as Linux 6.12"), "{plain}");
+    let nobody = outcome(xfrmd().args(["stat", "--socket", "/nowhere"]));
+    assert_eq!(nobody.status.code(), Some(1));
+}
+
+fn readiness_and_sigterm() {
+    let mut shared = Shared::start("ready");
+    kill(Pid::from_raw(shared.daemon.id() as i32), Signal::SIGTERM).unwrap();
+    let status = shared.daemon.wait().unwrap();
+    assert_eq!((status.code(), status.signal()), (Some(0), None));
+    assert!(!shared.socket().exists());
+    shared.restart();
+    // Two cannot listen at one address.
+    let second = outcome(xfrmd().arg("--socket").arg(shared.socket()));
+    assert_eq!(second.status.code(), Some(1));
+    Agent::start(&mut shared.client(me())).does("ask 1");
+}
+
+fn killed_daemon() {
+    let refused = format!("errno {}", libc::ECONNREFUSED);
+    let mut shared = Shared::start("killed");
+    let mut member = Agent::start(&mut shared.client(me()));
+    let mut reader = Agent::start(&mut shared.client(me()));
+    let mut waiter = Agent::start(&mut shared.client(me()));
+    assert_eq!(member.does("bind 8"), "ok");
+    for number in 0..200 {
+        assert_eq!(reader.does(&format!("policy {number}")), "ok");
+        assert_eq!(member.does("recv 0"), "type 0x13");
+    }
+    for agent in [&mut reader, &mut waiter] {
+        assert_eq!(agent.does("dump 7"), "ok");
+    }
+    shared.kill();
+    // What was queued is read; then the missing rest is an error, once, and nothing hangs.
+    assert_eq!(reader.does("recv 0"), "type 0x13");
+    assert_eq!(reader.does("poll 5000"), "ready 1");
+    assert_eq!(reader.does("recv 0"), refused);
+    assert_eq!(reader.does("poll 0"), "ready 0");
+    assert_eq!(reader.does("ask 1"), refused);
+    assert_eq!(member.does("poll 0"), "ready 0");
+    shared.restart();
+    assert_eq!(reader.does("ask 2"), "ok");
+    assert_eq!(reader.does("recv 0"), "type 0x22");
+    // A member that only listens hears the new daemon.
+    assert_eq!(reader.does("policy 1"), "ok");
+    assert_eq!(member.does("poll 5000"), "ready 1");
+    assert_eq!(member.does("recv 0"), "type 0x13");
+    // A dump whose chunks the new daemon does not know ends too.
+    assert_eq!(waiter.does("recv 0"), "type 0x13");
+    assert_eq!(waiter.does("recv 0"), refused);
+    assert_eq!(waiter.does("ask 3"), "ok");
+    assert_eq!(waiter.does("recv 0"), "type 0x22");
+    // The namespace's events go on when the only client that asked is gone.
+    drop(reader);
+    drop(waiter);
+    shared.until(|stat| stat.contains("\"users\": 1"));
+    let mut other = Agent::start(&mut shared.client(me()));
+    assert_eq!(other.does("policy 2"), "ok");
+    assert_eq!(member.does("recv 0"), "type 0x13");
+}
+
+fn killed_clients() {
+    let shared = Shared::start("clients");
+    let before = shared.stat();
+    for step in 0..4 {
+        let mut agent = Agent::start(&mut shared.client(me()));
+        let mut steps = vec!["bind 8", "policy 1", "dump 2", "recv 0"];
+        steps.truncate(step + 1);
+        for command in steps {
+            agent.does(command);
+        }
+        agent.kill();
+    }
+    // Killed somewhere in the midst of requests.
+    for delay in 0..20 {
+        let mut agent = Agent::start(&mut shared.client(me()));
+        for number in 0..200 {
+            agent.say(&format!("ask {number}"));
+        }
+        std::thread::sleep(Duration::from_micros(300 * delay));
+        agent.kill();
+    }
+    assert!(before.contains("\"clients\": 1"));
+    shared.until(|stat| stat.contains("\"clients\": 1"));
+    // The same ports again, and no dump is in the way.
+    let mut agent = Agent::start(&mut shared.client(me()));
+    assert_eq!(agent.does("dump 3"), "ok");
+    assert_eq!(agent.does("recv 0"), "type 0x13");
+}
+
+fn senseless_frames() {
+    let shared = Shared::start("frames");
+    let mut agent = Agent::start(&mut shared.client(me()));
+    assert_eq!(agent.does("ask 1"), "ok");
+    let frames: [&[u8]; 6] = [&[], &[0], &[0xff; 48], &[0; 47], &[2; 48], &[1; 4096]];
+    for frame in frames {
+        let fd = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
+        connect(fd.as_raw_fd(), &UnixAddr::new(&shared.socket()).unwrap()).unwrap();
+        send(fd.as_raw_fd(), frame, MsgFlags::empty()).unwrap();
+        let answer = recv(fd.as_raw_fd(), &mut [0; 64], MsgFlags::empty());
+        assert!(matches!(answer, Ok(0) | Err(_)), "{frame:?}: {answer:?}");
+    }
+    assert_eq!(agent.does("recv 0"), "type 0x22");
+    assert_eq!(agent.does("ask 2"), "ok");
+}
+
+fn others_at_a_shared_daemon() {
+    let shared = Shared::start("others");
+    let mut root = Agent::start(&mut shared.client(me()));
+    assert_eq!(root.does("policy 1"), "ok");
+    let mut nobody = Agent::start(as_nobody(&mut shared.client(me())));
+    assert_eq!(nobody.does("policy 2"), "ok");
+    assert_eq!(nobody.does("recv 0"), "type 0x2");
+    assert_eq!(nobody.does("bind 8"), format!("errno {}", libc::EPERM));
+    assert!(shared.stat().contains("\"out\": 1"));
+    // Root of a user namespace is nobody outside of it.
+    let mut command = shared.client(Command::new("unshare"));
+    command.arg("-r").arg(me().get_program());
+    if crate::process::user_namespaces_work() {
+        let mut namesake = Agent::start(as_nobody(&mut command));
+        assert_eq!(namesake.does("policy 3"), "ok");
+        assert_eq!(namesake.does("recv 0"), "type 0x2");
+        assert!(shared.stat().contains("\"out\": 1"));
+    }
+}
+
+/// A script that may make named namespaces without touching the machine's.
+fn in_private_mounts(script: &str) -> Vec<String> {
+    let script = format!("set -e; mount -t tmpfs tmpfs /run; {script}");
+    vec!["-m".into(), "sh".into(), "-c".into(), script]
+}
+
+fn ip_in_namespaces() {
+    let script = "
+        ip netns add one; ip netns add two
+        ip xfrm policy add src 10.0.0.0/8 dst 11.0.0.0/8 dir out
+        ip -n one xfrm policy add src 10.1.0.0/16 dst 11.0.0.0/8 dir in
+        ip -n one xfrm policy add src 10.1.0.0/16 dst 11.0.0.0/8 dir out
+        ip netns exec two ip xfrm policy add src 10.2.0.0/16 dst 11.0.0.0/8 dir fwd
+        for name in one two; do ip -n $name xfrm policy count; done
+        ip xfrm policy count
+        ip -all netns exec ip xfrm policy count
+        ip netns del one; ip netns del two";
+    let text = succeeds(
+        xfrmd()
+            .args(["run", "--", "unshare"])
+            .args(in_private_mounts(script)),
+    );
+    let counts: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("SPD IN "))
+        .map(str::trim)
+        .collect();
+    assert_eq!(counts.len(), 5, "{text}");
+    assert_eq!(
+        counts[..3],
+        ["1 OUT 1 FWD 0", "0 OUT 0 FWD 1", "0 OUT 1 FWD 0"]
+    );
+}
+
+fn instance_ends() {
+    let shared = Shared::start("ends");
+    let script = "
+        ip netns add one
+        ip -n one xfrm policy add src 10.1.0.0/16 dst 11.0.0.0/8 dir in
+        ip -n one xfrm policy count; ip netns del one";
+    let mut command = shared.client(Command::new("unshare"));
+    succeeds(command.args(in_private_mounts(script)));
+    shared.until(|stat| stat.contains("\"namespaces\": []"));
+}

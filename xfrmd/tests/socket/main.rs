@@ -1,0 +1,106 @@
+//! The socket: what programs do with it through libc, under `xfrmd run` and
+//! with a shared daemon.
+//!
+//! A case of [`client`] runs in this very program, started again under
+//! `xfrmd run`; a case of [`daemon`] starts and kills daemons of its own. A case that lacks something is
+//! reported as ignored with the reason, or fails under `XFRMD_REQUIRE_ALL=1`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    clippy::undocumented_unsafe_blocks,
+    reason = "all of this is test code: a panic is a failed test"
+)]
+
+mod client;
+mod daemon;
+mod netlink;
+mod process;
+
+use std::process::{Command, ExitCode, Stdio};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// What a case needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Nothing.
+    Nothing,
+    /// To be root, to make namespaces and become somebody else.
+    Root,
+    /// To start without privileges, as nobody if we are root.
+    Nobody,
+    /// `ip`, and to be root.
+    Ip,
+    /// A user namespace of one's own, without privileges.
+    UserNamespaces,
+}
+
+impl Need {
+    /// What is missing, and how to get it.
+    fn missing(self) -> Option<&'static str> {
+        let root = nix::unistd::geteuid().is_root();
+        let found = |program: &str| {
+            Command::new(program)
+                .arg("-V")
+                .stdout(Stdio::null())
+                .status()
+                .is_ok()
+        };
+        match self {
+            Self::Root if !root => Some("needs root: run the tests with sudo"),
+            Self::Ip if !root || !found("ip") => {
+                Some("needs root and ip: apt-get install iproute2, sudo")
+            }
+            Self::UserNamespaces if !process::user_namespaces_work() => {
+                Some("needs user namespaces: sysctl kernel.unprivileged_userns_clone=1")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A case: name, need, body.
+pub(crate) type Case = (&'static str, Need, fn());
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some("client") => {
+            client::run(&arguments.next().unwrap(), arguments.next());
+            return ExitCode::SUCCESS;
+        }
+        Some("process") => {
+            process::run(&arguments.next().unwrap());
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
+    }
+    let arguments = Arguments::from_args();
+    let clients = client::CASES
+        .iter()
+        .map(|&(name, need, _)| trial(name, need, move || client::start(name, need)));
+    let others = daemon::CASES
+        .iter()
+        .map(|&(name, need, body)| trial(name, need, body));
+    let trials = clients.chain(others).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial(name: &str, need: Need, body: impl FnOnce() + Send + 'static) -> Trial {
+    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
+    let missing = need.missing();
+    let trial_name = match missing {
+        Some(reason) if !required => format!("{name} ({reason})"),
+        _ => name.to_owned(),
+    };
+    Trial::test(trial_name, move || match missing {
+        Some(reason) => Err(Failed::from(reason)),
+        None => {
+            body();
+            Ok(())
+        }
+    })
+    .with_ignored_flag(missing.is_some() && !required)
+}
