@@ -187,10 +187,10 @@ fn tell(
     if let Some(sa) = call.ns.sad.get(id)
         && call.sockets.has_listeners(group::SA)
     {
-        call.out
-            .send(call.netns, super::Destination::Group(group::SA), |out| {
-                encode(out, origin_of(request), sa);
-            });
+        let to = super::Destination::Group(group::SA);
+        call.out.send(call.netns, to, |out| {
+            encode(out, origin_of(request), sa);
+        });
     }
 }
 
