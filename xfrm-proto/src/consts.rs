@@ -160,15 +160,21 @@ pub const AF_UNSPEC: u16 = 0;
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
 
+pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_IPIP: u8 = 4;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
 pub const IPPROTO_IPV6: u8 = 41;
 pub const IPPROTO_ROUTING: u8 = 43;
+pub const IPPROTO_GRE: u8 = 47;
 pub const IPPROTO_ESP: u8 = 50;
 pub const IPPROTO_AH: u8 = 51;
+pub const IPPROTO_ICMPV6: u8 = 58;
 pub const IPPROTO_DSTOPTS: u8 = 60;
 pub const IPPROTO_COMP: u8 = 108;
+pub const IPPROTO_SCTP: u8 = 132;
+pub const IPPROTO_MH: u8 = 135;
+pub const IPPROTO_UDPLITE: u8 = 136;
 /// Matches AH, ESP and COMP in a protocol filter.
 pub const IPSEC_PROTO_ANY: u8 = 255;
 

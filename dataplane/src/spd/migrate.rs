@@ -62,7 +62,7 @@ impl Spd {
             ..Flow::default()
         };
         if sel.proto != ANY_PROTOCOL {
-            (flow.sport, flow.dport) = ports(sel);
+            flow = flow.with_ports(sel.dport.get(), sel.sport.get());
             flow.ifindex = sel.ifindex;
         }
         self.lookup_type(&flow, migration.dir, migration.kind, migration.if_id)
@@ -170,25 +170,4 @@ fn check_entries(profile: &Profile, entries: &[UserMigrate]) -> Result<(), XfrmE
         }
     }
     Ok(())
-}
-/// What a flow of the selector's protocol has for ports (`xfrm_flowi_sport`, `xfrm_flowi_dport`)
-/// once the selector's have been written where ports are, which is where ICMP has type and code,
-/// GRE its key and the mobility header its type.
-fn ports(sel: &Selector) -> (u16, u16) {
-    const ICMP: u8 = 1;
-    const TCP: u8 = 6;
-    const UDP: u8 = 17;
-    const GRE: u8 = 47;
-    const ICMP_V6: u8 = 58;
-    const SCTP: u8 = 132;
-    const MOBILITY: u8 = 135;
-    const UDP_LITE: u8 = 136;
-    let (sport, dport) = (sel.sport.get(), sel.dport.get());
-    match sel.proto {
-        TCP | UDP | SCTP | UDP_LITE => (sport, dport),
-        ICMP | ICMP_V6 => (dport >> 8, dport & 0xff),
-        GRE => (dport, sport),
-        MOBILITY => (dport >> 8, 0),
-        _ => (0, 0),
-    }
 }

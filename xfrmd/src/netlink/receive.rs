@@ -158,7 +158,6 @@ fn execute(
             &mut call,
             &Request {
                 header,
-                message,
                 body,
                 attrs,
                 port: peer.port,
