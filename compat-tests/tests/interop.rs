@@ -173,18 +173,18 @@ fn every_reply_survives_netlink_packet_xfrm() {
 
 /// Clears what the crate loses of an attribute: padding, which Linux echoes.
 fn clear_padding(kind: u16, payload: &mut [u8]) {
-    let (size, ranges): (usize, &[std::ops::Range<usize>]) = match kind {
-        XFRMA_TMPL => (uapi::UserTmpl::SIZE, &[21..24, 26..28, 51..52]),
-        XFRMA_ENCAP => (uapi::EncapTmpl::SIZE, &[6..8]),
-        XFRMA_KMADDRESS => (uapi::UserKmAddress::SIZE, &[38..40]),
-        XFRMA_SA => (uapi::UserSaInfo::SIZE, &[45..48, 77..80, 217..224]),
-        XFRMA_POLICY => (uapi::UserPolicyInfo::SIZE, &[45..48, 164..168]),
-        XFRMA_OFFLOAD_DEV => (uapi::UserOffload::SIZE, &[5..8]),
+    let (size, ranges): (usize, &[(usize, usize)]) = match kind {
+        XFRMA_TMPL => (uapi::UserTmpl::SIZE, &[(21, 24), (26, 28), (51, 52)]),
+        XFRMA_ENCAP => (uapi::EncapTmpl::SIZE, &[(6, 8)]),
+        XFRMA_KMADDRESS => (uapi::UserKmAddress::SIZE, &[(38, 40)]),
+        XFRMA_SA => (uapi::UserSaInfo::SIZE, &[(45, 48), (77, 80), (217, 224)]),
+        XFRMA_POLICY => (uapi::UserPolicyInfo::SIZE, &[(45, 48), (164, 168)]),
+        XFRMA_OFFLOAD_DEV => (uapi::UserOffload::SIZE, &[(5, 8)]),
         _ => return,
     };
     for part in payload.chunks_exact_mut(size) {
-        for range in ranges {
-            part[range.clone()].fill(0);
+        for &(start, end) in ranges {
+            part[start..end].fill(0);
         }
     }
 }
