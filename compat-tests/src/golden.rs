@@ -1,8 +1,9 @@
 //! Recorded transcripts of the kernels, and the divergences that are allowed.
 //!
-//! A divergence is a line of the table in `docs/divergences.md`:
+//! A divergence is a line of a table in `docs/divergences.md`:
 //! `| scenario | kernel | reason |`, kernel `*` for all. A transcript that
 //! differs without such a line fails, and so does a line whose transcript agrees.
+//! `shim` for a kernel means: over shim and daemon, whatever the kernel.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -61,6 +62,8 @@ pub fn compare(expected: &str, actual: &str) -> Result<(), String> {
     Err(out)
 }
 
+const SHIM: &str = "shim";
+
 /// The divergences that are allowed.
 #[derive(Clone, Debug, Default)]
 pub struct Divergences(BTreeMap<(String, String), String>);
@@ -89,7 +92,7 @@ impl Divergences {
             let [scenario, kernel, reason, ..] = cells[..] else {
                 return None;
             };
-            let kernels = kernel == "*" || Kernel::by_name(kernel).is_some();
+            let kernels = ["*", SHIM].contains(&kernel) || Kernel::by_name(kernel).is_some();
             let name = scenario.trim_matches('`').to_owned();
             kernels.then(|| ((name, kernel.to_owned()), reason.to_owned()))
         });
@@ -101,6 +104,13 @@ impl Divergences {
     pub fn reason(&self, scenario: &str, kernel: Kernel) -> Option<&str> {
         let get = |kernel: &str| self.0.get(&(scenario.to_owned(), kernel.to_owned()));
         get(kernel.name).or_else(|| get("*")).map(String::as_str)
+    }
+
+    /// Why `scenario` may differ over shim and daemon.
+    #[must_use]
+    pub fn reason_over_shim(&self, scenario: &str) -> Option<&str> {
+        let key = (scenario.to_owned(), SHIM.to_owned());
+        self.0.get(&key).map(String::as_str)
     }
 
     /// Judges a comparison in the light of the table.

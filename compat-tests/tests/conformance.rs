@@ -4,11 +4,14 @@
 //! `docs/divergences.md` lists. `live`: the recorded transcripts are what the
 //! kernel says today; one boot for each kernel that is installed, ignored with a
 //! reason otherwise, failed instead of ignored under `XFRMD_REQUIRE_ALL=1`.
+//! `live::KERNEL::fuzz`: emulator and kernel agree about random sequences too.
+//! `shim`: what clients get over shim and daemon is what the recorded transcripts
+//! say, but for what depends on how the reference kernels are built.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
 
 use std::fs;
-use std::path::Path;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 use std::sync::{Arc, OnceLock};
 
 use compat_tests::golden::{self, Divergences};
@@ -35,6 +38,13 @@ fn main() -> ExitCode {
         ));
         live(kernel, &mut trials);
     }
+    let shims = kernel::ALL.map(|kernel| (kernel, Recording::default()));
+    for (kernel, recording) in &shims {
+        shim(*kernel, recording, &divergences, &mut trials);
+    }
+    trials.push(Trial::test("shim::no_stale_divergences", move || {
+        no_stale_divergences(&shims, &divergences)
+    }));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -72,7 +82,79 @@ fn no_stray_files(kernel: Kernel) -> Result<(), Failed> {
     Ok(())
 }
 
-type Recording = Arc<OnceLock<Result<std::path::PathBuf, String>>>;
+/// All scenarios at once over shim and daemon, then a comparison for each.
+fn shim(kernel: Kernel, recording: &Recording, list: &Arc<Divergences>, trials: &mut Vec<Trial>) {
+    for scenario in scenario::all() {
+        let (recording, list) = (Arc::clone(recording), Arc::clone(list));
+        trials.push(Trial::test(
+            format!("shim::{}::{}", kernel.name, scenario.name),
+            move || {
+                let recorded = recording.get_or_init(|| record_over_shim(kernel));
+                let directory = recorded
+                    .as_ref()
+                    .map_err(|error| Failed::from(error.as_str()))?;
+                if list.reason_over_shim(scenario.name).is_some() {
+                    return Ok(());
+                }
+                let seen = fs::read_to_string(directory.join(format!("{}.txt", scenario.name)))?;
+                let result = golden::compare(&golden_text(kernel, scenario)?, &seen);
+                list.judge(scenario.name, kernel, result)
+                    .map_err(Failed::from)
+            },
+        ));
+    }
+}
+
+/// What is listed for the shim differs on one kernel at least.
+fn no_stale_divergences(shims: &[(Kernel, Recording)], list: &Divergences) -> Result<(), Failed> {
+    for scenario in scenario::all() {
+        if list.reason_over_shim(scenario.name).is_none() {
+            continue;
+        }
+        let mut differs = false;
+        for (kernel, recording) in shims {
+            let recorded = recording.get_or_init(|| record_over_shim(*kernel));
+            let directory = recorded
+                .as_ref()
+                .map_err(|error| Failed::from(error.as_str()))?;
+            let seen = fs::read_to_string(directory.join(format!("{}.txt", scenario.name)))?;
+            differs |= golden_text(*kernel, scenario)? != seen;
+        }
+        if !differs {
+            let name = scenario.name;
+            return Err(format!("{name} agrees over the shim: remove it from the table").into());
+        }
+    }
+    Ok(())
+}
+
+fn record_over_shim(kernel: Kernel) -> Result<PathBuf, String> {
+    let me = std::env::current_exe().map_err(|error| error.to_string())?;
+    let xfrmd = me.ancestors().nth(2).unwrap_or(&me).join("xfrmd");
+    if !xfrmd.exists() {
+        return Err("no xfrmd: cargo build --workspace".into());
+    }
+    let out = fresh_directory(&format!("shim-{}", kernel.name));
+    let status = Command::new(xfrmd)
+        .args(["run", "--kernel", kernel.name, "--"])
+        .arg(env!("CARGO_BIN_EXE_compat"))
+        .args(["run", "--subject", "socket", "--out"])
+        .arg(&out)
+        .status()
+        .map_err(|error| error.to_string())?;
+    if !status.success() {
+        return Err(format!("scenarios over the shim ended with {status}"));
+    }
+    Ok(out)
+}
+
+fn fresh_directory(name: &str) -> PathBuf {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&out);
+    out
+}
+
+type Recording = Arc<OnceLock<Result<PathBuf, String>>>;
 
 fn live(kernel: Kernel, trials: &mut Vec<Trial>) {
     let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
@@ -85,6 +167,10 @@ fn live(kernel: Kernel, trials: &mut Vec<Trial>) {
         });
         return;
     }
+    trials.push(Trial::test(
+        format!("live::{}::fuzz", kernel.name),
+        move || fuzz(kernel),
+    ));
     let recording: Recording = Arc::default();
     for scenario in scenario::all() {
         let recording = Arc::clone(&recording);
@@ -103,9 +189,8 @@ fn live(kernel: Kernel, trials: &mut Vec<Trial>) {
     }
 }
 
-fn record(kernel: Kernel) -> Result<std::path::PathBuf, String> {
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("live-{}", kernel.name));
-    let _ = fs::remove_dir_all(&out);
+fn record(kernel: Kernel) -> Result<PathBuf, String> {
+    let out = fresh_directory(&format!("live-{}", kernel.name));
     let args = ["run", "--subject", "socket", "--out"].map(String::from);
     let args: Vec<String> = args
         .into_iter()
@@ -118,4 +203,26 @@ fn record(kernel: Kernel) -> Result<std::path::PathBuf, String> {
         return Err(format!("recording ended with {status}"));
     }
     Ok(out)
+}
+
+fn fuzz(kernel: Kernel) -> Result<(), Failed> {
+    const MESSAGES: &str = "20000";
+    let out = fresh_directory(&format!("fuzz-{}", kernel.name));
+    let args = [
+        "fuzz",
+        "--here",
+        "--kernel",
+        kernel.name,
+        "--messages",
+        MESSAGES,
+        "--out",
+    ];
+    let mut args: Vec<String> = args.map(String::from).into();
+    args.push(out.display().to_string());
+    let status = kernel.run_sealed(300, Path::new(env!("CARGO_BIN_EXE_compat")), &args)?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("differences, or the kernel died: see {}", out.display()).into())
+    }
 }
