@@ -61,6 +61,10 @@ fn main() {
     println!("cargo:rustc-env=XFRM_SHIM={}", library.display());
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "build scripts get their input so"
+)]
 fn text(name: &str) -> String {
     env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"))
 }

@@ -6,6 +6,7 @@
 //! that it starts under `xfrmd run` and against the host's kernel.
 
 mod client;
+mod crypto;
 mod figure;
 mod messages;
 mod scale;
@@ -50,6 +51,11 @@ const BENCHES: &[Bench] = &[
         name: "scale",
         about: "requests among a million entries beside a thousand, in the emulator",
         run: || Ok(scale::run()),
+    },
+    Bench {
+        name: "crypto",
+        about: "an SA's transform on packets of five sizes, beside the bare ciphers",
+        run: crypto::run,
     },
 ];
 

@@ -90,7 +90,8 @@ impl Normalizer {
             debug_assert!(out.len() >= start);
             rest = &rest[end..];
         }
-        out.extend_from_slice(rest);
+        // What is left of a message that the receiver's buffer cut.
+        self.fixed(rest, &mut out);
         out
     }
 
@@ -101,17 +102,7 @@ impl Normalizer {
             self.learn_spi(bytes);
         }
         if header.kind == NLMSG_ERROR {
-            out.extend_from_slice(&bytes[..(NLMSG_HDRLEN + 4).min(bytes.len())]);
-            if header.flags & NLM_F_CAPPED == 0 && bytes.len() > 36 {
-                let mut request = Vec::new();
-                let len = NlMsgHdr::read(&bytes[20..]).map_or(0, |h| h.len as usize);
-                let end = (20 + align4(len)).min(bytes.len());
-                self.fixed(&bytes[20..end], &mut request);
-                out.extend_from_slice(&request);
-                out.extend_from_slice(&bytes[end..]);
-            } else {
-                out.extend_from_slice(bytes.get(20..).unwrap_or_default());
-            }
+            out.extend_from_slice(bytes);
             if header.flags & NLM_F_ACK_TLVS != 0 {
                 let echoed = if header.flags & NLM_F_CAPPED == 0 {
                     NlMsgHdr::read(bytes.get(20..).unwrap_or_default()).map_or(16, |h| h.len)
@@ -228,10 +219,18 @@ impl Normalizer {
     }
 
     fn clock(&self, bytes: &mut [u8], at: usize) {
-        let Some(field) = bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<8>) else {
+        let end = bytes.len().min(at + 8);
+        let Some(cut) = bytes.get_mut(at..end) else {
             return;
         };
-        let value = u64::from_ne_bytes(*field);
+        let mut value = [0; 8];
+        value[..cut.len()].copy_from_slice(cut);
+        let Some(field) = cut.first_chunk_mut::<8>() else {
+            // The receiver's buffer ends within the field.
+            cut.fill(0);
+            return;
+        };
+        let value = u64::from_ne_bytes(value);
         if (self.begin.saturating_sub(2)..self.begin + 3600).contains(&value) {
             let seconds = if self.seconds_matter {
                 value.saturating_sub(self.begin)

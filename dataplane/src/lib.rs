@@ -8,24 +8,31 @@
 //! * [`netns`]: the owner of everything that one namespace has.
 //! * [`sad`]: security associations (`net/xfrm/xfrm_state.c`).
 //! * [`spd`]: security policies (`net/xfrm/xfrm_policy.c`).
-//! * [`crypto`]: which algorithms there are, and their limits.
+//! * [`crypto`]: which algorithms there are, and the transforms behind an SA.
 //! * [`profile`]: which kernel is modelled.
+//! * [`packet`]: packets as bytes; [`transform`]: what an SA does to them;
+//!   [`replay`]: sequence numbers; [`drop_reason`]: why a packet died.
 //! * [`security`]: security contexts.
 //! * [`mib`], [`sysctl`]: counters and settings, under Linux's names.
 #![forbid(unsafe_code)]
 
 pub mod crypto;
+pub mod drop_reason;
 pub mod entropy;
 pub mod event;
 pub mod mib;
 pub mod netns;
+pub mod packet;
 pub mod profile;
+pub mod replay;
 pub mod sad;
 pub mod security;
 pub mod spd;
 pub mod sysctl;
 pub mod time;
+pub mod transform;
 
+pub use drop_reason::DropReason;
 pub use entropy::{Entropy, SeededEntropy};
 pub use event::Event;
 pub use netns::{Context, Netns};

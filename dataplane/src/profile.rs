@@ -21,6 +21,12 @@ pub struct Profile {
     pub dump_done_names_attribute: bool,
     /// SA_PCPU on a message that has no use for it is an error.
     pub rejects_misplaced_pcpu: bool,
+    /// IPComp sends a compressed payload that, with its header, is just as long as the plain one.
+    pub ipcomp_may_keep_length: bool,
+    /// Bytes by which a decompressed payload must be longer than the compressed one.
+    ///
+    /// QUIRK: ipcomp_growth_of_one. The header's four, until its size was taken from the wrong thing.
+    pub ipcomp_least_growth_bytes: usize,
     /// Timer ticks a second. Aevent timers are set in ticks and told in tenths of a second.
     pub hz: u32,
     /// Between lookup lists policies are ordered by position, not by age.
@@ -86,6 +92,8 @@ pub static V6_1: Profile = Profile {
     extack_everywhere: false,
     dump_done_names_attribute: false,
     rejects_misplaced_pcpu: false,
+    ipcomp_may_keep_length: false,
+    ipcomp_least_growth_bytes: 4,
     hz: 250,
     possible_cpus: 1,
     knows_iptfs: false,
@@ -122,6 +130,8 @@ pub static V6_12: Profile = Profile {
     extack_everywhere: true,
     dump_done_names_attribute: true,
     rejects_misplaced_pcpu: false,
+    ipcomp_may_keep_length: false,
+    ipcomp_least_growth_bytes: 4,
     hz: 250,
     possible_cpus: 1,
     knows_iptfs: false,
@@ -158,6 +168,8 @@ pub static V7_2: Profile = Profile {
     extack_everywhere: true,
     dump_done_names_attribute: true,
     rejects_misplaced_pcpu: true,
+    ipcomp_may_keep_length: true,
+    ipcomp_least_growth_bytes: 1,
     hz: 250,
     possible_cpus: 1,
     knows_iptfs: true,

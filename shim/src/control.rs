@@ -218,6 +218,11 @@ fn transmit(fd: c_int, request: &Request, cargo: Cargo<'_>) -> Result<(), c_int>
 /// The answer; `None` when the daemon is gone.
 fn receive(fd: c_int, buffer: &mut [u8]) -> Option<(Answer, Received)> {
     let mut header = [0_u8; ANSWER_BYTES];
+    if buffer.is_empty() {
+        let len = sys::recv(fd, &mut header, 0).ok()?;
+        let (answer, _) = Answer::decode(header.get(..len)?)?;
+        return Some((answer, Received::default()));
+    }
     let mut parts = [
         iovec {
             iov_base: header.as_mut_ptr().cast(),
@@ -232,11 +237,9 @@ fn receive(fd: c_int, buffer: &mut [u8]) -> Option<(Answer, Received)> {
     // SAFETY: all-zero bytes are a valid msghdr.
     let mut message: libc::msghdr = unsafe { zeroed() };
     message.msg_iov = parts.as_mut_ptr();
-    message.msg_iovlen = if buffer.is_empty() { 1 } else { 2 };
-    if !buffer.is_empty() {
-        message.msg_control = ancillary.0.as_mut_ptr().cast();
-        message.msg_controllen = ancillary.0.len();
-    }
+    message.msg_iovlen = parts.len();
+    message.msg_control = ancillary.0.as_mut_ptr().cast();
+    message.msg_controllen = ancillary.0.len();
     let len = sys::recvmsg(fd, &mut message, libc::MSG_CMSG_CLOEXEC).ok()?;
     let (answer, _) = Answer::decode(header.get(..len.min(ANSWER_BYTES))?)?;
     let mut received = Received {

@@ -18,6 +18,10 @@
 //! imitated call leaves it; nothing allocates, locks or panics, so that any of
 //! it may run in a signal handler and between fork and exec; nothing here
 //! calls a symbol that this library itself interposes.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "C's types: constants, sizes and results of system calls fit by their definition"
+)]
 
 mod connection;
 mod control;

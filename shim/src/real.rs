@@ -89,7 +89,6 @@ originals! {
     fn __recvfrom_chk(fd: c_int, buffer: *mut c_void, len: size_t, room: size_t, flags: c_int, from: *mut sockaddr, from_len: *mut socklen_t) -> ssize_t = -1;
     fn __read_chk(fd: c_int, buffer: *mut c_void, len: size_t, room: size_t) -> ssize_t = -1;
     fn close(fd: c_int) -> c_int = -1;
-    fn closefrom(first: c_int) -> () = ();
     fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int = -1;
     fn dup(fd: c_int) -> c_int = -1;
     fn dup2(fd: c_int, to: c_int) -> c_int = -1;

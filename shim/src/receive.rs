@@ -26,8 +26,10 @@ const SO_MEMINFO: c_int = 55;
 
 /// What a receive gave.
 pub(crate) enum Received {
-    /// The result of the call, `errno` set.
-    Result(ssize_t),
+    /// A datagram of that length, from there.
+    Datagram(ssize_t, sockaddr_nl),
+    /// Nothing; `errno` says why.
+    Failed,
     /// The descriptor is no socket of ours any more: the host must have the call.
     Foreign,
 }
@@ -44,65 +46,48 @@ enum Source {
     Errno(c_int),
 }
 
-/// `recvmsg` on a socket of ours.
+/// Receives from a socket of ours.
 ///
-/// # Safety
-/// `message` is as `recvmsg` demands it.
-pub(crate) unsafe fn receive(
+/// `native` makes the host's call, perhaps more than once, and gives the name that it fills in;
+/// `room` is how many bytes the caller has offered.
+pub(crate) fn receive(
     entry: &Entry,
     fd: c_int,
-    message: *mut msghdr,
     flags: c_int,
+    room: usize,
+    mut native: impl FnMut(&mut sockaddr_nl) -> ssize_t,
 ) -> Received {
-    // SAFETY: the caller's message; the host has not changed it yet.
-    let given = unsafe { message.read() };
     loop {
-        let pending = entry.pending.swap(0, Ordering::Relaxed);
-        if pending != 0 {
+        if entry.pending.load(Ordering::Relaxed) != 0 {
+            let pending = entry.pending.swap(0, Ordering::Relaxed);
             sys::set_errno(pending);
-            return Received::Result(-1);
+            return Received::Failed;
         }
         let mut from = sys::netlink_address(0, 0);
         from.nl_family = 0;
-        // SAFETY: the caller's message with a name of our own, which outlives the call.
-        let len = unsafe {
-            message.write(given);
-            (*message).msg_name = (&raw mut from).cast();
-            (*message).msg_namelen = size_of::<sockaddr_nl>() as u32;
-            let len = real::recvmsg(fd, message, flags);
-            (*message).msg_name = given.msg_name;
-            len
-        };
+        let len = native(&mut from);
         if len < 0 {
-            // SAFETY: the caller's message; a failed receive leaves it as it was.
-            unsafe { (*message).msg_namelen = given.msg_namelen };
             if sys::errno() == libc::ENOTSOCK {
                 table::forget(fd);
                 return Received::Foreign;
             }
-            return Received::Result(len);
+            return Received::Failed;
         }
         if c_int::from(from.nl_family) != libc::AF_NETLINK {
             // Some other socket has the descriptor now, and its datagram is in the caller's hands.
             table::forget(fd);
-            // SAFETY: as above.
-            unsafe { show_name(message, &given, &from) };
-            return Received::Result(len);
+            return Received::Datagram(len, from);
         }
         match source(entry, fd, &from) {
             Source::Kernel(groups) => {
                 from.nl_pid = 0;
                 from.nl_groups = groups;
-                // SAFETY: as above.
-                unsafe {
-                    show_name(message, &given, &from);
-                    note_room(entry, &given);
-                }
+                note_room(entry, room);
                 entry.seen.store(true, Ordering::Relaxed);
                 if entry.dumping.load(Ordering::Relaxed) {
                     pull(entry, fd);
                 }
-                return Received::Result(len);
+                return Received::Datagram(len, from);
             }
             Source::ForOthers | Source::Stranger => drop_peeked(fd, flags),
             Source::Errno(libc::ENOBUFS) if options::ignores_overruns(fd) => {
@@ -110,13 +95,70 @@ pub(crate) unsafe fn receive(
             }
             Source::Errno(errno) => {
                 drop_peeked(fd, flags);
-                // SAFETY: as above.
-                unsafe { message.write(given) };
                 sys::set_errno(errno);
-                return Received::Result(-1);
+                return Received::Failed;
             }
         }
     }
+}
+
+/// `recvmsg` on a socket of ours; `None` if it is none any more.
+///
+/// # Safety
+/// `message` is as `recvmsg` demands it.
+pub(crate) unsafe fn receive_message(
+    entry: &Entry,
+    fd: c_int,
+    message: *mut msghdr,
+    flags: c_int,
+) -> Option<ssize_t> {
+    // SAFETY: the caller's message; the host has not changed it yet.
+    let given = unsafe { message.read() };
+    let mut room = 0_usize;
+    for index in 0..given.msg_iovlen.min(libc::UIO_MAXIOV as usize) {
+        // SAFETY: the caller's vector, which the host will read too.
+        room = room.saturating_add(unsafe { (*given.msg_iov.add(index)).iov_len });
+    }
+    let received = receive(entry, fd, flags, room, |from| {
+        // SAFETY: the caller's message with a name of our own, which outlives the call.
+        unsafe {
+            message.write(given);
+            (*message).msg_name = core::ptr::from_mut(from).cast();
+            (*message).msg_namelen = size_of::<sockaddr_nl>() as u32;
+            let len = real::recvmsg(fd, message, flags);
+            (*message).msg_name = given.msg_name;
+            (*message).msg_namelen = given.msg_namelen;
+            len
+        }
+    });
+    match received {
+        Received::Datagram(len, from) => {
+            if !given.msg_name.is_null() {
+                // SAFETY: the caller's name has that much room.
+                unsafe {
+                    (*message).msg_namelen =
+                        show_name(given.msg_name.cast(), given.msg_namelen as usize, &from);
+                }
+            }
+            Some(len)
+        }
+        Received::Failed => Some(-1),
+        Received::Foreign => None,
+    }
+}
+
+/// Shows the caller where a datagram came from, cut to the room it gave; the length that it gets to
+/// know.
+///
+/// # Safety
+/// `name` has `room` bytes.
+pub(crate) unsafe fn show_name(name: *mut u8, room: usize, from: &sockaddr_nl) -> u32 {
+    let len = size_of::<sockaddr_nl>();
+    // SAFETY: the caller's contract.
+    unsafe {
+        core::ptr::copy_nonoverlapping(core::ptr::from_ref(from).cast::<u8>(), name, room.min(len));
+    }
+    len as u32
 }
 
 /// A datagram that was only peeked at is still there.
@@ -160,34 +202,8 @@ fn judge(entry: &Entry, from: &sockaddr_nl) -> Source {
     Source::Stranger
 }
 
-/// Shows the caller the name, cut to the room it gave.
-unsafe fn show_name(message: *mut msghdr, given: &msghdr, from: &sockaddr_nl) {
-    if given.msg_name.is_null() {
-        // SAFETY: the caller's message.
-        unsafe { (*message).msg_namelen = given.msg_namelen };
-        return;
-    }
-    let len = size_of::<sockaddr_nl>();
-    let room = (given.msg_namelen as usize).min(len);
-    // SAFETY: the caller's name has that much room.
-    unsafe {
-        core::ptr::copy_nonoverlapping(
-            core::ptr::from_ref(from).cast::<u8>(),
-            given.msg_name.cast::<u8>(),
-            room,
-        );
-        (*message).msg_namelen = len as u32;
-    }
-}
-
 /// Remembers the largest buffer that the socket has offered: dumps are cut to it.
-unsafe fn note_room(entry: &Entry, given: &msghdr) {
-    let mut room = 0_usize;
-    for index in 0..given.msg_iovlen {
-        // SAFETY: the caller's vector, which the host has just used.
-        let part = unsafe { given.msg_iov.add(index).read() };
-        room = room.saturating_add(part.iov_len);
-    }
+fn note_room(entry: &Entry, room: usize) {
     let room = u32::try_from(room).unwrap_or(u32::MAX);
     if room > entry.recv_bytes.load(Ordering::Relaxed) {
         entry.recv_bytes.store(room, Ordering::Relaxed);

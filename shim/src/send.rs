@@ -120,11 +120,15 @@ fn send_as_file(
             });
         }
     }
-    let cargo = Cargo {
-        parts: &[],
-        fds: &[file],
-    };
-    let answer = written.and_then(|_| netlink::ask(entry, fd, request, cargo));
+    // A frame without payload asks for leave to bring a descriptor.
+    let mut answer = written.and_then(|_| netlink::ask(entry, fd, request, Cargo::default()));
+    if answer.as_ref().is_ok_and(|answer| answer.wants_file) {
+        let cargo = Cargo {
+            parts: &[],
+            fds: &[file],
+        };
+        answer = netlink::ask(entry, fd, request, cargo);
+    }
     sys::close(file);
     answer
 }

@@ -5,7 +5,8 @@ use core::ffi::{c_char, c_int, c_uint, c_void};
 use core::mem::zeroed;
 
 use libc::{
-    FILE, iovec, mmsghdr, mode_t, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec, uid_t,
+    FILE, iovec, mmsghdr, mode_t, msghdr, size_t, sockaddr, sockaddr_nl, socklen_t, ssize_t,
+    timespec, uid_t,
 };
 
 use crate::descriptors::{self, FcntlArg};
@@ -25,7 +26,7 @@ macro_rules! exported {
         /// # Safety
         /// As libc's.
         #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name($($arg: $type),*) $(-> $ret)? {
+        pub(crate) unsafe extern "C" fn $name($($arg: $type),*) $(-> $ret)? {
             // SAFETY: the arguments are the caller's, with the contract of libc's function.
             #[allow(unused_unsafe, reason = "some bodies need none")]
             unsafe { $($body)* }
@@ -89,46 +90,45 @@ unsafe fn write_parts(fd: c_int, parts: &[iovec]) -> Option<ssize_t> {
     }
 }
 
-unsafe fn receive_parts(
-    fd: c_int,
-    parts: *const iovec,
-    count: usize,
-    from: *mut sockaddr,
-    from_len: *mut socklen_t,
-    flags: c_int,
-) -> Option<ssize_t> {
-    let entry = table::socket(fd)?;
-    // SAFETY: a message made of the caller's arguments.
-    unsafe {
-        let mut message: msghdr = zeroed();
-        message.msg_iov = parts.cast_mut();
-        message.msg_iovlen = count;
-        if !from.is_null() && !from_len.is_null() {
-            message.msg_name = from.cast();
-            message.msg_namelen = *from_len;
-        }
-        let result = match receive::receive(entry, fd, &raw mut message, flags) {
-            Received::Result(result) => result,
-            Received::Foreign => return None,
-        };
-        if result >= 0 && !from.is_null() && !from_len.is_null() {
-            *from_len = message.msg_namelen;
-        }
-        Some(result)
-    }
-}
-
+/// A receive into one buffer: by `recvfrom`, which costs less than `recvmsg`.
 unsafe fn receive_one(
     fd: c_int,
     buffer: *mut c_void,
     len: size_t,
-    from: *mut sockaddr,
-    from_len: *mut socklen_t,
+    name: *mut sockaddr,
+    name_len: *mut socklen_t,
     flags: c_int,
 ) -> Option<ssize_t> {
-    let whole = part(buffer, len);
-    // SAFETY: the caller's arguments.
-    unsafe { receive_parts(fd, &raw const whole, 1, from, from_len, flags) }
+    let entry = table::socket(fd)?;
+    let received = receive::receive(entry, fd, flags, len, |from| {
+        let mut from_len = size_of::<sockaddr_nl>() as socklen_t;
+        let from = core::ptr::from_mut(from).cast();
+        // SAFETY: the caller's buffer, and a name of our own.
+        unsafe { real::recvfrom(fd, buffer, len, flags, from, &raw mut from_len) }
+    });
+    match received {
+        Received::Datagram(len, from) => {
+            if !name.is_null() && !name_len.is_null() {
+                // SAFETY: the caller's name and its length.
+                unsafe { *name_len = receive::show_name(name.cast(), *name_len as usize, &from) };
+            }
+            Some(len)
+        }
+        Received::Failed => Some(-1),
+        Received::Foreign => None,
+    }
+}
+
+/// A receive into a vector.
+unsafe fn receive_parts(fd: c_int, parts: *const iovec, count: usize) -> Option<ssize_t> {
+    let entry = table::socket(fd)?;
+    // SAFETY: a message made of the caller's vector.
+    unsafe {
+        let mut message: msghdr = zeroed();
+        message.msg_iov = parts.cast_mut();
+        message.msg_iovlen = count;
+        receive::receive_message(entry, fd, &raw mut message, 0)
+    }
 }
 
 /// Descriptors that came with a message may be sockets of ours, under numbers that were not.
@@ -155,10 +155,7 @@ unsafe fn receive_message(fd: c_int, message: *mut msghdr, flags: c_int) -> Opti
         return None;
     }
     // SAFETY: the caller's message.
-    match unsafe { receive::receive(entry, fd, message, flags) } {
-        Received::Result(result) => Some(result),
-        Received::Foreign => None,
-    }
+    unsafe { receive::receive_message(entry, fd, message, flags) }
 }
 
 unsafe fn send_message(fd: c_int, message: *const msghdr, flags: c_int) -> Option<ssize_t> {
@@ -361,8 +358,7 @@ exported! {
             && let Ok(len) = usize::try_from(count)
             && let Some(room) = vector(parts, len)
             && room.iter().any(|part| part.iov_len > 0)
-            && let Some(result) =
-                receive_parts(fd, parts, len, core::ptr::null_mut(), core::ptr::null_mut(), 0)
+            && let Some(result) = receive_parts(fd, parts, len)
         {
             return result;
         }

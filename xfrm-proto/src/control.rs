@@ -207,7 +207,8 @@ pub enum Request {
         /// `SO_NETNS_COOKIE`.
         netns: u64,
     },
-    /// A datagram (the payload, or a descriptor of a file that holds it).
+    /// A datagram: the payload, or, where that is empty and the answer says `wants_file`, a
+    /// descriptor of a file that holds it.
     Send {
         /// Whose.
         socket: Socket,
@@ -418,6 +419,8 @@ pub struct Answer {
     pub unknown_netns: bool,
     /// Send [`Request::Prove`] and repeat.
     pub wants_proof: bool,
+    /// [`Request::Send`] without payload: repeat it with the file's descriptor.
+    pub wants_file: bool,
     /// [`Request::Netns`]: repeat it with the namespace's descriptor.
     pub wants_netns: bool,
     /// [`Request::Netns`]: repeat it with two sockets.
@@ -439,6 +442,12 @@ impl Answer {
         }
     }
 
+    /// Whether the client's next frame brings descriptors; no other does.
+    #[must_use]
+    pub fn wants_descriptors(&self) -> bool {
+        self.wants_netns || self.wants_sockets || self.wants_proof || self.wants_file
+    }
+
     /// The wire form of the header.
     #[must_use]
     pub fn encode(&self) -> [u8; ANSWER_BYTES] {
@@ -447,7 +456,8 @@ impl Answer {
             | u32::from(self.unknown_netns) << 2
             | u32::from(self.wants_netns) << 3
             | u32::from(self.wants_sockets) << 4
-            | u32::from(self.wants_proof) << 5;
+            | u32::from(self.wants_proof) << 5
+            | u32::from(self.wants_file) << 6;
         let words = [
             pair(self.errno, flags),
             pair(self.first, self.second),
@@ -476,6 +486,7 @@ impl Answer {
             wants_netns: flags & 8 != 0,
             wants_sockets: flags & 16 != 0,
             wants_proof: flags & 32 != 0,
+            wants_file: flags & 64 != 0,
             first: word(8)?,
             second: word(12)?,
         };
@@ -553,6 +564,7 @@ mod tests {
             wants_netns: false,
             wants_sockets: true,
             wants_proof: true,
+            wants_file: true,
             first: 1,
             second: 2,
         };

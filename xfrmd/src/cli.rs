@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use dataplane::Profile;
 use dataplane::netns::Limits;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 use xfrm_proto::control::{Address, ENV_CONTROL, SYSTEM_ABSTRACT, SYSTEM_PATH};
 
@@ -253,7 +254,7 @@ fn with_daemon<T>(
 fn environment(socket: &SocketOption) -> Result<ExitCode> {
     with_daemon(socket, |address| {
         let statistics = client::statistics(address).context("asking the daemon")?;
-        let Some(shim) = statistics["shim"].as_str() else {
+        let Some(shim) = statistics.get("shim").and_then(Value::as_str) else {
             bail!("the daemon has found no place for the shim");
         };
         let preload = command::preload(Path::new(shim), variable("LD_PRELOAD"));
@@ -277,40 +278,54 @@ fn statistics(socket: &SocketOption, json: bool) -> Result<ExitCode> {
     let statistics = with_daemon(socket, |address| {
         client::statistics(address).context("asking the daemon")
     })?;
-    let mut out = std::io::stdout().lock();
-    if json {
-        writeln!(out, "{statistics:#}")?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    writeln!(
-        out,
-        "xfrmd {} as Linux {}, {} clients",
-        statistics["version"].as_str().unwrap_or_default(),
-        statistics["kernel"].as_str().unwrap_or_default(),
-        statistics["clients"],
-    )?;
-    for namespace in statistics["namespaces"].as_array().into_iter().flatten() {
-        let own = if namespace["own"] == true {
+    let text = if json {
+        format!("{statistics:#}\n")
+    } else {
+        plain(&statistics)
+    };
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Statistics for people: counters that are not 0, and everything else.
+fn plain(statistics: &Value) -> String {
+    let mut out = format!(
+        "xfrmd {} as Linux {}, {} clients\n",
+        field(statistics, "version"),
+        field(statistics, "kernel"),
+        field(statistics, "clients"),
+    );
+    let namespaces = statistics.get("namespaces").and_then(Value::as_array);
+    for namespace in namespaces.into_iter().flatten() {
+        let own = if namespace.get("own") == Some(&Value::Bool(true)) {
             " (the daemon's)"
         } else {
             ""
         };
-        writeln!(
-            out,
-            "namespace {}{own}: {} users",
-            namespace["cookie"], namespace["users"]
-        )?;
-        writeln!(out, "  states {}", namespace["states"])?;
-        write!(out, "  policies")?;
-        for (name, count) in namespace["policies"].as_object().into_iter().flatten() {
-            write!(out, " {name} {count}")?;
+        out += &format!(
+            "namespace {}{own}: {} users\n  states {}\n  policies",
+            field(namespace, "cookie"),
+            field(namespace, "users"),
+            field(namespace, "states"),
+        );
+        let table = |name| namespace.get(name).and_then(Value::as_object);
+        for (name, count) in table("policies").into_iter().flatten() {
+            out += &format!(" {name} {count}");
         }
-        writeln!(out)?;
-        for (name, value) in namespace["counters"].as_object().into_iter().flatten() {
+        out.push('\n');
+        for (name, value) in table("counters").into_iter().flatten() {
             if value.as_u64() != Some(0) {
-                writeln!(out, "  {name} {value}")?;
+                out += &format!("  {name} {value}\n");
             }
         }
     }
-    Ok(ExitCode::SUCCESS)
+    out
+}
+
+fn field(object: &Value, name: &str) -> String {
+    match object.get(name) {
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+        None => String::new(),
+    }
 }

@@ -114,17 +114,16 @@ pub fn difference(
 /// What a difference is about, without its numbers: two differences of the
 /// same signature are taken for the same.
 fn signature(difference: &str) -> String {
-    let about = difference
-        .lines()
-        .filter(|line| line.starts_with("@@ line"));
-    let request = about.clone().next().unwrap_or_default();
-    let request = request.split('>').nth(1).unwrap_or_default().trim();
     let lines = difference
         .lines()
         .filter(|line| line.starts_with(['-', '+']));
     let words = lines.take(2).map(|line| {
         let line = line.split('|').next().unwrap_or_default();
         let mut words: Vec<&str> = line.split_whitespace().collect();
+        // Which socket it was says nothing.
+        if words.first().is_some_and(|word| word.ends_with('<')) && words.len() > 1 {
+            words.remove(1);
+        }
         words.retain(|word| {
             let number = word
                 .trim_start_matches(['-', '+'])
@@ -134,5 +133,5 @@ fn signature(difference: &str) -> String {
         words.join(" ")
     });
     let words: Vec<String> = words.collect();
-    format!("{request}: {}", words.join(" / "))
+    words.join(" / ")
 }

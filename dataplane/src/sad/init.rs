@@ -71,6 +71,9 @@ impl Sad {
 
 /// Whether a mode is a tunnel mode; `None` when the family does not have it.
 fn mode_is_tunnel(profile: &Profile, mode: u8, family: u16) -> Option<bool> {
+    if !matches!(family, AF_INET | AF_INET6) {
+        return None;
+    }
     match mode {
         XFRM_MODE_TRANSPORT => Some(false),
         XFRM_MODE_TUNNEL | XFRM_MODE_BEET => Some(true),

@@ -62,7 +62,7 @@ impl Spd {
             ..Flow::default()
         };
         if sel.proto != ANY_PROTOCOL {
-            (flow.dport, flow.sport) = ports(sel);
+            flow = flow.with_ports(sel.dport.get(), sel.sport.get());
             flow.ifindex = sel.ifindex;
         }
         self.lookup_type(&flow, migration.dir, migration.kind, migration.if_id)
@@ -129,19 +129,6 @@ impl Spd {
         } else {
             Err(XfrmError::new(errno::ENODATA))
         }
-    }
-}
-
-/// What a flow of the selector's protocol, with the selector's two ports where it has its
-/// own, shows as destination and source port (`xfrm_flowi_dport`, `xfrm_flowi_sport`).
-fn ports(sel: &Selector) -> (u16, u16) {
-    let (dport, sport) = (sel.dport.get(), sel.sport.get());
-    match sel.proto {
-        IPPROTO_TCP | IPPROTO_UDP | IPPROTO_UDPLITE | IPPROTO_SCTP => (dport, sport),
-        IPPROTO_ICMP | IPPROTO_ICMPV6 => (dport & 0xff, dport >> 8),
-        IPPROTO_MH => (0, dport >> 8),
-        IPPROTO_GRE => (sport, dport),
-        _ => (0, 0),
     }
 }
 

@@ -35,6 +35,8 @@ pub(super) struct Connection {
     peer: Credentials,
     introduced: bool,
     entered: Vec<Entered>,
+    /// Its next frame may bring descriptors; receiving them costs, so no other may.
+    brings: bool,
     /// Cookies and ports of sockets that it has shown.
     proven: Vec<(u64, u32)>,
 }
@@ -74,6 +76,17 @@ impl Reply {
             ..Answer::default()
         })
     }
+}
+
+/// What became of a connection's turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// A frame was answered.
+    Served,
+    /// There was none.
+    Empty,
+    /// The connection has ended, or must.
+    Over,
 }
 
 impl Connection {
@@ -133,7 +146,10 @@ impl Daemon {
         if index >= most || (peer.uid() != 0 && same >= most / 2) {
             return Err(io::Error::other("too many clients"));
         }
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Connection.data(index));
+        // Edge-triggered, which spares a look at the socket after each frame: a client waits for an
+        // answer before it sends again. One that does not is served when it sends again.
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        let event = EpollEvent::new(flags, Source::Connection.data(index));
         self.epoll.add(&fd, event)?;
         let connection = Connection {
             id: self.next_connection,
@@ -144,6 +160,7 @@ impl Daemon {
             },
             introduced: false,
             entered: Vec::new(),
+            brings: false,
             proven: Vec::new(),
         };
         self.next_connection += 1;
@@ -155,45 +172,64 @@ impl Daemon {
         Ok(())
     }
 
-    pub(super) fn serve_connection(&mut self, index: usize) {
+    pub(super) fn serve_connection(&mut self, index: usize, events: EpollFlags) {
         let Some(mut connection) = self.connections.get_mut(index).and_then(Option::take) else {
             return;
         };
         let mut frame = std::mem::take(&mut self.frame);
-        let goes_on = self.serve_frame(&mut connection, &mut frame);
+        let mut turn = self.serve_frame(&mut connection, &mut frame);
+        if events.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP) {
+            // Nothing more will come than what is queued.
+            while turn == Turn::Served {
+                turn = self.serve_frame(&mut connection, &mut frame);
+            }
+            turn = Turn::Over;
+        }
         self.frame = frame;
-        if !goes_on {
+        if turn == Turn::Over {
             self.end_connection(connection);
         } else if let Some(slot) = self.connections.get_mut(index) {
             *slot = Some(connection);
         }
     }
 
-    /// Whether the connection goes on.
-    fn serve_frame(&mut self, connection: &mut Connection, frame: &mut [u8]) -> bool {
-        let (len, fds) = match host::receive_frame(connection.fd.as_fd(), frame) {
-            Ok(Some(received)) => received,
-            Ok(None) => return false,
-            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+    fn serve_frame(&mut self, connection: &mut Connection, frame: &mut [u8]) -> Turn {
+        let received = if std::mem::take(&mut connection.brings) {
+            host::receive_frame(connection.fd.as_fd(), frame)
+        } else {
+            host::receive_plain(connection.fd.as_fd(), frame).map(|len| (len, [None, None]))
+        };
+        let (len, fds) = match received {
+            Ok((0, _)) => return Turn::Over,
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Empty,
+            Err(_) => return Turn::Over,
         };
         let decoded = frame.get(..len).and_then(Request::decode);
         let Some((request, payload)) = decoded else {
             tracing::warn!(pid = connection.peer.pid, "a frame that makes no sense");
-            return false;
+            return Turn::Over;
         };
         let reply = self.handle(connection, &request, payload, fds);
         let fd = connection.fd.as_fd();
         let sent = match &reply {
-            Reply::Answer(answer) => host::send_frame(fd, &answer.encode(), &[], None),
+            Reply::Answer(answer) => {
+                connection.brings = answer.wants_descriptors();
+                host::send_frame(fd, &answer.encode(), &[], None)
+            }
             Reply::Content(content) => {
                 host::send_frame(fd, &Answer::default().encode(), content, None)
             }
             Reply::Descriptor(passed) => {
                 host::send_frame(fd, &Answer::default().encode(), &[0], Some(passed.as_fd()))
             }
-            Reply::HangUp => return false,
+            Reply::HangUp => return Turn::Over,
         };
-        sent.is_ok()
+        if sent.is_ok() {
+            Turn::Served
+        } else {
+            Turn::Over
+        }
     }
 
     fn handle(
@@ -482,7 +518,10 @@ impl Daemon {
             _ => payload,
         };
         if datagram.is_empty() {
-            return Reply::error(libc::ENODATA);
+            return Reply::Answer(Answer {
+                wants_file: true,
+                ..Answer::default()
+            });
         }
         self.read_writers();
         if let Some(instance) = self.instances.get_mut(&entered.id)

@@ -1,4 +1,8 @@
 //! The host kernel's calls that the driver makes often, or that nix lacks.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "C's types: constants and sizes of structures fit by their definition"
+)]
 
 use std::ffi::CString;
 use std::io;
@@ -150,11 +154,28 @@ pub(crate) fn send_netlink(
 #[repr(C, align(8))]
 struct Ancillary([u8; 64]);
 
-/// A frame: how many bytes of `buffer` it has, and its descriptors. `None` at the connection's end.
+/// A frame without descriptors: its length, 0 at the connection's end.
+pub(crate) fn receive_plain(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the buffer is valid for its size.
+    let result = unsafe {
+        libc::recv(
+            fd.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_DONTWAIT | libc::MSG_TRUNC,
+        )
+    };
+    match checked(result)? {
+        len if len > buffer.len() => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
+        len => Ok(len),
+    }
+}
+
+/// A frame: how many bytes of `buffer` it has, and its descriptors.
 pub(crate) fn receive_frame(
     fd: BorrowedFd<'_>,
     buffer: &mut [u8],
-) -> io::Result<Option<(usize, [Option<OwnedFd>; FRAME_FDS])>> {
+) -> io::Result<(usize, [Option<OwnedFd>; FRAME_FDS])> {
     let mut part = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
         iov_len: buffer.len(),
@@ -199,13 +220,10 @@ pub(crate) fn receive_frame(
             }
         }
     }
-    if len == 0 {
-        return Ok(None);
-    }
     if message.msg_flags & libc::MSG_TRUNC != 0 {
         return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
     }
-    Ok(Some((len, fds)))
+    Ok((len, fds))
 }
 
 /// Sends an answer's header, payload and descriptor; never waits.

@@ -10,10 +10,12 @@
 //! chunk of a dump waits for room, as it does on Linux, where it is not made
 //! before.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
 use xfrm_proto::control::EVENTS_LOST;
 use xfrmd::emulator::NetnsId;
 
@@ -96,8 +98,8 @@ pub(crate) struct Instance {
     pub(crate) namespace: Option<OwnedFd>,
     /// Its sockets, while there are users.
     pub(crate) speakers: Option<Speakers>,
-    members: HashMap<u64, Member>,
-    readers: HashMap<u32, Reader>,
+    members: HashMap<u64, Member, RandomState>,
+    readers: HashMap<u32, Reader, RandomState>,
 }
 
 impl Instance {
@@ -109,8 +111,8 @@ impl Instance {
             users: Vec::new(),
             namespace: None,
             speakers: None,
-            members: HashMap::new(),
-            readers: HashMap::new(),
+            members: HashMap::default(),
+            readers: HashMap::default(),
         }
     }
 

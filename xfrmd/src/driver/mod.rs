@@ -31,7 +31,6 @@ pub(crate) mod program;
 pub(crate) mod signals;
 mod statistics;
 
-use std::collections::HashMap;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,6 +38,8 @@ use std::path::PathBuf;
 
 use dataplane::netns::Limits;
 use dataplane::{BootNanos, Profile};
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
@@ -132,8 +133,8 @@ pub(crate) struct Daemon {
     listeners: Vec<OwnedFd>,
     connections: Vec<Option<Connection>>,
     next_connection: u64,
-    instances: HashMap<NetnsId, Instance>,
-    by_cookie: HashMap<u64, NetnsId>,
+    instances: HashMap<NetnsId, Instance, RandomState>,
+    by_cookie: HashMap<u64, NetnsId, RandomState>,
     writers: Vec<Option<Writer>>,
     group_members: [u32; 32],
     overruns: bool,
@@ -174,8 +175,8 @@ impl Daemon {
             listeners,
             connections: Vec::new(),
             next_connection: 1,
-            instances: HashMap::new(),
-            by_cookie: HashMap::new(),
+            instances: HashMap::default(),
+            by_cookie: HashMap::default(),
             writers: Vec::new(),
             group_members: [0; 32],
             overruns: false,
@@ -203,7 +204,9 @@ impl Daemon {
             };
             for event in events.iter().take(ready) {
                 match Source::of(event.data()) {
-                    Some((Source::Connection, index)) => self.serve_connection(index),
+                    Some((Source::Connection, index)) => {
+                        self.serve_connection(index, event.events());
+                    }
                     Some((Source::Listener, index)) => self.accept(index),
                     Some((Source::Timer, _)) => self.run_timers(),
                     Some((Source::Writer, index)) => self.read_writer(index),

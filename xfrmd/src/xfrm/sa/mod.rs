@@ -29,7 +29,7 @@ const REPLY_ROOM: usize = 4096 - 320;
 
 pub(crate) fn new_sa(call: &mut Call<'_, '_>, request: &Request<'_>) -> Result<(), XfrmError> {
     let info = request.fixed::<UserSaInfo>();
-    verify::new_sa(call.ns.profile, &info, &request.attrs)?;
+    verify::new_sa(call.ns.profile, &info, &request.attrs, call.rewrites)?;
     let wanted = request::sa(info, &request.attrs);
     let (sad, now) = (&mut call.ns.sad, call.cx.now);
     let sa = sad.construct(call.cx, &call.ns.sysctls, wanted)?;
@@ -184,13 +184,13 @@ fn tell(
     id: SaId,
     encode: impl FnOnce(&mut Vec<u8>, Origin, &Sa),
 ) {
-    if let Some(sa) = call.ns.sad.get(id) {
-        if call.sockets.has_listeners(group::SA) {
-            call.out
-                .send(call.netns, super::Destination::Group(group::SA), |out| {
-                    encode(out, origin_of(request), sa);
-                });
-        }
+    if let Some(sa) = call.ns.sad.get(id)
+        && call.sockets.has_listeners(group::SA)
+    {
+        let to = super::Destination::Group(group::SA);
+        call.out.send(call.netns, to, |out| {
+            encode(out, origin_of(request), sa);
+        });
     }
 }
 

@@ -23,8 +23,17 @@ const IPTFS: [u16; 6] = [
     XFRMA_IPTFS_PKT_SIZE,
 ];
 
+const PLAIN_LENGTH: &str = "Invalid AUTH/CRYPT/COMP attribute length";
+
 /// Checks a request (`verify_newsa_info`).
-pub(super) fn new_sa(profile: &Profile, info: &UserSaInfo, attrs: &Attrs<'_>) -> Checked {
+///
+/// `rewrites` takes what the checks write into it: an offset and two bytes.
+pub(super) fn new_sa(
+    profile: &Profile,
+    info: &UserSaInfo,
+    attrs: &Attrs<'_>,
+    rewrites: &mut Vec<(usize, u16)>,
+) -> Checked {
     let dir = attrs.u8(XFRMA_SA_DIR).unwrap_or(0);
     family(info.family)?;
     let sel_family = match info.sel.family {
@@ -33,7 +42,7 @@ pub(super) fn new_sa(profile: &Profile, info: &UserSaInfo, attrs: &Attrs<'_>) ->
     };
     selector_prefixes(sel_family, &info.sel)?;
     protocol(info, attrs)?;
-    lengths(attrs)?;
+    lengths(attrs, rewrites)?;
     replay(info, attrs, dir)?;
     mode(profile, info, dir)?;
     if attrs.has(XFRMA_MTIMER_THRESH) {
@@ -189,25 +198,37 @@ fn esp(info: &UserSaInfo, attrs: &Attrs<'_>) -> Checked {
     )
 }
 
-fn lengths(attrs: &Attrs<'_>) -> Checked {
-    let readable = |kind, layout| {
-        attrs
-            .bytes(kind)
-            .is_none_or(|bytes| AlgoBlob::read(bytes, layout).is_some())
-    };
-    require(
-        readable(XFRMA_ALG_AEAD, Layout::WithIcv),
-        "Invalid AEAD attribute length",
-    )?;
-    require(
-        readable(XFRMA_ALG_AUTH_TRUNC, Layout::WithIcv),
-        "Invalid AUTH_TRUNC attribute length",
-    )?;
-    for kind in [XFRMA_ALG_AUTH, XFRMA_ALG_CRYPT, XFRMA_ALG_COMP] {
-        require(
-            readable(kind, Layout::Plain),
-            "Invalid AUTH/CRYPT/COMP attribute length",
-        )?;
+/// QUIRK: name_is_terminated_in_request. What has the right length gets a NUL at the end of its
+/// name field, in the request itself: an error that echoes the request shows it.
+fn lengths(attrs: &Attrs<'_>, rewrites: &mut Vec<(usize, u16)>) -> Checked {
+    const LAYOUTS: [(u16, Layout, &str); 5] = [
+        (
+            XFRMA_ALG_AEAD,
+            Layout::WithIcv,
+            "Invalid AEAD attribute length",
+        ),
+        (
+            XFRMA_ALG_AUTH_TRUNC,
+            Layout::WithIcv,
+            "Invalid AUTH_TRUNC attribute length",
+        ),
+        (XFRMA_ALG_AUTH, Layout::Plain, PLAIN_LENGTH),
+        (XFRMA_ALG_CRYPT, Layout::Plain, PLAIN_LENGTH),
+        (XFRMA_ALG_COMP, Layout::Plain, PLAIN_LENGTH),
+    ];
+    for (kind, layout, text) in LAYOUTS {
+        let Some(bytes) = attrs.bytes(kind) else {
+            continue;
+        };
+        let blob = AlgoBlob::read(bytes, layout);
+        require(blob.is_some(), text)?;
+        if let (Some(blob), Some(offset)) = (blob, attrs.offset(kind))
+            && let [.., before, last] = blob.name
+            && last != 0
+        {
+            let end = offset as usize + NLA_HDRLEN + blob.name.len();
+            rewrites.push((end - 2, u16::from_ne_bytes([before, 0])));
+        }
     }
     security_context(attrs)
 }

@@ -1,0 +1,100 @@
+//! Why a packet died: one list for the MIB counter and the text.
+//!
+//! Linux counts a handful of ways to die under one XFRM counter; the reason
+//! here is the finer one, and says which counter it belongs to. Reasons that
+//! Linux counts outside the XFRM MIB (an inner packet that `ip_rcv` refuses,
+//! a fragment queue that is full) have none.
+
+use crate::mib::Counter;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident => $counter:expr, $text:literal;)*) => {
+        /// A way for a packet to die.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum DropReason { $($(#[$doc])* $name,)* }
+
+        impl DropReason {
+            /// Every reason.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// The XFRM counter that moves, if one does.
+            #[must_use]
+            pub const fn counter(self) -> Option<Counter> {
+                match self { $(Self::$name => $counter,)* }
+            }
+
+            /// What happened, in words.
+            #[must_use]
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// No room in the buffer for what has to be put in front or behind.
+    InNoRoom => Some(Counter::InError), "the packet buffer is too small";
+    /// Not an IP packet, or its headers do not parse.
+    InHeader => Some(Counter::InHdrError), "the IP header does not parse";
+    /// Fewer bytes than the protocol's header has.
+    InHeaderShort => Some(Counter::InHdrError), "shorter than the protocol's header";
+    /// Sequence number 0, outside the window, or seen already.
+    InReplay => Some(Counter::InStateSeqError), "the sequence number is a replay or too old";
+    /// No room for an IV, or nothing behind it.
+    EspShort => Some(Counter::InStateProtoError), "shorter than ESP header, IV and ICV";
+    /// Ciphertext is no whole number of blocks.
+    EspBlocks => Some(Counter::InStateProtoError), "the ciphertext is not a number of whole blocks";
+    /// The integrity check failed.
+    EspIcv => Some(Counter::InStateProtoError), "ESP integrity check failed";
+    /// The pad length covers more than there is.
+    EspPadding => Some(Counter::InStateProtoError), "the ESP pad length lies";
+    /// Next header 59.
+    EspDummy => Some(Counter::InStateProtoError), "a dummy packet";
+    /// Length field fits neither the truncated nor the full ICV.
+    AhLength => Some(Counter::InStateProtoError), "the AH length is not the SA's";
+    /// Options or extension headers that cannot be walked.
+    AhOptions => Some(Counter::InStateProtoError), "IP options in front of AH do not parse";
+    /// The integrity check failed.
+    AhIcv => Some(Counter::InStateProtoError), "AH integrity check failed";
+    /// Shorter than an IPComp header.
+    CompShort => Some(Counter::InStateProtoError), "shorter than an IPComp header";
+    /// Not deflate, or too much of it.
+    CompData => Some(Counter::InStateProtoError), "the compressed data do not decompress";
+    /// Decompression did not make it longer.
+    CompGrew => Some(Counter::InStateProtoError), "the compressed data were longer than the plain ones";
+    /// Route optimization: the address in the packet is not the SA's.
+    RouteAddress => Some(Counter::InNoStates), "no route optimization for these addresses";
+    /// What came out of a tunnel is neither IPv4 nor IPv6.
+    InnerProtocol => Some(Counter::InStateModeError), "the inner protocol is not IP";
+    /// Inner packet shorter than an IP header.
+    InnerShort => Some(Counter::InStateModeError), "the inner packet is shorter than an IP header";
+    /// The BEET pseudo header does not parse.
+    BeetHeader => Some(Counter::InStateModeError), "the BEET pseudo header does not parse";
+    /// The SA's mode has no input side.
+    InMode => Some(Counter::InStateModeError), "the SA's mode takes no packets in";
+    /// `ip_rcv` refuses the decapsulated packet.
+    InnerHeader => None, "the inner IP header is not valid";
+    /// The decapsulated packet is shorter than its header says.
+    InnerTruncated => None, "the inner packet is shorter than it says";
+    /// Fragments that overlap, exceed 64 KiB, or do not fit the bounds.
+    Reassembly => None, "the fragment cannot be part of a packet";
+    /// No room in the buffer.
+    OutNoRoom => Some(Counter::OutError), "no headroom or tailroom left";
+    /// Not an IP packet, or its headers do not parse.
+    OutHeader => Some(Counter::OutStateModeError), "the IP header does not parse";
+    /// Larger than the tunnel's MTU with DF set.
+    OutTooBig => Some(Counter::OutStateModeError), "larger than the path MTU";
+    /// BEET does not carry fragments.
+    OutFragment => Some(Counter::OutStateModeError), "BEET mode carries no IPv4 fragments";
+    /// The SA's mode cannot carry this family.
+    OutFamily => Some(Counter::OutStateModeError), "the SA's mode does not carry this family";
+    /// Sequence numbers are used up.
+    OutSequence => Some(Counter::OutStateSeqError), "the sequence number would wrap";
+    /// More than 64 KiB in the end.
+    OutOversize => Some(Counter::OutStateProtoError), "longer than an IP packet can be";
+    /// AH over options or extension headers that cannot be walked.
+    OutOptions => Some(Counter::OutStateProtoError), "IP options do not parse";
+    /// The cipher refused.
+    OutCrypto => Some(Counter::OutStateProtoError), "the cipher refused the packet";
+}
