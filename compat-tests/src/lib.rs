@@ -18,7 +18,8 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
-    reason = "all of this crate is test code: a panic is a failed test"
+    clippy::type_complexity,
+    reason = "all of this crate is test code: a panic is a failed test, a table of cases needs no type names"
 )]
 
 pub mod clients;

@@ -128,7 +128,7 @@ impl Message {
     /// Appends a `u32` attribute.
     #[must_use]
     pub fn u32(self, kind: u16, value: u32) -> Self {
-        self.attr(kind, &value.to_ne_bytes())
+        self.attr(kind, value.to_ne_bytes())
     }
 
     /// The message's bytes, unpadded.

@@ -145,7 +145,7 @@ impl<'s> Session<'s> {
 
     /// Ends the scenario.
     #[must_use]
-    pub fn finish(mut self) -> String {
+    pub fn finish(self) -> String {
         for index in 0..self.sockets.len() {
             if self.sockets[index].2 {
                 self.subject.close(self.sockets[index].0);

@@ -2,6 +2,14 @@
 //! code it is about: fragments in `packet::reassembly`, route headers in `transform::ah`, inner
 //! total lengths in `packet::ip4`). Packets below are authentic where an authentic one is needed
 //! to get that far: the peer itself is not trusted with our memory.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    reason = "a test"
+)]
 
 use dataplane::crypto::{
     AeadAlgorithm, AuthAlgorithm, CipherAlgorithm, Deflate, EspTransform, mac,

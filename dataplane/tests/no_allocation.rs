@@ -1,4 +1,12 @@
 //! Packets cost no allocation once a worker's memory has grown: counted, not believed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    reason = "a test"
+)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -49,7 +49,7 @@ fn attr_lengths(s: &mut Session<'_>) {
             s.request(
                 a,
                 &format!("attr {kind} of {len}"),
-                get.clone().attr(kind, &vec![0; len]),
+                get.clone().attr(kind, vec![0; len]),
             );
         }
     }
@@ -62,7 +62,7 @@ fn attr_strictness(s: &mut Session<'_>) {
     ] {
         for bits in [NLA_F_NESTED, 1 << 14, 3 << 14] {
             for len in [0, 1, 2, 3, 4, 5, 8] {
-                let message = Sa::esp().new_sa().attr(kind | bits, &vec![1; len]);
+                let message = Sa::esp().new_sa().attr(kind | bits, vec![1; len]);
                 s.request(a, &format!("attr {kind} bits {bits:#x} of {len}"), message);
                 s.send(a, "flush", vec![flush_sa(0)]);
             }
@@ -72,7 +72,7 @@ fn attr_strictness(s: &mut Session<'_>) {
         s.request(
             a,
             &format!("dir {dir}"),
-            Sa::esp().new_sa().attr(XFRMA_SA_DIR, &[dir]),
+            Sa::esp().new_sa().attr(XFRMA_SA_DIR, [dir]),
         );
         s.send(a, "flush", vec![flush_sa(0)]);
     }
@@ -95,27 +95,23 @@ fn attr_order_and_junk(s: &mut Session<'_>) {
     try_one(
         s,
         "a bad one fails though a good one follows",
-        new().attr(XFRMA_IF_ID, &[1]).u32(XFRMA_IF_ID, 2),
+        new().attr(XFRMA_IF_ID, [1]).u32(XFRMA_IF_ID, 2),
     );
     try_one(
         s,
         "the first bad one is named",
-        new().attr(XFRMA_MARK, &[1]).attr(XFRMA_SA_DIR, &[9]),
+        new().attr(XFRMA_MARK, [1]).attr(XFRMA_SA_DIR, [9]),
     );
     try_one(
         s,
         "the first bad one is named",
-        new().attr(XFRMA_SA_DIR, &[9]).attr(XFRMA_MARK, &[1]),
+        new().attr(XFRMA_SA_DIR, [9]).attr(XFRMA_MARK, [1]),
     );
-    try_one(
-        s,
-        "type 0",
-        new().attr(0, &[1, 2, 3, 4]).u32(XFRMA_IF_ID, 2),
-    );
+    try_one(s, "type 0", new().attr(0, [1, 2, 3, 4]).u32(XFRMA_IF_ID, 2));
     try_one(
         s,
         "type 16383",
-        new().attr(0x3fff, &[1, 2, 3, 4]).u32(XFRMA_IF_ID, 2),
+        new().attr(0x3fff, [1, 2, 3, 4]).u32(XFRMA_IF_ID, 2),
     );
     try_one(s, "net byte order bit", new().u32(XFRMA_IF_ID | 1 << 14, 2));
     try_one(s, "nested bit", new().u32(XFRMA_IF_ID | NLA_F_NESTED, 2));
@@ -150,7 +146,7 @@ fn attr_order_and_junk(s: &mut Session<'_>) {
     );
     let error = Sa::esp().info(|info| info.family = 9).new_sa().raw(&[1, 2]);
     try_one(s, "error text wins over leftover", error);
-    let error = Sa::esp().new_sa().attr(XFRMA_SA_DIR, &[9]).raw(&[1, 2]);
+    let error = Sa::esp().new_sa().attr(XFRMA_SA_DIR, [9]).raw(&[1, 2]);
     try_one(s, "policy failure before leftover", error);
     let leftover = Message::new(XFRM_MSG_DELSA)
         .put(Sa::esp().id().as_bytes())
@@ -190,13 +186,13 @@ fn attr_spd_space(s: &mut Session<'_>) {
     s.request(
         a,
         "the second is bad",
-        both.clone().attr(3, &[8, 8]).attr(4, &[8, 200]),
+        both.clone().attr(3, [8, 8]).attr(4, [8, 200]),
     );
     s.request(a, "get", Message::new(XFRM_MSG_GETSPDINFO).put(&[0; 4]));
-    s.request(a, "both", both.clone().attr(3, &[8, 9]).attr(4, &[64, 65]));
+    s.request(a, "both", both.clone().attr(3, [8, 9]).attr(4, [64, 65]));
     s.request(a, "get", Message::new(XFRM_MSG_GETSPDINFO).put(&[0; 4]));
     s.request(a, "none", both.clone());
-    s.request(a, "SA attribute", both.clone().attr(XFRMA_SA_DIR, &[9]));
+    s.request(a, "SA attribute", both.clone().attr(XFRMA_SA_DIR, [9]));
     s.request(a, "leftover", both.raw(&[1, 2, 3]));
 }
 

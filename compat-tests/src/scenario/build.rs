@@ -192,7 +192,7 @@ impl Sa {
 
 /// A policy as a client describes it.
 #[derive(Clone, Debug)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// The fixed structure.
     pub info: UserPolicyInfo,
     /// Types and payloads.

@@ -45,13 +45,13 @@ fn ack_forms(s: &mut Session<'_>) {
         s.request(a, "error without text", sa.new_sa());
         let odd = Sa::esp().info(|info| info.family = 3);
         s.request(a, "error with text", odd.new_sa());
-        let short = sa.new_sa().attr(XFRMA_IF_ID, &[1, 2]);
+        let short = sa.new_sa().attr(XFRMA_IF_ID, [1, 2]);
         s.request(a, "attribute too short", short);
-        let wrong = sa.new_sa().attr(XFRMA_SA_DIR, &[9]);
+        let wrong = sa.new_sa().attr(XFRMA_SA_DIR, [9]);
         s.request(a, "out of range", wrong);
-        let wrong = sa.new_sa().attr(XFRMA_SA_DIR | NLA_F_NESTED, &[1]);
+        let wrong = sa.new_sa().attr(XFRMA_SA_DIR | NLA_F_NESTED, [1]);
         s.request(a, "nested", wrong);
-        let wrong = sa.new_sa().attr(XFRMA_SA_DIR, &[1, 0]);
+        let wrong = sa.new_sa().attr(XFRMA_SA_DIR, [1, 0]);
         s.request(a, "strict length", wrong);
         let leftover = sa.by_id(XFRM_MSG_GETSA).raw(&[1, 2, 3]);
         s.request(a, "success with leftover bytes", leftover);
@@ -206,7 +206,7 @@ fn malformed_framing(s: &mut Session<'_>) {
     s.open("b", Open::new().all_groups());
     let good = Sa::esp().new_sa().seq(77).bytes();
     let get = Sa::esp().by_id(XFRM_MSG_GETSA);
-    let mut try_bytes = |s: &mut Session<'_>, label: &str, bytes: &[u8]| {
+    let try_bytes = |s: &mut Session<'_>, label: &str, bytes: &[u8]| {
         s.send_bytes(a, label, bytes);
         s.drain(a);
         s.request(a, "is it there", get.clone());
@@ -572,20 +572,20 @@ fn dump_errors(s: &mut Session<'_>) {
         s.request(
             a,
             "short filter",
-            dump().attr(XFRMA_ADDRESS_FILTER, &[0; 35]),
+            dump().attr(XFRMA_ADDRESS_FILTER, [0; 35]),
         );
-        s.request(a, "short proto", dump().attr(XFRMA_PROTO, &[]));
-        s.request(a, "misplaced attribute", dump().attr(XFRMA_SA_DIR, &[1]));
+        s.request(a, "short proto", dump().attr(XFRMA_PROTO, []));
+        s.request(a, "misplaced attribute", dump().attr(XFRMA_SA_DIR, [1]));
         s.request(a, "leftover", dump().raw(&[1, 2, 3]));
         s.request(
             a,
             "leading body",
-            dump().put(&[0; 24]).attr(XFRMA_PROTO, &[50]),
+            dump().put(&[0; 24]).attr(XFRMA_PROTO, [50]),
         );
         s.request(
             a,
             "policy dump ignores attributes",
-            Message::dump(XFRM_MSG_GETPOLICY).attr(XFRMA_IF_ID, &[1]),
+            Message::dump(XFRM_MSG_GETPOLICY).attr(XFRMA_IF_ID, [1]),
         );
         s.request(
             a,
@@ -663,7 +663,7 @@ fn dump_filters(s: &mut Session<'_>) {
         s.send(
             a,
             &format!("proto {proto}"),
-            vec![Message::dump(XFRM_MSG_GETSA).attr(XFRMA_PROTO, &[proto])],
+            vec![Message::dump(XFRM_MSG_GETSA).attr(XFRMA_PROTO, [proto])],
         );
         s.recv_spis(a, 65536);
     }
@@ -696,7 +696,7 @@ fn dump_filters(s: &mut Session<'_>) {
         s.send(
             a,
             &format!("{family} {splen} {dplen} AH"),
-            vec![dump.attr(XFRMA_PROTO, &[51])],
+            vec![dump.attr(XFRMA_PROTO, [51])],
         );
         s.recv_spis(a, 65536);
     }

@@ -254,7 +254,7 @@ fn at_random(s: &mut Session<'_>) {
     let bits = [0, 8, 16, 20, 24, 30, 32];
     let hosts = [1, 2, 3, 130].map(|d| Address::v4(10, 1, 0, d));
     for _ in 0..120 {
-        let mut host = |random: &mut dyn FnMut(u32) -> u32| hosts[random(4) as usize];
+        let host = |random: &mut dyn FnMut(u32) -> u32| hosts[random(4) as usize];
         let (saddr, daddr) = (host(&mut random), host(&mut random));
         match random(8) {
             0..6 => {

@@ -94,12 +94,12 @@ fn life(s: &mut Session<'_>) {
     }
     let get = || out().by_selector(XFRM_MSG_GETPOLICY);
     s.request(a, "bad type", get().pod(XFRMA_POLICY_TYPE, &policy_type(3)));
-    s.request(a, "bad context", get().attr(XFRMA_SEC_CTX, &[0; 8]));
+    s.request(a, "bad context", get().attr(XFRMA_SEC_CTX, [0; 8]));
     let by_one = by_index(XFRM_MSG_GETPOLICY, 1, 1);
     s.request(
         a,
         "bad context, by index",
-        by_one.attr(XFRMA_SEC_CTX, &[0; 8]),
+        by_one.attr(XFRMA_SEC_CTX, [0; 8]),
     );
 }
 
@@ -183,7 +183,7 @@ fn dump(s: &mut Session<'_>) {
     s.request(
         a,
         "a bad attribute",
-        Message::dump(XFRM_MSG_GETPOLICY).attr(XFRMA_IF_ID, &[1]),
+        Message::dump(XFRM_MSG_GETPOLICY).attr(XFRMA_IF_ID, [1]),
     );
 }
 
@@ -268,10 +268,10 @@ fn thresholds(s: &mut Session<'_>) {
         a,
         "others",
         set()
-            .attr(XFRMA_SPD_INFO, &[0; 24])
-            .attr(XFRMA_SPD_HINFO, &[9; 8]),
+            .attr(XFRMA_SPD_INFO, [0; 24])
+            .attr(XFRMA_SPD_HINFO, [9; 8]),
     );
-    s.request(a, "short", set().attr(XFRMA_SPD_IPV4_HTHRESH, &[1]));
+    s.request(a, "short", set().attr(XFRMA_SPD_IPV4_HTHRESH, [1]));
     s.request(a, "get", get());
     s.request(
         a,

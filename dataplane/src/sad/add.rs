@@ -22,7 +22,7 @@ pub enum Updated {
         /// The SA as requested.
         request: Box<Sa>,
         /// The change took the other SA over a limit; it is gone if that was a hard one.
-        expired: Option<SaExpire>,
+        expired: Option<Box<SaExpire>>,
     },
 }
 
@@ -74,7 +74,7 @@ impl Sad {
         let expired = self.change(id, &sa, now)?;
         Ok(Updated::Changed {
             request: sa,
-            expired,
+            expired: expired.map(Box::new),
         })
     }
 

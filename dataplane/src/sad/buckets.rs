@@ -142,8 +142,8 @@ pub(super) fn hash_by_addresses(daddr: Address, saddr: Address, reqid: u32, fami
 
 /// An address as an x86 or arm64 kernel sees it: little-endian words.
 fn words(address: Address) -> [u32; 4] {
-    let bits = u128::from_le_bytes(address.0);
-    [0, 32, 64, 96].map(|shift| (bits >> shift & u128::from(u32::MAX)) as u32)
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address.0;
+    [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_le_bytes)
 }
 
 /// `jhash2` of four words and initial value 0.

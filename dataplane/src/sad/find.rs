@@ -12,7 +12,8 @@ use xfrm_proto::uapi::Address;
 
 use super::sa::{has_spi, mark_key};
 use super::{
-    LarvalKey, Lifecycle, Sa, SaId, Sad, SourceKey, SpiKey, TemplateKey, hash_of, keys_at,
+    LarvalKey, Lifecycle, Sa, SaId, Sad, SourceKey, SpiKey, TemplateKey, hash_of, holds_at,
+    larval_seq,
 };
 
 /// What a larval SA is searched by.
@@ -45,7 +46,7 @@ impl Sad {
             proto,
             family,
         };
-        let same = |p| keys_at(&self.slots, p).is_some_and(|k| k.spi == Some(key));
+        let same = |p| holds_at(&self.slots, p, |sa| SpiKey::of(sa) == Some(key));
         self.by_spi
             .chain(hash_of(&self.hasher, &key), same)
             .map(SaId)
@@ -84,14 +85,14 @@ impl Sad {
     }
 
     pub(super) fn source_chain(&self, key: SourceKey) -> impl Iterator<Item = SaId> + '_ {
-        let same = move |p| keys_at(&self.slots, p).is_some_and(|k| k.source == key);
+        let same = move |p| holds_at(&self.slots, p, |sa| SourceKey::of(sa) == key);
         self.by_source
             .chain(hash_of(&self.hasher, &key), same)
             .map(SaId)
     }
 
     pub(super) fn template_chain(&self, key: TemplateKey) -> impl Iterator<Item = SaId> + '_ {
-        let same = move |p| keys_at(&self.slots, p).is_some_and(|k| k.template == key);
+        let same = move |p| holds_at(&self.slots, p, |sa| TemplateKey::of(sa) == key);
         self.by_template
             .chain(hash_of(&self.hasher, &key), same)
             .map(SaId)
@@ -114,7 +115,7 @@ impl Sad {
             template,
             pcpu: query.pcpu,
         };
-        let same = |p| keys_at(&self.slots, p).is_some_and(|k| k.larval == Some(key));
+        let same = |p| holds_at(&self.slots, p, |sa| LarvalKey::of(sa) == Some(key));
         self.larval
             .chain(hash_of(&self.hasher, &key), same)
             .map(SaId)
@@ -123,7 +124,7 @@ impl Sad {
 
     /// A larval SA by the number of its acquire (`__xfrm_find_acq_byseq`).
     pub(super) fn find_larval_by_seq(&self, mark: u32, seq: u32, pcpu: u32) -> Option<SaId> {
-        let same = |p| keys_at(&self.slots, p).is_some_and(|k| k.larval_seq == Some(seq));
+        let same = |p| holds_at(&self.slots, p, |sa| larval_seq(sa) == Some(seq));
         self.larval_by_seq
             .chain(hash_of(&self.hasher, &seq), same)
             .map(SaId)

@@ -65,16 +65,15 @@ impl Index {
         let Some(link) = self.links.get(place as usize).copied() else {
             return;
         };
-        if link.newer == NONE {
-            if let Ok(mut head) = self
+        if link.newer == NONE
+            && let Ok(mut head) = self
                 .heads
                 .find_entry(spread(hash), |h| h.hash == hash && h.place == place)
-            {
-                if link.older == NONE {
-                    head.remove();
-                } else {
-                    head.get_mut().place = link.older;
-                }
+        {
+            if link.older == NONE {
+                head.remove();
+            } else {
+                head.get_mut().place = link.older;
             }
         }
         self.set(link.newer, |l| l.older = link.older);

@@ -188,21 +188,21 @@ impl Sad {
         let (slots, hasher) = (&self.slots, &self.hasher);
         self.by_source
             .insert(hash_of(hasher, &keys.source), place, |p| {
-                keys_at(slots, p).is_some_and(|k| k.source == keys.source)
+                holds_at(slots, p, |sa| SourceKey::of(sa) == keys.source)
             });
         self.by_template
             .insert(hash_of(hasher, &keys.template), place, |p| {
-                keys_at(slots, p).is_some_and(|k| k.template == keys.template)
+                holds_at(slots, p, |sa| TemplateKey::of(sa) == keys.template)
             });
         if let Some(key) = keys.larval {
             self.larval.insert(hash_of(hasher, &key), place, |p| {
-                keys_at(slots, p).is_some_and(|k| k.larval == Some(key))
+                holds_at(slots, p, |sa| LarvalKey::of(sa) == Some(key))
             });
         }
         if let Some(key) = keys.larval_seq {
             self.larval_by_seq
                 .insert(hash_of(hasher, &key), place, |p| {
-                    keys_at(slots, p).is_some_and(|k| k.larval_seq == Some(key))
+                    holds_at(slots, p, |sa| larval_seq(sa) == Some(key))
                 });
         }
         self.link_spi(id);
@@ -211,19 +211,19 @@ impl Sad {
 
     /// Puts an SA that has an SPI into the indices by SPI.
     fn link_spi(&mut self, id: SaId) {
-        let Some(key) = self.get(id).and_then(|sa| Keys::of(sa).spi) else {
+        let Some(key) = self.get(id).and_then(SpiKey::of) else {
             return;
         };
         let slots = &self.slots;
         self.by_spi.insert(hash_of(&self.hasher, &key), id.0, |p| {
-            keys_at(slots, p).is_some_and(|k| k.spi == Some(key))
+            holds_at(slots, p, |sa| SpiKey::of(sa) == Some(key))
         });
         *self.spi_users.entry((key.spi, key.proto)).or_insert(0) += 1;
     }
 
     /// Takes a larval SA that is to get an SPI out of the index of those that have none.
     fn unindex_larval(&mut self, id: SaId) -> Option<&mut Sa> {
-        if let Some(key) = Keys::of(self.get(id)?).larval {
+        if let Some(key) = LarvalKey::of(self.get(id)?) {
             self.larval.remove(hash_of(&self.hasher, &key), id.0);
         }
         self.get_mut(id)
@@ -306,39 +306,69 @@ struct LarvalKey {
 
 impl Keys {
     fn of(sa: &Sa) -> Self {
-        let source = SourceKey {
-            daddr: sa.id.daddr.for_family(sa.family),
-            saddr: sa.saddr.for_family(sa.family),
-            proto: sa.id.proto,
-            family: sa.family,
-        };
-        let template = TemplateKey {
-            source,
-            reqid: sa.reqid,
-            mode: sa.mode,
-        };
-        let spi = sa.id.spi.get();
-        let is_larval = sa.state == Lifecycle::Larval;
         Self {
-            spi: (spi != 0).then_some(SpiKey {
-                daddr: source.daddr,
-                spi,
-                proto: source.proto,
-                family: sa.family,
-            }),
-            source,
-            template,
-            larval: (is_larval && spi == 0).then_some(LarvalKey {
-                template,
-                pcpu: sa.pcpu,
-            }),
-            larval_seq: (is_larval && sa.seq != 0).then_some(sa.seq),
+            spi: SpiKey::of(sa),
+            source: SourceKey::of(sa),
+            template: TemplateKey::of(sa),
+            larval: LarvalKey::of(sa),
+            larval_seq: larval_seq(sa),
         }
     }
 }
 
-fn keys_at(slots: &[Option<Box<Sa>>], place: u32) -> Option<Keys> {
-    slots.get(place as usize)?.as_deref().map(Keys::of)
+impl SpiKey {
+    fn of(sa: &Sa) -> Option<Self> {
+        let spi = sa.id.spi.get();
+        (spi != 0).then_some(Self {
+            daddr: sa.id.daddr.for_family(sa.family),
+            spi,
+            proto: sa.id.proto,
+            family: sa.family,
+        })
+    }
+}
+
+impl SourceKey {
+    fn of(sa: &Sa) -> Self {
+        Self {
+            daddr: sa.id.daddr.for_family(sa.family),
+            saddr: sa.saddr.for_family(sa.family),
+            proto: sa.id.proto,
+            family: sa.family,
+        }
+    }
+}
+
+impl TemplateKey {
+    fn of(sa: &Sa) -> Self {
+        Self {
+            source: SourceKey::of(sa),
+            reqid: sa.reqid,
+            mode: sa.mode,
+        }
+    }
+}
+
+impl LarvalKey {
+    fn of(sa: &Sa) -> Option<Self> {
+        (sa.state == Lifecycle::Larval && sa.id.spi.get() == 0).then(|| Self {
+            template: TemplateKey::of(sa),
+            pcpu: sa.pcpu,
+        })
+    }
+}
+
+/// Number of the acquire that a larval SA waits for (`state_byseq`).
+fn larval_seq(sa: &Sa) -> Option<u32> {
+    (sa.state == Lifecycle::Larval && sa.seq != 0).then_some(sa.seq)
+}
+
+/// Whether `holds` of the SA at a place, if there is one.
+fn holds_at(slots: &[Option<Box<Sa>>], place: u32, holds: impl FnOnce(&Sa) -> bool) -> bool {
+    slots
+        .get(place as usize)
+        .and_then(Option::as_deref)
+        .is_some_and(holds)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]

@@ -88,12 +88,21 @@ pub struct IptfsConfig {
 }
 
 /// A security association.
+///
+/// Fields that lookups compare come first and fill one cache line.
+#[repr(C, align(64))]
 #[derive(Debug)]
 pub struct Sa {
     /// Destination, SPI, protocol.
     pub id: XfrmId,
     /// Source.
     pub saddr: Address,
+    /// Which marks find it.
+    pub mark: Mark,
+    /// Which templates it serves.
+    pub reqid: u32,
+    /// Number of the acquire that it answers, 0 for none (`x->km.seq`).
+    pub seq: u32,
     /// Family of both addresses.
     pub family: u16,
     /// `XFRM_MODE_*`.
@@ -108,16 +117,10 @@ pub struct Sa {
     pub state: Lifecycle,
     /// A soft limit has been told (`x->km.dying`).
     pub dying: bool,
-    /// Which templates it serves.
-    pub reqid: u32,
-    /// Which marks find it.
-    pub mark: Mark,
     /// Interface id.
     pub if_id: u32,
     /// CPU it is for, or [`ANY_CPU`].
     pub pcpu: u32,
-    /// Number of the acquire that it answers, 0 for none (`x->km.seq`).
-    pub seq: u32,
     /// Flows it is for.
     pub sel: Selector,
     /// Limits.

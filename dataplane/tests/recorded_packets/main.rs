@@ -2,6 +2,14 @@
 //! each made again to the same bytes from the same sequence number and IV.
 //!
 //! The recordings are in compat-tests/packets; its record.py says what is in them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    reason = "a test"
+)]
 
 mod recording;
 mod sa;

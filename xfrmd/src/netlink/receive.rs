@@ -154,7 +154,6 @@ fn execute(
             &mut call,
             &Request {
                 header,
-                message,
                 body,
                 attrs,
                 port: peer.port,

@@ -65,8 +65,6 @@ impl Call<'_, '_> {
 pub(crate) struct Request<'a> {
     /// Its header.
     pub(crate) header: NlMsgHdr,
-    /// All of it, header included; offsets of errors count from here.
-    pub(crate) message: &'a [u8],
     /// What follows the header: at least the fixed structure.
     pub(crate) body: &'a [u8],
     /// Its attributes.

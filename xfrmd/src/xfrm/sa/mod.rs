@@ -184,13 +184,13 @@ fn tell(
     id: SaId,
     encode: impl FnOnce(&mut Vec<u8>, Origin, &Sa),
 ) {
-    if let Some(sa) = call.ns.sad.get(id) {
-        if call.sockets.has_listeners(group::SA) {
-            call.out
-                .send(call.netns, super::Destination::Group(group::SA), |out| {
-                    encode(out, origin_of(request), sa);
-                });
-        }
+    if let Some(sa) = call.ns.sad.get(id)
+        && call.sockets.has_listeners(group::SA)
+    {
+        let to = super::Destination::Group(group::SA);
+        call.out.send(call.netns, to, |out| {
+            encode(out, origin_of(request), sa);
+        });
     }
 }
 
