@@ -29,6 +29,8 @@ pub struct ExtAck {
     pub offset: Option<u32>,
     /// Its policy.
     pub policy: Option<AttrRange>,
+    /// A text that was set before stays (`NL_SET_ERR_MSG_WEAK`).
+    pub is_weak: bool,
 }
 
 impl ExtAck {
@@ -58,8 +60,19 @@ impl XfrmError {
                 text: None,
                 offset: None,
                 policy: None,
+                is_weak: false,
             },
         }
+    }
+
+    /// The same error, with `text` if there is none yet (`NL_SET_ERR_MSG_WEAK`).
+    #[must_use]
+    pub fn or_text(mut self, text: &'static str) -> Self {
+        if self.extack.text.is_none() {
+            self.extack.text = Some(text.into());
+            self.extack.is_weak = true;
+        }
+        self
     }
 
     /// An errno with the kernel's text.
@@ -71,6 +84,7 @@ impl XfrmError {
                 text: Some(text.into()),
                 offset: None,
                 policy: None,
+                is_weak: false,
             },
         }
     }

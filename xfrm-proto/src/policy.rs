@@ -196,6 +196,7 @@ impl Table {
                     text: Some(text),
                     offset: Some(offset),
                     policy: range,
+                    is_weak: false,
                 },
             })
         };

@@ -11,41 +11,33 @@ use super::{Sa, Scenario};
 use crate::message::Message;
 use crate::session::{Open, Session};
 
-const fn slow(name: &'static str, run: fn(&mut Session<'_>)) -> Scenario {
-    Scenario {
-        name,
-        run,
-        sleeps: true,
-    }
-}
-
 pub(super) const SCENARIOS: &[Scenario] = &[
-    slow("time_sa_soft_and_hard", sa_soft_and_hard),
-    slow("time_sa_hard_only", sa_hard_only),
-    slow("time_sa_hard_before_soft", sa_hard_before_soft),
-    slow("time_sa_use_limits", sa_use_limits),
-    slow("time_sa_update", sa_update),
-    slow("time_sa_ltime_val", sa_ltime_val),
-    slow("time_larval", larval),
-    slow("time_policy_soft_and_hard", |s| {
+    Scenario::sleeping("time_sa_soft_and_hard", sa_soft_and_hard),
+    Scenario::sleeping("time_sa_hard_only", sa_hard_only),
+    Scenario::sleeping("time_sa_hard_before_soft", sa_hard_before_soft),
+    Scenario::sleeping("time_sa_use_limits", sa_use_limits),
+    Scenario::sleeping("time_sa_update", sa_update),
+    Scenario::sleeping("time_sa_ltime_val", sa_ltime_val),
+    Scenario::sleeping("time_larval", larval),
+    Scenario::sleeping("time_policy_soft_and_hard", |s| {
         policy(s, 0, limits(1, 3, 0, 0), |p| p)
     }),
-    slow("time_policy_hard", |s| {
+    Scenario::sleeping("time_policy_hard", |s| {
         policy(s, 1, limits(0, 2, 0, 0), |p| p)
     }),
-    slow("time_policy_use_limits", |s| {
+    Scenario::sleeping("time_policy_use_limits", |s| {
         policy(s, 2, limits(0, 0, 1, 3), |p| p.kind(1))
     }),
-    slow("time_policy_hard_before_soft", |s| {
+    Scenario::sleeping("time_policy_hard_before_soft", |s| {
         policy(s, 1, limits(3, 2, 0, 0), |p| p)
     }),
-    slow("time_policy_attributes", |s| {
+    Scenario::sleeping("time_policy_attributes", |s| {
         policy(s, 2, limits(2, 0, 0, 0), |p| {
             p.u32(XFRMA_IF_ID, 4).pod(XFRMA_MARK, &Mark { v: 3, m: 3 })
         })
     }),
-    slow("time_policy_update", policy_update),
-    slow("time_expiry_of_attributes", expiry_of_attributes),
+    Scenario::sleeping("time_policy_update", policy_update),
+    Scenario::sleeping("time_expiry_of_attributes", expiry_of_attributes),
     Scenario::new("expire_by_user", expire_by_user),
     Scenario::new("polexpire_by_user", polexpire_by_user),
 ];

@@ -1,4 +1,7 @@
 //! The scenarios: what a client does, whoever answers.
+//!
+//! Beside those written here, every sequence in `regressions/*.txt` is one: what
+//! fuzzing found and was put right.
 
 mod aevents;
 mod attributes;
@@ -19,8 +22,12 @@ mod spd_life;
 
 pub use build::Sa;
 
+use std::fs;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use crate::fuzz::Sequence;
+use crate::kernel::suite_dir;
 use crate::session::Session;
 use crate::subject::Subject;
 
@@ -29,18 +36,30 @@ use crate::subject::Subject;
 pub struct Scenario {
     /// Its name, that of its golden files.
     pub name: &'static str,
-    /// What it does.
-    pub run: fn(&mut Session<'_>),
+    script: Script,
     /// It lets time pass: seconds of clock values count, and it begins early in a second.
     pub sleeps: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Script {
+    Code(fn(&mut Session<'_>)),
+    Sequence(&'static Sequence),
 }
 
 impl Scenario {
     const fn new(name: &'static str, run: fn(&mut Session<'_>)) -> Self {
         Self {
             name,
-            run,
+            script: Script::Code(run),
             sleeps: false,
+        }
+    }
+
+    const fn sleeping(name: &'static str, run: fn(&mut Session<'_>)) -> Self {
+        Self {
+            sleeps: true,
+            ..Self::new(name, run)
         }
     }
 
@@ -59,7 +78,10 @@ impl Scenario {
             }
         }
         let mut session = Session::new(subject, self.sleeps);
-        (self.run)(&mut session);
+        match &self.script {
+            Script::Code(run) => run(&mut session),
+            Script::Sequence(sequence) => sequence.replay(&mut session),
+        }
         let timely = !session.is_late();
         (session.finish(), timely)
     }
@@ -85,6 +107,32 @@ const AREAS: &[&[Scenario]] = &[
 ];
 
 /// Every scenario.
+///
+/// # Panics
+/// When a regression cannot be read.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    AREAS.iter().copied().flatten()
+    static REGRESSIONS: OnceLock<Vec<Scenario>> = OnceLock::new();
+    let written = AREAS.iter().copied().flatten();
+    written.chain(REGRESSIONS.get_or_init(regressions))
+}
+
+fn regressions() -> Vec<Scenario> {
+    let directory = suite_dir().join("regressions");
+    let files = fs::read_dir(&directory).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = files.map(|file| file.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|kind| kind == "txt"));
+    paths.sort();
+    let scenarios = paths.into_iter().map(|path| {
+        let text = fs::read_to_string(&path).unwrap();
+        let sequence = Sequence::from_text(&text);
+        let name = path.file_stem().unwrap().to_string_lossy();
+        Scenario {
+            name: Box::leak(format!("found_{name}").into_boxed_str()),
+            script: Script::Sequence(Box::leak(Box::new(
+                sequence.expect("a regression is a sequence"),
+            ))),
+            sleeps: false,
+        }
+    });
+    scenarios.collect()
 }

@@ -2,6 +2,7 @@
 
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::*;
+use zerocopy::IntoBytes;
 
 use super::build::*;
 use super::{Sa, Scenario};
@@ -10,6 +11,10 @@ use crate::session::{Open, Session};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::new("ack_forms", ack_forms),
+    Scenario::new(
+        "ack_echoes_what_was_rewritten",
+        ack_echoes_what_was_rewritten,
+    ),
     Scenario::new("ack_on_request_only", ack_on_request_only),
     Scenario::new("message_types", message_types),
     Scenario::new("message_lengths", message_lengths),
@@ -60,6 +65,42 @@ fn ack_forms(s: &mut Session<'_>) {
         let unpadded = Message::new(XFRM_MSG_DELSA).raw(&[1, 2, 3]);
         s.request(a, "error echoing an unaligned request", unpadded);
         s.request(a, "delete", sa.by_id(XFRM_MSG_DELSA));
+    }
+}
+
+fn ack_echoes_what_was_rewritten(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new().plain());
+    let mut blob = algo_icv("x", 128, &key(20));
+    blob[1..64].fill(b'x');
+    for kind in [XFRMA_ALG_AEAD, XFRMA_ALG_AUTH_TRUNC, XFRMA_ALG_CRYPT] {
+        let base = Sa::bare(IPPROTO_ESP).attr(kind, &blob);
+        s.request(a, "unknown name", base.new_sa());
+        s.request(a, "unknown name", base.upd_sa());
+        s.request(a, "bad mode", base.clone().mode(9).new_sa());
+        s.request(a, "bad protocol", base.info(|i| i.id.proto = 99).new_sa());
+    }
+    let two = |first: &[u8], second: &[u8]| {
+        let base = Sa::bare(IPPROTO_AH).attr(XFRMA_ALG_AUTH_TRUNC, first);
+        base.attr(XFRMA_ALG_AUTH, second).new_sa()
+    };
+    let mut long = blob.clone();
+    long[66] = 9;
+    s.request(a, "second too short", two(&blob, &long));
+    s.request(a, "first too short", two(&long, &blob));
+    let unset = UserTmpl {
+        family: 0,
+        ..tmpl(1, 1)
+    };
+    for tmpls in [[unset, tmpl(9, 1)], [tmpl(9, 1), unset]] {
+        s.request(a, "templates", Policy::new(1).tmpls(&tmpls).new_policy());
+        s.request(a, "templates", Policy::new(1).tmpls(&tmpls).upd_policy());
+        let acquire = UserAcquire {
+            policy: Policy::new(1).info,
+            ..UserAcquire::default()
+        };
+        let bytes = tmpls.map(|tmpl| tmpl.as_bytes().to_vec()).concat();
+        let acquire = Message::with(XFRM_MSG_ACQUIRE, &acquire).attr(XFRMA_TMPL, bytes);
+        s.request(a, "templates", acquire);
     }
 }
 

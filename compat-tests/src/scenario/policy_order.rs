@@ -208,6 +208,24 @@ fn fields(s: &mut Session<'_>) {
         s.request(a, "delete", policy.by_selector(XFRM_MSG_DELPOLICY));
         winner(s, a, flow, count);
     }
+    s.note("what counts as a port of which protocol");
+    let ports = |proto, dport, sport| Selector {
+        proto,
+        dport: BeU16::new(dport),
+        dport_mask: BeU16::new(0xffff),
+        sport: BeU16::new(sport),
+        sport_mask: BeU16::new(0xffff),
+        ..base
+    };
+    for proto in [0, 1, 6, 17, 47, 50, 58, 132, 135, 136, 255] {
+        let pairs = [(0x0304, 0x0506), (4, 3), (0, 3), (0x0506, 0x0304), (0, 0)];
+        for (number, (dport, sport)) in (1..).zip(pairs) {
+            let policy = numbered(ports(proto, dport, sport), number, 0);
+            s.request(a, "add", policy.new_policy());
+        }
+        winner(s, a, ports(proto, 0x0304, 0x0506), 5);
+        s.request(a, "flush", flush_policy());
+    }
     s.note("mark, interface id and type");
     let mark = |v, m| Mark { v, m };
     s.request(

@@ -24,17 +24,6 @@ struct Queue {
     datagrams: VecDeque<(Vec<u8>, u32)>,
 }
 
-/// A release as Debian builds it for user mode, whose transcripts are recorded: it ticks more
-/// slowly than the build for real machines, lacks IPTFS, and runs SELinux without a policy.
-fn reference_build(profile: &Profile) -> &'static Profile {
-    Box::leak(Box::new(Profile {
-        hz: 100,
-        has_iptfs: false,
-        has_selinux: true,
-        ..*profile
-    }))
-}
-
 /// The emulator in this process.
 pub struct InProcess {
     emulator: Emulator,
@@ -45,10 +34,10 @@ pub struct InProcess {
 }
 
 impl InProcess {
-    /// An emulator that behaves as `profile` says, built as the reference kernels are.
+    /// An emulator that behaves as `profile` says.
     #[must_use]
     pub fn new(profile: &'static Profile) -> Self {
-        let mut emulator = Emulator::new(reference_build(profile), Limits::default());
+        let mut emulator = Emulator::new(profile, Limits::default());
         let netns = emulator.create_netns();
         Self {
             emulator,

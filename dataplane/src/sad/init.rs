@@ -28,6 +28,9 @@ impl Sad {
         if !is_tunnel && inner_family != sa.family {
             return refuse("Only tunnel modes can accommodate a change of family");
         }
+        if !matches!(sa.family, AF_INET | AF_INET6) {
+            return refuse("Requested type not found");
+        }
         match (sa.id.proto, sa.family) {
             (IPPROTO_ESP, _) => init_esp(self.profile, sa)?,
             (IPPROTO_AH, _) => init_ah(self.profile, sa)?,

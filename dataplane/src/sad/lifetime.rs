@@ -6,7 +6,7 @@
 //! time has no timer: Linux's runs once and finds nothing to do.
 //!
 //! Limits in bytes and packets are the packet path's; what it shares with
-//! UPDSA is [`Sad::check_expire`].
+//! UPDSA is `Sad::check_expire`.
 //!
 //! Source: `net/xfrm/xfrm_state.c xfrm_timer_handler, xfrm_state_check_expire`.
 

@@ -142,11 +142,7 @@ impl Sad {
         let made = self.init(&mut clone, cx).and_then(|()| {
             replay::init(self.profile, &clone).map_err(|error| XfrmError::new(error.errno))
         });
-        let made = made.map_err(|error| {
-            let text = error.extack.text;
-            let fallback = || "Failed to initialize migrated state".into();
-            XfrmError::with_text(error.errno, text.unwrap_or_else(fallback))
-        });
+        let made = made.map_err(|error| error.or_text("Failed to initialize migrated state"));
         let checked = made.and_then(|()| match &migration.offload {
             Some(offload) => check_offload(self.profile, &clone, offload),
             None => Ok(()),

@@ -1,7 +1,7 @@
 //! The security association database (`net/xfrm/xfrm_state.c`).
 //!
 //! A slab of SAs, an age order for dumps, and hash indices whose chains keep
-//! Linux's order (newest first, until [`buckets`] turns them around). Every
+//! Linux's order (newest first, until `buckets` turns them around). Every
 //! operation costs the same at a thousand SAs and at a million.
 //!
 //! * [`sa`]: what an SA is. [`construct`], `init`: how one is made of a request.

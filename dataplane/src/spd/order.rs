@@ -9,7 +9,7 @@
 //! insertion or replacement decides (its *age*).
 //!
 //! Two policies that match one flow are in the same list exactly if their
-//! [`List`] is the same: exact ones share a hash bucket, the others share tree
+//! `List` is the same: exact ones share a hash bucket, the others share tree
 //! nodes, because the nodes of a tree are disjoint. So the tree itself need
 //! not be modelled. What that leaves out: when a shorter prefix later merges
 //! two nodes, Linux sorts one of them by age anew.

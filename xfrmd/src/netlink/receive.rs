@@ -62,7 +62,11 @@ pub(crate) fn receive(
                 },
             ),
             Outcome::Answered(Err(error)) => {
-                let text = error.extack.text.or(warning.text);
+                let text = if error.extack.is_weak {
+                    warning.text.or(error.extack.text)
+                } else {
+                    error.extack.text.or(warning.text)
+                };
                 (
                     error.errno,
                     ExtAck {

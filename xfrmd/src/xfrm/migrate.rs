@@ -185,10 +185,9 @@ fn replace(
         .ns
         .sad
         .migrate_create(call.cx, old, migration)
-        .map_err(|error| {
-            let text = error.extack.text;
-            let fallback = || "State migration clone failed".into();
-            XfrmError::with_text(errno::EINVAL, text.unwrap_or_else(fallback))
+        .map_err(|error| XfrmError {
+            errno: errno::EINVAL,
+            ..error.or_text("State migration clone failed")
         })?;
     let is_valid = require_valid(call, old).is_ok();
     let sad = &mut call.ns.sad;
