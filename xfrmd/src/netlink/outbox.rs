@@ -84,9 +84,9 @@ impl Outbox {
         let (netns, to, first) = self.queue.pop_front()?;
         self.batch.clear();
         self.batch.push(first);
-        while let Some((_, _, range)) = self
-            .queue
-            .pop_front_if(|(next_netns, next_to, _)| (*next_netns, *next_to) == (netns, to))
+        while let Some((next_netns, next_to, _)) = self.queue.front()
+            && (*next_netns, *next_to) == (netns, to)
+            && let Some((_, _, range)) = self.queue.pop_front()
         {
             self.batch.push(range);
         }
