@@ -132,7 +132,6 @@ impl Spd {
     }
 }
 
-
 /// QUIRK: migrate_matches_any_transport_template: a transport template holds no addresses.
 fn template_matches(entry: &UserMigrate, tmpl: &UserTmpl, tunnel: bool) -> bool {
     let same = tmpl.mode == entry.mode

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use dataplane::spd::SocketKey;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{SockFlag, accept4, getsockopt, sockopt};
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -39,6 +40,8 @@ pub(super) struct Connection {
     brings: bool,
     /// Cookies and ports of sockets that it has shown.
     proven: Vec<(u64, u32)>,
+    /// Cookies of sockets to which it gave policies.
+    policies: Vec<(NetnsId, u64)>,
 }
 
 /// A namespace that the connection uses.
@@ -162,6 +165,7 @@ impl Daemon {
             entered: Vec::new(),
             brings: false,
             proven: Vec::new(),
+            policies: Vec::new(),
         };
         self.next_connection += 1;
         if let Some(slot) = self.connections.get_mut(index) {
@@ -285,11 +289,15 @@ impl Daemon {
                 Some(_) => Reply::error(libc::EACCES),
                 None => Reply::unknown_netns(),
             },
-            Request::SocketPolicy { netns, .. } => match self.enter(connection, netns) {
-                Some(entered) if entered.privileged => Reply::Answer(Answer::default()),
-                Some(_) => Reply::error(libc::EPERM),
-                None => Reply::unknown_netns(),
-            },
+            Request::SocketPolicy {
+                socket,
+                family,
+                option_family,
+                set,
+            } => {
+                let value = set.then_some(payload);
+                self.socket_policy(connection, socket, (family, option_family), value)
+            }
             Request::Stat => Reply::Content(self.statistics().to_string().into_bytes()),
         }
     }
@@ -617,8 +625,47 @@ impl Daemon {
         })
     }
 
+    fn socket_policy(
+        &mut self,
+        connection: &mut Connection,
+        socket: Socket,
+        (family, option_family): (u32, u32),
+        value: Option<&[u8]>,
+    ) -> Reply {
+        let Some(entered) = self.enter(connection, socket.netns) else {
+            return Reply::unknown_netns();
+        };
+        if !entered.privileged {
+            return Reply::error(libc::EPERM);
+        }
+        let number = |family: u32| u16::try_from(family).unwrap_or(u16::MAX);
+        let result = self.emulator.set_socket_policy(
+            clock::now(),
+            entered.id,
+            SocketKey(socket.cookie),
+            number(family),
+            number(option_family),
+            value,
+        );
+        if let Err(errno) = result {
+            return Reply::error(errno);
+        }
+        let holder = (entered.id, socket.cookie);
+        connection.policies.retain(|&other| other != holder);
+        if value.is_some() {
+            connection.policies.push(holder);
+        }
+        Reply::Answer(Answer::default())
+    }
+
     /// Forgets a client, and what only it needed.
     fn end_connection(&mut self, connection: Connection) {
+        for &(id, cookie) in &connection.policies {
+            let socket = SocketKey(cookie);
+            let now = clock::now();
+            // Taking policies away does not fail.
+            let _ = self.emulator.set_socket_policy(now, id, socket, 0, 0, None);
+        }
         for entered in &connection.entered {
             let Some(instance) = self.instances.get(&entered.id) else {
                 continue;
