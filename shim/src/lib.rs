@@ -23,6 +23,7 @@
     reason = "C's types: constants, sizes and results of system calls fit by their definition"
 )]
 
+mod calls;
 mod connection;
 mod control;
 mod descriptors;
