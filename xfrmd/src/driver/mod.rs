@@ -9,6 +9,7 @@
 //! nor a thread for each client: all else that happens here is rare.
 //!
 //! * [`connection`]: what clients ask, frame by frame.
+//! * [`entry`]: clients entering namespaces, their rights there.
 //! * [`instance`]: a namespace's sockets and members; delivery.
 //! * [`namespace`]: entering namespaces, learning of their end.
 //! * [`privilege`]: who may configure.
@@ -21,6 +22,7 @@ pub(crate) mod client;
 mod clock;
 pub(crate) mod command;
 mod connection;
+mod entry;
 mod files;
 mod host;
 mod instance;
