@@ -80,10 +80,20 @@ pub fn build(directory: &Path) -> Result<(), String> {
         .args(String::from_utf8_lossy(&flags.stdout).split_whitespace())
         .status()
         .map_err(|_| fail("no C compiler"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(fail("libnl_xfrm.c does not compile"))
+    if !status.success() {
+        return Err(fail("libnl_xfrm.c does not compile"));
+    }
+    let example = std::env::current_exe()
+        .map(|me| {
+            me.ancestors()
+                .nth(2)
+                .unwrap_or(&me)
+                .join("examples/xfrmnetlink")
+        })
+        .and_then(|path| std::fs::copy(path, directory.join("xfrmnetlink")));
+    match example {
+        Ok(_) => Ok(()),
+        Err(_) => Err("no xfrmnetlink: cargo build --workspace --examples".to_owned()),
     }
 }
 
