@@ -48,9 +48,11 @@ pub fn run(
     std::fs::create_dir_all(directory)?;
     let mut report = Report::default();
     let mut entropy = SeededEntropy::new(seed);
+    // Rebuilding the policy tables of 6.1 panics it now and then (xfrm_hash_rebuild).
+    let survives_rebuild = profile.name != "6.1";
     while report.messages < messages && report.findings.len() < most_findings {
         let own_seed = entropy.u64();
-        let sequence = grammar::sequence(own_seed, SEQUENCE_MESSAGES);
+        let sequence = grammar::sequence(own_seed, SEQUENCE_MESSAGES, survives_rebuild);
         // Should the kernel die of it, this is what it died of.
         std::fs::write(directory.join("last.txt"), sequence.to_text())?;
         report.messages += sequence.messages() as u64;

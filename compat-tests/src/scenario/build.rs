@@ -12,6 +12,9 @@ pub(crate) const LEFT: Address = Address::v4(10, 1, 0, 1);
 /// 10.1.0.2
 pub(crate) const RIGHT: Address = Address::v4(10, 1, 0, 2);
 
+/// 10.9.0.1
+pub(crate) const ELSEWHERE: Address = Address::v4(10, 9, 0, 1);
+
 /// fd00::n
 pub(crate) const fn v6(n: u8) -> Address {
     Address([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, n])
@@ -422,4 +425,86 @@ pub(crate) fn labelled<T>(cases: impl IntoIterator<Item = (&'static str, T)>) ->
     cases
         .map(|(label, case)| (label.to_owned(), case))
         .collect()
+}
+
+/// An ENCAP attribute with odd padding and original address.
+pub(crate) fn encap_of(kind: u16) -> EncapTmpl {
+    EncapTmpl {
+        kind,
+        sport: BeU16::new(4500),
+        dport: BeU16::new(4501),
+        pad: [7; 2],
+        oa: Address([5; 16]),
+    }
+}
+
+/// ENCAP from `port` to 4500.
+pub(crate) fn encap_from(kind: u16, port: u16) -> EncapTmpl {
+    EncapTmpl {
+        kind,
+        sport: BeU16::new(port),
+        dport: BeU16::new(4500),
+        pad: [0; 2],
+        oa: Address::ANY,
+    }
+}
+
+/// An SA with many attributes.
+pub(crate) fn rich() -> Sa {
+    Sa::bare(50)
+        .mode(1)
+        .attr(XFRMA_ALG_CRYPT, algo("aes", &key(16)))
+        .attr(XFRMA_ALG_AUTH, algo("sha256", &key(32)))
+        .u32(XFRMA_TFCPAD, 100)
+        .u32(XFRMA_SET_MARK, 5)
+        .attr(XFRMA_COADDR, [4; 16])
+        .u32(XFRMA_SA_EXTRA_FLAGS, 2)
+        .attr(XFRMA_SA_DIR, [2])
+        .u32(XFRMA_SA_PCPU, 0)
+        .u32(XFRMA_REPLAY_THRESH, 5)
+        .attr(
+            XFRMA_REPLAY_ESN_VAL,
+            ReplayStateEsn {
+                oseq: 9,
+                ..ReplayStateEsn::default()
+            }
+            .as_bytes(),
+        )
+        .info(|i| {
+            i.flags = XFRM_STATE_ESN | XFRM_STATE_NOECN;
+            i.reqid = 5;
+            i.seq = 6;
+            i.lft.hard_byte_limit = 99;
+            i.lft.soft_add_expires_seconds = 5000;
+        })
+}
+
+/// Every combination of NETLINK_CAP_ACK and NETLINK_EXT_ACK.
+pub(crate) const ACKS: [(&str, bool, bool); 4] = [
+    ("neither", false, false),
+    ("cap", true, false),
+    ("ext", false, true),
+    ("both", true, true),
+];
+
+/// `XFRMA_REPLAY_ESN_VAL` with `words` words of bitmap behind it.
+pub(crate) fn replay_esn(bmp_len: u32, window: u32, words: usize) -> Vec<u8> {
+    let esn = ReplayStateEsn {
+        bmp_len,
+        replay_window: window,
+        ..ReplayStateEsn::default()
+    };
+    let mut out = esn.as_bytes().to_vec();
+    out.extend((0..words * 4).map(|n| n as u8));
+    out
+}
+
+/// Dumps the SAD.
+pub(crate) fn dump_sad(s: &mut Session<'_>, a: crate::subject::Socket) {
+    s.request(a, "dump", Message::dump(XFRM_MSG_GETSA));
+}
+
+/// Dumps the SPD.
+pub(crate) fn dump_spd(s: &mut Session<'_>, a: crate::subject::Socket) {
+    s.request(a, "dump", Message::dump(XFRM_MSG_GETPOLICY));
 }

@@ -20,10 +20,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::new("acquire_checks", acquire_checks),
 ];
 
-fn dump(s: &mut Session<'_>, a: crate::subject::Socket) {
-    s.request(a, "dump", Message::dump(XFRM_MSG_GETSA));
-}
-
 fn checks(s: &mut Session<'_>) {
     let a = s.open("a", Open::new());
     for proto in [0, 4, 43, 50, 51, 60, 108, 255] {
@@ -133,7 +129,7 @@ fn finds_larval(s: &mut Session<'_>) {
         "no SPI to be had: the larval stays",
         alloc(&base(), 0, 0),
     );
-    dump(s, a);
+    dump_sad(s, a);
     let others: [(&str, Sa); 10] = [
         ("other reqid", base().info(|i| i.reqid = 2)),
         ("other mode", base().mode(1)),
@@ -156,7 +152,7 @@ fn finds_larval(s: &mut Session<'_>) {
     }
     s.request(a, "and one that gets an SPI", alloc(&base(), 0x900, 0x900));
     s.request(a, "the same again", alloc(&base(), 0x901, 0x901));
-    dump(s, a);
+    dump_sad(s, a);
     s.request(
         a,
         "by seq",
@@ -172,7 +168,7 @@ fn finds_larval(s: &mut Session<'_>) {
         "by seq, other hosts",
         alloc(&base().over_v6().info(|i| i.seq = 5), 0x904, 0x904),
     );
-    dump(s, a);
+    dump_sad(s, a);
 }
 
 fn uniqueness(s: &mut Session<'_>) {
@@ -199,7 +195,7 @@ fn uniqueness(s: &mut Session<'_>) {
         at(Sa::bare(50).info(|i| i.id.daddr.0[3] = 9), 6),
     );
     s.request(a, "same tuple", at(Sa::bare(50), 7));
-    dump(s, a);
+    dump_sad(s, a);
 }
 
 fn attributes(s: &mut Session<'_>) {
@@ -226,7 +222,7 @@ fn attributes(s: &mut Session<'_>) {
     ];
     for (label, sa) in cases {
         s.request(a, label, alloc(&sa, 0x900, 0x900));
-        dump(s, a);
+        dump_sad(s, a);
         s.send(a, "", vec![flush_sa(0)]);
     }
 }
@@ -339,7 +335,7 @@ fn acquire(s: &mut Session<'_>) {
         "template's own SPI and algorithms",
         request(&Policy::new(1).tmpls(&[spi_tmpl])),
     );
-    dump(s, a);
+    dump_sad(s, a);
     s.request(
         a,
         "nothing was installed",

@@ -6,17 +6,22 @@
 mod aevents;
 mod attributes;
 pub(crate) mod build;
+mod dumps;
 mod first;
 mod larval;
 mod lifetimes;
 mod migrate;
+mod migrate_state;
 mod netlink;
 mod policy_checks;
 mod policy_order;
+mod policy_sets;
 mod policy_tables;
 mod sa_algorithms;
 mod sa_checks;
+mod sa_options;
 mod sa_tables;
+mod sa_updates;
 mod spd_checks;
 mod spd_life;
 
@@ -91,17 +96,22 @@ impl Scenario {
 const AREAS: &[&[Scenario]] = &[
     first::SCENARIOS,
     netlink::SCENARIOS,
+    dumps::SCENARIOS,
     attributes::SCENARIOS,
     sa_checks::SCENARIOS,
+    sa_options::SCENARIOS,
     sa_algorithms::SCENARIOS,
     sa_tables::SCENARIOS,
+    sa_updates::SCENARIOS,
     larval::SCENARIOS,
     lifetimes::SCENARIOS,
     aevents::SCENARIOS,
     policy_checks::SCENARIOS,
     policy_tables::SCENARIOS,
+    policy_sets::SCENARIOS,
     policy_order::SCENARIOS,
     migrate::SCENARIOS,
+    migrate_state::SCENARIOS,
     spd_checks::SCENARIOS,
     spd_life::SCENARIOS,
 ];
