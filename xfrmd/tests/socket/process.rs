@@ -172,8 +172,9 @@ impl Agent {
 }
 
 impl Drop for Agent {
+    /// Without commands it ends by itself, and so does `xfrmd run` around it.
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        drop(self.child.stdin.take());
         let _ = self.child.wait();
     }
 }
