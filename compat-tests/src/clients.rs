@@ -2,7 +2,7 @@
 //! print over Linux, byte for byte.
 //!
 //! A client is a shell script in `clients/`, run by `bash` with this crate's
-//! directory as its own and [`build_dir`] in `$CLIENTS`, where the compiled ones
+//! directory as its own and a directory in `$CLIENTS`, where the compiled ones
 //! are. What it prints on a reference kernel is committed as
 //! `golden/KERNEL/clients/NAME.txt`; dates are renamed, nothing else is.
 

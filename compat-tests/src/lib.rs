@@ -19,7 +19,7 @@
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     clippy::type_complexity,
-    reason = "all of this crate is test code: a panic is a failed test"
+    reason = "all of this crate is test code: a panic is a failed test, a table of cases needs no type names"
 )]
 
 pub mod clients;

@@ -10,7 +10,7 @@ use xfrm_proto::uapi::{NlMsgHdr, Pod, UserSaInfo};
 use crate::decode::kind_name;
 use crate::message::Message;
 use crate::normalize::Normalizer;
-use crate::subject::{Received, Socket, SocketOptions, Subject};
+use crate::subject::{Received, Socket, SocketOptions, Subject, UdpSocket};
 use crate::transcript::Transcript;
 
 /// A buffer that everything fits.
@@ -370,6 +370,36 @@ impl<'s> Session<'s> {
             );
             self.transcript.note(&format!("{name} receives {text}"));
         }
+    }
+
+    /// Opens a UDP socket.
+    ///
+    /// # Panics
+    /// When it cannot be opened.
+    pub fn open_udp(&mut self, family: u16) -> UdpSocket {
+        self.subject.open_udp(family).expect("a UDP socket")
+    }
+
+    /// Closes a UDP socket.
+    pub fn close_udp(&mut self, socket: UdpSocket) {
+        self.subject.close_udp(socket);
+    }
+
+    /// Sets or clears a UDP socket's own policies.
+    pub fn set_socket_policy(
+        &mut self,
+        socket: UdpSocket,
+        label: &str,
+        option_family: u16,
+        value: Option<&[u8]>,
+    ) {
+        let result = self.subject.set_socket_policy(socket, option_family, value);
+        let name = format!("udp {}", socket.0);
+        self.transcript.act(
+            &name,
+            &format!("option of {option_family}: {label}"),
+            result,
+        );
     }
 
     /// Sets `net.core.NAME`.

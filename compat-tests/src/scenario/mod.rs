@@ -22,6 +22,7 @@ mod sa_checks;
 mod sa_options;
 mod sa_tables;
 mod sa_updates;
+mod socket_policies;
 mod spd_checks;
 mod spd_life;
 
@@ -109,6 +110,7 @@ const AREAS: &[&[Scenario]] = &[
     policy_checks::SCENARIOS,
     policy_tables::SCENARIOS,
     policy_sets::SCENARIOS,
+    socket_policies::SCENARIOS,
     policy_order::SCENARIOS,
     migrate::SCENARIOS,
     migrate_state::SCENARIOS,

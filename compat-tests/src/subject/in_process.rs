@@ -7,12 +7,13 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use dataplane::netns::Limits;
+use dataplane::spd::SocketKey;
 use dataplane::{BootNanos, Now, Profile, SeededEntropy, WallSecs};
 use xfrm_proto::consts::errno;
 use xfrm_proto::extack::AckOptions;
 use xfrmd::emulator::{Destination, Emulator, Inputs, NetnsId, Peer};
 
-use super::{Errno, Received, Socket, SocketOptions, Subject};
+use super::{Errno, Received, Socket, SocketOptions, Subject, UdpSocket};
 
 const EPOCH: u64 = 1_700_000_000;
 
@@ -31,6 +32,7 @@ pub struct InProcess {
     entropy: SeededEntropy,
     clock: Duration,
     sockets: Vec<Queue>,
+    udp_families: Vec<u16>,
 }
 
 impl InProcess {
@@ -45,6 +47,7 @@ impl InProcess {
             entropy: SeededEntropy::new(1),
             clock: Duration::from_millis(100),
             sockets: Vec::new(),
+            udp_families: Vec::new(),
         }
     }
 
@@ -160,6 +163,28 @@ impl Subject for InProcess {
             sender: 0,
             groups,
         })
+    }
+
+    fn open_udp(&mut self, family: u16) -> Result<UdpSocket, Errno> {
+        self.udp_families.push(family);
+        Ok(UdpSocket(self.udp_families.len() - 1))
+    }
+
+    fn close_udp(&mut self, socket: UdpSocket) {
+        let family = self.udp_families[socket.0];
+        let _ = self.set_socket_policy(socket, family, None);
+    }
+
+    fn set_socket_policy(
+        &mut self,
+        socket: UdpSocket,
+        option_family: u16,
+        value: Option<&[u8]>,
+    ) -> Result<(), Errno> {
+        let family = self.udp_families[socket.0];
+        let (now, key) = (self.now(), SocketKey(socket.0 as u64));
+        self.emulator
+            .set_socket_policy(now, self.netns, key, family, option_family, value)
     }
 
     fn set_sysctl(&mut self, name: &str, value: u32) -> Result<(), Errno> {

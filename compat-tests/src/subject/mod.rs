@@ -18,6 +18,10 @@ pub type Errno = i32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Socket(pub usize);
 
+/// A UDP socket of a scenario, in order of opening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpSocket(pub usize);
+
 /// How to open a socket.
 #[derive(Clone, Debug)]
 pub struct SocketOptions {
@@ -74,6 +78,27 @@ pub trait Subject {
     /// # Errors
     /// What `recvmsg` says: EAGAIN when there is nothing.
     fn recv(&mut self, socket: Socket, buffer_bytes: usize) -> Result<Received, Errno>;
+
+    /// Opens a UDP socket of `family` (AF_INET or AF_INET6), which can have policies of its own.
+    ///
+    /// # Errors
+    /// What `socket` says.
+    fn open_udp(&mut self, family: u16) -> Result<UdpSocket, Errno>;
+
+    /// Closes it.
+    fn close_udp(&mut self, socket: UdpSocket);
+
+    /// `setsockopt` of `IP_XFRM_POLICY` (`option_family` AF_INET) or `IPV6_XFRM_POLICY`
+    /// (AF_INET6); `None` is a null pointer of length 0.
+    ///
+    /// # Errors
+    /// What `setsockopt` says.
+    fn set_socket_policy(
+        &mut self,
+        socket: UdpSocket,
+        option_family: u16,
+        value: Option<&[u8]>,
+    ) -> Result<(), Errno>;
 
     /// Sets `net.core.NAME`.
     ///

@@ -8,11 +8,12 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use libc::{c_int, c_void, sockaddr, sockaddr_nl, socklen_t};
 
-use super::{Errno, Received, Socket, SocketOptions, Subject};
+use super::{Errno, Received, Socket, SocketOptions, Subject, UdpSocket};
 
 const CAP_NET_ADMIN: u32 = 12;
 const LINUX_CAPABILITY_VERSION_3: u32 = 0x2008_0522;
@@ -20,6 +21,7 @@ const LINUX_CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// Sockets in a network namespace of their own.
 pub struct RawSocket {
     sockets: Vec<Option<(OwnedFd, bool)>>,
+    udp: Vec<Option<OwnedFd>>,
 }
 
 impl RawSocket {
@@ -32,6 +34,7 @@ impl RawSocket {
         check(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
         Ok(Self {
             sockets: Vec::new(),
+            udp: Vec::new(),
         })
     }
 
@@ -105,6 +108,40 @@ impl Subject for RawSocket {
             sender: from.nl_pid,
             groups: from.nl_groups,
         })
+    }
+
+    fn open_udp(&mut self, family: u16) -> Result<UdpSocket, Errno> {
+        // SAFETY: no pointers are involved.
+        let fd = check(unsafe {
+            libc::socket(family.into(), libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)
+        })?;
+        // SAFETY: the descriptor was just opened and is nobody else's.
+        self.udp.push(Some(unsafe { OwnedFd::from_raw_fd(fd) }));
+        Ok(UdpSocket(self.udp.len() - 1))
+    }
+
+    fn close_udp(&mut self, socket: UdpSocket) {
+        self.udp[socket.0] = None;
+    }
+
+    fn set_socket_policy(
+        &mut self,
+        socket: UdpSocket,
+        option_family: u16,
+        value: Option<&[u8]>,
+    ) -> Result<(), Errno> {
+        const IP_XFRM_POLICY: c_int = 17;
+        const IPV6_XFRM_POLICY: c_int = 35;
+        let (level, option) = match c_int::from(option_family) {
+            libc::AF_INET6 => (libc::IPPROTO_IPV6, IPV6_XFRM_POLICY),
+            _ => (libc::IPPROTO_IP, IP_XFRM_POLICY),
+        };
+        let fd = self.udp[socket.0].as_ref().unwrap().as_raw_fd();
+        let (pointer, len) = value.map_or((ptr::null(), 0), |value| (value.as_ptr(), value.len()));
+        // SAFETY: the value is valid for its length, or null with length 0.
+        let result =
+            unsafe { libc::setsockopt(fd, level, option, pointer.cast(), len as socklen_t) };
+        check(result).map(drop)
     }
 
     fn set_sysctl(&mut self, name: &str, value: u32) -> Result<(), Errno> {

@@ -26,6 +26,10 @@ pub(crate) fn set(
     option_family: u16,
     value: Option<&[u8]>,
 ) -> Result<(), i32> {
+    if (family, option_family) == (AF_INET, AF_INET6) {
+        // Such a socket has no options of that level.
+        return Err(errno::ENOPROTOOPT);
+    }
     let Some(value) = value else {
         ns.spd.remove_socket_policies(socket);
         return Ok(());
