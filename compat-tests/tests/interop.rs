@@ -8,7 +8,9 @@ use std::panic::catch_unwind;
 use std::time::Duration;
 
 use compat_tests::scenario;
-use compat_tests::subject::{Errno, InProcess, Received, Socket, SocketOptions, Subject};
+use compat_tests::subject::{
+    Errno, InProcess, Received, Socket, SocketOptions, Subject, UdpSocket,
+};
 use dataplane::profile;
 use netlink_packet_core::{Emitable as _, ParseableParametrized as _};
 use netlink_packet_xfrm::XfrmMessage;
@@ -46,6 +48,20 @@ impl Subject for Tap {
     }
     fn set_sysctl(&mut self, name: &str, value: u32) -> Result<(), Errno> {
         self.inner.set_sysctl(name, value)
+    }
+    fn open_udp(&mut self, family: u16) -> Result<UdpSocket, Errno> {
+        self.inner.open_udp(family)
+    }
+    fn close_udp(&mut self, socket: UdpSocket) {
+        self.inner.close_udp(socket);
+    }
+    fn set_socket_policy(
+        &mut self,
+        socket: UdpSocket,
+        option_family: u16,
+        value: Option<&[u8]>,
+    ) -> Result<(), Errno> {
+        self.inner.set_socket_policy(socket, option_family, value)
     }
     fn sleep(&mut self, time: Duration) {
         self.inner.sleep(time);
