@@ -198,7 +198,7 @@ fn esp(info: &UserSaInfo, attrs: &Attrs<'_>) -> Checked {
     )
 }
 
-/// QUIRK: name_is_terminated_in_request. What has the right length gets a NUL at the end of its
+/// QUIRK: ack_echoes_what_was_rewritten. What has the right length gets a NUL at the end of its
 /// name field, in the request itself: an error that echoes the request shows it.
 fn lengths(attrs: &Attrs<'_>, rewrites: &mut Vec<(usize, u16)>) -> Checked {
     const LAYOUTS: [(u16, Layout, &str); 5] = [
