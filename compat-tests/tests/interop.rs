@@ -63,20 +63,6 @@ impl Subject for Tap {
     fn set_sysctl(&mut self, name: &str, value: u32) -> Result<(), Errno> {
         self.inner.set_sysctl(name, value)
     }
-    fn open_udp(&mut self, family: u16) -> Result<UdpSocket, Errno> {
-        self.inner.open_udp(family)
-    }
-    fn close_udp(&mut self, socket: UdpSocket) {
-        self.inner.close_udp(socket);
-    }
-    fn set_socket_policy(
-        &mut self,
-        socket: UdpSocket,
-        option_family: u16,
-        value: Option<&[u8]>,
-    ) -> Result<(), Errno> {
-        self.inner.set_socket_policy(socket, option_family, value)
-    }
     fn sleep(&mut self, time: Duration) {
         self.inner.sleep(time);
     }
