@@ -44,6 +44,10 @@ fn main() {
     ] {
         cargo.env_remove(variable);
     }
+    // It is loaded into every program: small, and a panic must not unwind into C.
+    for (setting, value) in [("DEBUG", "0"), ("STRIP", "symbols"), ("PANIC", "abort")] {
+        cargo.env(format!("CARGO_PROFILE_RELEASE_{setting}"), value);
+    }
     let output = cargo
         .output()
         .unwrap_or_else(|error| panic!("running cargo: {error}"));

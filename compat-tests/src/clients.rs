@@ -2,7 +2,7 @@
 //! print over Linux, byte for byte.
 //!
 //! A client is a shell script in `clients/`, run by `bash` with this crate's
-//! directory as its own and [`build_dir`] in `$CLIENTS`, where the compiled ones
+//! directory as its own and a directory in `$CLIENTS`, where the compiled ones
 //! are. What it prints on a reference kernel is committed as
 //! `golden/KERNEL/clients/NAME.txt`; dates are renamed, nothing else is.
 
@@ -80,10 +80,20 @@ pub fn build(directory: &Path) -> Result<(), String> {
         .args(String::from_utf8_lossy(&flags.stdout).split_whitespace())
         .status()
         .map_err(|_| fail("no C compiler"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(fail("libnl_xfrm.c does not compile"))
+    if !status.success() {
+        return Err(fail("libnl_xfrm.c does not compile"));
+    }
+    let example = std::env::current_exe()
+        .map(|me| {
+            me.ancestors()
+                .nth(2)
+                .unwrap_or(&me)
+                .join("examples/xfrmnetlink")
+        })
+        .and_then(|path| std::fs::copy(path, directory.join("xfrmnetlink")));
+    match example {
+        Ok(_) => Ok(()),
+        Err(_) => Err("no xfrmnetlink: cargo build --workspace --examples".to_owned()),
     }
 }
 

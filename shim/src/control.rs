@@ -44,41 +44,57 @@ pub(crate) struct Received {
 
 /// Whether `fd` is one of this process's connections.
 pub(crate) fn owns(fd: c_int) -> bool {
-    fd > 0
-        && pages::wiped().places.iter().any(|place| {
-            place.fd.load(Ordering::Relaxed) == fd && place.state.load(Ordering::Relaxed) != EMPTY
-        })
+    fd > 0 && descriptors().any(|own| own == fd)
+}
+
+fn descriptors() -> impl Iterator<Item = c_int> {
+    let wiped = pages::wiped();
+    let places = wiped.places.iter();
+    let used = places.filter(|place| place.state.load(Ordering::Relaxed) != EMPTY);
+    used.map(|place| &place.fd)
+        .chain(&wiped.leases)
+        .map(|fd| fd.load(Ordering::Relaxed))
 }
 
 /// The lowest connection that is `first` or higher.
 pub(crate) fn owned_from(first: c_uint) -> Option<c_uint> {
-    pages::wiped()
-        .places
-        .iter()
-        .filter(|place| place.state.load(Ordering::Relaxed) != EMPTY)
-        .filter_map(|place| c_uint::try_from(place.fd.load(Ordering::Relaxed)).ok())
+    descriptors()
+        .filter_map(|fd| c_uint::try_from(fd).ok())
         .filter(|&fd| fd > 0 && fd >= first)
         .min()
 }
 
 /// Moves a connection out of the way of a `dup2` onto its descriptor.
 pub(crate) fn vacate(fd: c_int) {
-    for place in &pages::wiped().places {
-        if place.fd.load(Ordering::Relaxed) == fd
-            && place.state.load(Ordering::Relaxed) != EMPTY
+    let wiped = pages::wiped();
+    let all = wiped.places.iter().map(|place| &place.fd);
+    for slot in all.chain(&wiped.leases) {
+        if slot.load(Ordering::Relaxed) == fd
             && let Ok(moved) = sys::dup_above(fd, fd + 1).or_else(|_| sys::dup_above(fd, 3))
         {
-            place.fd.store(moved, Ordering::Relaxed);
+            slot.store(moved, Ordering::Relaxed);
         }
     }
 }
 
-/// Ends the idle connections: who we are has changed, and the daemon must see it.
+/// Uses the idle connections no more: who we are has changed, and the daemon must see it.
+///
+/// The first few stay open: memberships and policies that were asked for over them last as long.
 pub(crate) fn reintroduce() {
     for place in &pages::wiped().places {
-        if take(place, IDLE) {
-            release(place, false);
+        if !take(place, IDLE) {
+            continue;
         }
+        let fd = place.fd.load(Ordering::Relaxed);
+        let kept = pages::wiped().leases.iter().any(|lease| {
+            lease
+                .compare_exchange(0, fd, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        });
+        if kept {
+            place.fd.store(0, Ordering::Relaxed);
+        }
+        release(place, false);
     }
 }
 

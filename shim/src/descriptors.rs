@@ -5,6 +5,7 @@
 use core::ffi::{c_int, c_long, c_uint};
 
 use crate::control;
+use crate::options;
 use crate::real;
 use crate::sys;
 use crate::table;
@@ -16,6 +17,9 @@ pub(crate) fn close(fd: c_int) -> c_int {
     if control::owns(fd) {
         sys::set_errno(libc::EBADF);
         return -1;
+    }
+    if table::is_policy_holder(fd) {
+        options::before_close(fd);
     }
     table::forget(fd);
     // SAFETY: a plain integer.

@@ -7,11 +7,11 @@
 //! own. Only these differ:
 //!
 //! * what is sent goes to the daemon as a request over a control connection
-//!   ([`control`]); the call returns when the daemon has queued the answers;
+//!   (`control`); the call returns when the daemon has queued the answers;
 //! * what is received comes from the daemon's port, which is shown as 0, the
-//!   kernel's ([`receive`]); while a dump runs, each receive pulls the next chunk;
-//! * `/proc/net/xfrm_stat` and `/proc/sys/net/core/xfrm_*` are the daemon's ([`procfs`]);
-//! * UDP encapsulation and per-socket policies do not reach the host ([`options`]).
+//!   kernel's (`receive`); while a dump runs, each receive pulls the next chunk;
+//! * `/proc/net/xfrm_stat` and `/proc/sys/net/core/xfrm_*` are the daemon's (`procfs`);
+//! * UDP encapsulation and per-socket policies do not reach the host (`options`).
 //!
 //! Rules of this crate: every other call of the program passes through
 //! unchanged at the price of one table look-up; `errno` is left as the
@@ -23,6 +23,7 @@
     reason = "C's types: constants, sizes and results of system calls fit by their definition"
 )]
 
+mod calls;
 mod connection;
 mod control;
 mod descriptors;

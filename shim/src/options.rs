@@ -3,27 +3,29 @@
 //!
 //! On our sockets everything is native but the protocol number, the groups that
 //! the daemon keeps, and the mark. On other sockets, `UDP_ENCAP` would make the
-//! host take ESP out of the stream that the program reads, and
-//! `IP_XFRM_POLICY` would fill the host's SPD; neither gets there.
+//! host take ESP out of the stream that the program reads: it does not get there.
+//! `IP_XFRM_POLICY` would fill the host's SPD: it goes to the daemon's, which
+//! forgets a socket's policies when the socket is closed or its process ends.
 
 use core::ffi::{c_int, c_void};
 use core::mem::size_of;
 use core::sync::atomic::Ordering;
 
 use libc::{iovec, socklen_t};
-use xfrm_proto::control::Request;
+use xfrm_proto::control::{Request, Socket};
 
 use crate::control::{self, Cargo};
 use crate::netlink;
+use crate::pages;
 use crate::real;
 use crate::sys;
-use crate::table::Entry;
+use crate::table::{self, Entry};
 
 const UDP_ENCAP: c_int = 100;
 const UDP_ENCAP_ESPINUDP: c_int = 2;
 const IP_XFRM_POLICY: c_int = 17;
 const IPV6_XFRM_POLICY: c_int = 35;
-/// More than any policy with six templates.
+/// A longer value is too long, however long it is.
 const LARGEST_POLICY: usize = 4096;
 
 fn flag(value: *const c_void, len: socklen_t) -> Option<bool> {
@@ -153,11 +155,11 @@ pub(crate) unsafe fn set_foreign(
         }
         // SAFETY: the caller's value and its length.
         (libc::IPPROTO_IP, IP_XFRM_POLICY) => unsafe {
-            socket_policy(fd, libc::AF_INET, value, len)
+            socket_policy(fd, libc::AF_INET, value, len)?
         },
         // SAFETY: as above.
         (libc::IPPROTO_IPV6, IPV6_XFRM_POLICY) => unsafe {
-            socket_policy(fd, libc::AF_INET6, value, len)
+            socket_policy(fd, libc::AF_INET6, value, len)?
         },
         _ => return None,
     };
@@ -172,35 +174,83 @@ pub(crate) unsafe fn set_foreign(
 
 unsafe fn socket_policy(
     fd: c_int,
-    family: c_int,
+    option_family: c_int,
     value: *const c_void,
     len: socklen_t,
-) -> Result<(), c_int> {
-    let netns =
-        sys::option::<u64>(fd, libc::SOL_SOCKET, netlink::SO_NETNS_COOKIE).ok_or(libc::ENOTSOCK)?;
-    let len = len as usize;
-    if len > LARGEST_POLICY {
-        return Err(libc::EMSGSIZE);
+) -> Option<Result<(), c_int>> {
+    let family = sys::option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
+    let has_option = family == libc::AF_INET6 || family == option_family;
+    if !has_option || !matches!(family, libc::AF_INET | libc::AF_INET6) {
+        return None;
     }
+    let socket = foreign_socket(fd)?;
+    let len = len as usize;
+    let set = !(value.is_null() && len == 0);
     let part = iovec {
         iov_base: value.cast_mut(),
-        iov_len: if value.is_null() { 0 } else { len },
+        iov_len: if value.is_null() {
+            0
+        } else {
+            len.min(LARGEST_POLICY + 1)
+        },
     };
     let request = Request::SocketPolicy {
-        netns,
+        socket,
         family: family as u32,
+        option_family: option_family as u32,
+        set,
     };
-    let cargo = Cargo {
-        parts: core::slice::from_ref(&part),
-        fds: &[],
-    };
-    let mut answer = control::ask(&request, cargo)?;
-    if answer.unknown_netns {
-        netlink::introduce(netns, fd)?;
-        answer = control::ask(&request, cargo)?;
+    let result = ask_policy(fd, &request, core::slice::from_ref(&part));
+    if result.is_ok() && set {
+        table::set_policy_holder(fd);
+        pages::wiped().holds_policies.store(1, Ordering::Relaxed);
+    }
+    Some(result)
+}
+
+fn foreign_socket(fd: c_int) -> Option<Socket> {
+    Some(Socket {
+        netns: sys::option(fd, libc::SOL_SOCKET, netlink::SO_NETNS_COOKIE)?,
+        cookie: sys::option(fd, libc::SOL_SOCKET, netlink::SO_COOKIE)?,
+        ..Socket::default()
+    })
+}
+
+fn ask_policy(fd: c_int, request: &Request, parts: &[iovec]) -> Result<(), c_int> {
+    let cargo = Cargo { parts, fds: &[] };
+    let mut answer = control::ask(request, cargo)?;
+    if answer.unknown_netns
+        && let Request::SocketPolicy { socket, .. } = request
+    {
+        netlink::introduce(socket.netns, fd)?;
+        answer = control::ask(request, cargo)?;
     }
     match answer.errno {
         0 => Ok(()),
         errno => Err(errno as c_int),
+    }
+}
+
+/// Before a socket with policies is closed: they go with its last descriptor.
+///
+/// A child that closes what it inherited does not count: it has set no policies itself.
+pub(crate) fn before_close(fd: c_int) {
+    if pages::wiped().holds_policies.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    let Some(socket) = foreign_socket(fd) else {
+        return;
+    };
+    let lives_on = table::policy_holders()
+        .filter(|&other| other != fd)
+        .any(|other| foreign_socket(other).is_some_and(|it| it.cookie == socket.cookie));
+    if !lives_on {
+        let request = Request::SocketPolicy {
+            socket,
+            family: 0,
+            option_family: 0,
+            set: false,
+        };
+        let _ = ask_policy(fd, &request, &[]);
     }
 }

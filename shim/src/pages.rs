@@ -16,6 +16,9 @@ use crate::sys;
 /// Connections a process may have: as many as threads and signal handlers that ask at once.
 pub(crate) const CONNECTIONS: usize = 32;
 
+/// Connections that are kept after a change of credentials.
+pub(crate) const LEASES: usize = 8;
+
 /// A place for a control connection.
 pub(crate) struct Place {
     /// [`EMPTY`], [`IDLE`] or [`BUSY`].
@@ -35,6 +38,10 @@ pub(crate) const BUSY: u32 = 2;
 pub(crate) struct Wiped {
     /// The connections.
     pub(crate) places: [Place; CONNECTIONS],
+    /// Connections that are open, but not used, for the sake of what was asked over them.
+    pub(crate) leases: [AtomicI32; LEASES],
+    /// Not 0 if this process has given policies to sockets.
+    pub(crate) holds_policies: AtomicU32,
 }
 
 static PAGE: AtomicPtr<Wiped> = AtomicPtr::new(core::ptr::null_mut());
@@ -46,6 +53,8 @@ static UNMAPPED: Wiped = Wiped {
             fd: AtomicI32::new(0),
         }
     }; CONNECTIONS],
+    leases: [const { AtomicI32::new(0) }; LEASES],
+    holds_policies: AtomicU32::new(0),
 };
 
 /// Maps the memory.

@@ -29,6 +29,7 @@ const INHERITED: c_int = 64;
 const UNKNOWN: u16 = 0;
 const FOREIGN: u16 = 1;
 const FIRST_SOCKET: u16 = 2;
+const POLICY_HOLDER: u16 = 0xfe00;
 const FIRST_FILE: u16 = 0xff00;
 
 static KINDS: [AtomicU16; DESCRIPTORS] = [const { AtomicU16::new(UNKNOWN) }; DESCRIPTORS];
@@ -257,6 +258,26 @@ pub(crate) fn sockets() -> impl Iterator<Item = &'static Entry> {
         .filter(|entry| entry.cookie.load(Ordering::Relaxed) != 0)
 }
 
+/// Says that `fd` is a socket of another kind to which policies were given.
+pub(crate) fn set_policy_holder(fd: c_int) {
+    if let Some(slot) = slot(fd) {
+        set(slot, POLICY_HOLDER);
+    }
+}
+
+/// Whether it is one.
+pub(crate) fn is_policy_holder(fd: c_int) -> bool {
+    slot(fd).is_some_and(|slot| slot.load(Ordering::Relaxed) == POLICY_HOLDER)
+}
+
+/// All of them.
+pub(crate) fn policy_holders() -> impl Iterator<Item = c_int> {
+    (0..)
+        .zip(&KINDS)
+        .filter(|(_, slot)| slot.load(Ordering::Relaxed) == POLICY_HOLDER)
+        .map(|(fd, _)| fd)
+}
+
 /// Says that `fd` is an open sysctl.
 pub(crate) fn set_file(fd: c_int, file: File) {
     if let Some(slot) = slot(fd) {
@@ -283,7 +304,7 @@ pub(crate) fn forget(fd: c_int) {
 }
 
 fn entry_of(kind: u16) -> Option<&'static Entry> {
-    (FIRST_SOCKET..FIRST_FILE)
+    (FIRST_SOCKET..POLICY_HOLDER)
         .contains(&kind)
         .then(|| ENTRIES.get(usize::from(kind - FIRST_SOCKET)))
         .flatten()

@@ -260,13 +260,17 @@ pub enum Request {
         /// Which.
         file: File,
     },
-    /// A policy for one socket of the client, which no other can see: the payload is
-    /// `IP_XFRM_POLICY`'s argument.
+    /// `IP_XFRM_POLICY` or `IPV6_XFRM_POLICY` of a socket that is none of ours: the payload is the
+    /// option's value.
     SocketPolicy {
-        /// `SO_NETNS_COOKIE`.
-        netns: u64,
-        /// `AF_INET` or `AF_INET6`.
+        /// Which: only namespace and cookie count.
+        socket: Socket,
+        /// The socket's family.
         family: u32,
+        /// The option's: `AF_INET` or `AF_INET6`.
+        option_family: u32,
+        /// Whether there is a value; without one the socket's policies go, as when it is closed.
+        set: bool,
     },
     /// Counters and table sizes as JSON, in the answer's payload.
     Stat,
@@ -303,7 +307,12 @@ impl Request {
             Self::Read { netns, file } => header(5, &in_netns(netns), [file as u32, 0, 0]),
             Self::OpenWrite { netns, file } => header(6, &in_netns(netns), [file as u32, 0, 0]),
             Self::Write { netns, file } => header(7, &in_netns(netns), [file as u32, 0, 0]),
-            Self::SocketPolicy { netns, family } => header(8, &in_netns(netns), [family, 0, 0]),
+            Self::SocketPolicy {
+                socket,
+                family,
+                option_family,
+                set,
+            } => header(8, &socket, [family, option_family, set.into()]),
             Self::Prove { socket } => header(10, &socket, [0; 3]),
             Self::Stat => header(9, &Socket::default(), [0; 3]),
         }
@@ -360,7 +369,12 @@ impl Request {
                 netns,
                 file: File::from_wire(a)?,
             },
-            8 => Self::SocketPolicy { netns, family: a },
+            8 => Self::SocketPolicy {
+                socket,
+                family: a,
+                option_family: b,
+                set: c != 0,
+            },
             9 => Self::Stat,
             10 => Self::Prove { socket },
             _ => return None,
@@ -540,8 +554,10 @@ mod tests {
                 file: File::LarvalDrop,
             },
             Request::SocketPolicy {
-                netns: 1,
+                socket,
                 family: 10,
+                option_family: 2,
+                set: true,
             },
             Request::Stat,
         ];

@@ -17,7 +17,7 @@ use dataplane::{BootNanos, Context, Entropy, Netns, Now, Profile};
 use xfrm_proto::extack::AckOptions;
 
 use crate::netlink::Sockets;
-pub use crate::netlink::{Datagram, Destination};
+pub use crate::netlink::{Batch, Datagram, Destination};
 use crate::netlink::{Outbox, deliver_events};
 use crate::xfrm::policy::socket::set as policy_option;
 
@@ -211,5 +211,10 @@ impl Emulator {
     /// The next datagram to deliver, oldest first.
     pub fn poll_datagram(&mut self) -> Option<Datagram<'_>> {
         self.outbox.pop()
+    }
+
+    /// The same, several at once where they go the same way.
+    pub fn poll_batch(&mut self) -> Option<Batch<'_>> {
+        self.outbox.pop_batch()
     }
 }

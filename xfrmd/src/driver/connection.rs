@@ -6,23 +6,20 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use dataplane::spd::SocketKey;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{SockFlag, accept4, getsockopt, sockopt};
-use std::os::fd::{AsRawFd, FromRawFd};
 use xfrm_proto::control::{Answer, Request, Socket, VERSION};
 use xfrm_proto::extack::AckOptions;
 use xfrmd::emulator::{Inputs, NetnsId, Peer};
 
 use super::files::WriteError;
-use super::instance::{Instance, Speakers};
-use super::privilege::{self, Credentials};
-use super::{Daemon, Owner, Source, clock, host, namespace};
+use super::privilege::Credentials;
+use super::{Daemon, Owner, Source, clock, host};
 
-/// How long what we know of a process's capabilities is good for, in nanoseconds.
-const PRIVILEGE_AGE: u64 = 20_000_000;
 /// Sockets that a client without privileges can show before it must show them again.
 const MOST_PROVEN: usize = 256;
 /// The largest datagram that comes as a file.
@@ -30,28 +27,37 @@ const LARGEST_DATAGRAM: u64 = 64 << 20;
 
 /// A client's connection.
 pub(super) struct Connection {
-    id: u64,
+    /// A number that no other has had.
+    pub(super) id: u64,
     fd: OwnedFd,
-    peer: Credentials,
+    /// Who is at the other end.
+    pub(super) peer: Credentials,
     introduced: bool,
-    entered: Vec<Entered>,
+    /// Namespaces that it uses.
+    pub(super) entered: Vec<Entered>,
     /// Its next frame may bring descriptors; receiving them costs, so no other may.
     brings: bool,
     /// Cookies and ports of sockets that it has shown.
     proven: Vec<(u64, u32)>,
+    /// Cookies of sockets to which it gave policies.
+    policies: Vec<(NetnsId, u64)>,
 }
 
 /// A namespace that the connection uses.
 #[derive(Clone, Copy)]
-struct Entered {
-    netns: u64,
-    id: NetnsId,
-    privileged: bool,
-    checked_at: u64,
+pub(super) struct Entered {
+    /// The host's number of it.
+    pub(super) netns: u64,
+    /// The emulator's.
+    pub(super) id: NetnsId,
+    /// Whether the client may configure it.
+    pub(super) privileged: bool,
+    /// When that was looked up, in nanoseconds since boot.
+    pub(super) checked_at: u64,
 }
 
 /// How a frame is answered.
-enum Reply {
+pub(super) enum Reply {
     Answer(Answer),
     Content(Vec<u8>),
     Descriptor(OwnedFd),
@@ -59,7 +65,7 @@ enum Reply {
 }
 
 impl Reply {
-    fn error(errno: i32) -> Self {
+    pub(super) fn error(errno: i32) -> Self {
         Self::Answer(Answer::error(errno.unsigned_abs()))
     }
 
@@ -162,6 +168,7 @@ impl Daemon {
             entered: Vec::new(),
             brings: false,
             proven: Vec::new(),
+            policies: Vec::new(),
         };
         self.next_connection += 1;
         if let Some(slot) = self.connections.get_mut(index) {
@@ -285,11 +292,15 @@ impl Daemon {
                 Some(_) => Reply::error(libc::EACCES),
                 None => Reply::unknown_netns(),
             },
-            Request::SocketPolicy { netns, .. } => match self.enter(connection, netns) {
-                Some(entered) if entered.privileged => Reply::Answer(Answer::default()),
-                Some(_) => Reply::error(libc::EPERM),
-                None => Reply::unknown_netns(),
-            },
+            Request::SocketPolicy {
+                socket,
+                family,
+                option_family,
+                set,
+            } => {
+                let value = set.then_some(payload);
+                self.socket_policy(connection, socket, (family, option_family), value)
+            }
             Request::Stat => Reply::Content(self.statistics().to_string().into_bytes()),
         }
     }
@@ -316,158 +327,6 @@ impl Daemon {
                 Reply::Content(secret.proof.to_vec())
             }
         }
-    }
-
-    /// Use of a namespace by a connection: `None` if it must first be introduced.
-    fn enter(&mut self, connection: &mut Connection, netns: u64) -> Option<Entered> {
-        let known = connection
-            .entered
-            .iter_mut()
-            .find(|entered| entered.netns == netns);
-        if let Some(entered) = known {
-            // The owner of a private instance is always privileged.
-            if !self.is_owner(connection.peer) {
-                let now = clock::boot().0;
-                if now.saturating_sub(entered.checked_at) > PRIVILEGE_AGE {
-                    let instance = self.instances.get(&entered.id)?;
-                    entered.privileged = self.is_privileged(connection.peer, instance);
-                    entered.checked_at = now;
-                }
-            }
-            return Some(*entered);
-        }
-        let id = *self.by_cookie.get(&netns)?;
-        let instance = self.instances.get_mut(&id)?;
-        instance.speakers.as_ref()?;
-        instance.users.push(connection.id);
-        let instance = self.instances.get(&id)?;
-        let entered = Entered {
-            netns,
-            id,
-            privileged: self.is_privileged(connection.peer, instance),
-            checked_at: clock::boot().0,
-        };
-        connection.entered.push(entered);
-        Some(entered)
-    }
-
-    fn is_owner(&self, peer: Credentials) -> bool {
-        matches!(self.settings.owner, Owner::Private { uid, .. } if uid == peer.uid)
-    }
-
-    fn is_privileged(&self, peer: Credentials, instance: &Instance) -> bool {
-        if self.is_owner(peer) {
-            return true;
-        }
-        if instance.netns == self.home.cookie {
-            return privilege::has_net_admin(peer, self.home.namespace.as_fd());
-        }
-        instance
-            .namespace
-            .as_ref()
-            .is_some_and(|namespace| privilege::has_net_admin(peer, namespace.as_fd()))
-    }
-
-    fn netns(
-        &mut self,
-        connection: &mut Connection,
-        netns: u64,
-        fds: [Option<OwnedFd>; 2],
-    ) -> Reply {
-        let open = self
-            .by_cookie
-            .get(&netns)
-            .and_then(|id| self.instances.get(id))
-            .is_some_and(|instance| instance.speakers.is_some());
-        if !open {
-            match self.open_speakers(netns, fds) {
-                // While we asked about this namespace, another may have ended.
-                Ok(None) => self.end_namespaces(),
-                Ok(Some(wish)) => return Reply::Answer(wish),
-                Err(error) => {
-                    tracing::warn!(%error, netns, "no sockets in a namespace");
-                    return Reply::error(error.raw_os_error().unwrap_or(libc::EIO));
-                }
-            }
-        }
-        let Some(entered) = self.enter(connection, netns) else {
-            return Reply::error(libc::EIO);
-        };
-        let ports = self
-            .instances
-            .get(&entered.id)
-            .and_then(|instance| instance.speakers.as_ref());
-        Reply::Answer(Answer {
-            first: ports.map_or(0, |speakers| speakers.reply_port),
-            second: ports.map_or(0, |speakers| speakers.event_port),
-            ..Answer::default()
-        })
-    }
-
-    /// Opens our sockets in a namespace; `Some` is what we need from the client for that.
-    fn open_speakers(
-        &mut self,
-        netns: u64,
-        fds: [Option<OwnedFd>; 2],
-    ) -> io::Result<Option<Answer>> {
-        let private = matches!(self.settings.owner, Owner::Private { .. });
-        let entropy = &mut self.entropy;
-        let mut random = || dataplane::Entropy::u32(entropy);
-        let mut make = || -> io::Result<_> {
-            let reply = host::speaker(&mut random)?;
-            let event = host::speaker(&mut random)?;
-            Ok((reply, event, namespace::listeners().unwrap_or_default()))
-        };
-        let mut kept = None;
-        let (reply, event, found) = match fds {
-            _ if netns == self.home.cookie => make()?,
-            [Some(reply), Some(event)] if private => (reply, event, Vec::new()),
-            [Some(namespace), None] => match self.home.inside(namespace.as_fd(), make) {
-                Ok(made) => {
-                    kept = Some(namespace);
-                    made
-                }
-                Err(_) if private => {
-                    return Ok(Some(Answer {
-                        wants_sockets: true,
-                        ..Answer::default()
-                    }));
-                }
-                Err(error) => return Err(error),
-            },
-            _ => {
-                return Ok(Some(Answer {
-                    wants_netns: true,
-                    ..Answer::default()
-                }));
-            }
-        };
-        let speakers = Speakers::new(netns, reply, event)?;
-        if let (Some(watch), Some(namespace)) = (&mut self.watch, &kept)
-            && let Err(error) = watch.add(netns, namespace.as_fd())
-        {
-            tracing::debug!(%error, netns, "the namespace's end will go unnoticed");
-        }
-        let id = match self.by_cookie.get(&netns) {
-            Some(&id) => id,
-            None => {
-                let id = self.emulator.create_netns();
-                tracing::info!(netns, "namespace");
-                self.by_cookie.insert(netns, id);
-                self.instances.insert(id, Instance::new(id, netns));
-                for (group, &count) in (1..).zip(&self.group_members) {
-                    self.emulator.set_listeners(id, group, count);
-                }
-                id
-            }
-        };
-        if let Some(instance) = self.instances.get_mut(&id) {
-            instance.speakers = Some(speakers);
-            instance.namespace = kept;
-            instance.find_members(&found);
-        }
-        self.count_listeners();
-        Ok(None)
     }
 
     fn peer(&self, entered: Entered, socket: &Socket) -> Peer {
@@ -617,8 +476,47 @@ impl Daemon {
         })
     }
 
+    fn socket_policy(
+        &mut self,
+        connection: &mut Connection,
+        socket: Socket,
+        (family, option_family): (u32, u32),
+        value: Option<&[u8]>,
+    ) -> Reply {
+        let Some(entered) = self.enter(connection, socket.netns) else {
+            return Reply::unknown_netns();
+        };
+        if !entered.privileged {
+            return Reply::error(libc::EPERM);
+        }
+        let number = |family: u32| u16::try_from(family).unwrap_or(u16::MAX);
+        let result = self.emulator.set_socket_policy(
+            clock::now(),
+            entered.id,
+            SocketKey(socket.cookie),
+            number(family),
+            number(option_family),
+            value,
+        );
+        if let Err(errno) = result {
+            return Reply::error(errno);
+        }
+        let holder = (entered.id, socket.cookie);
+        connection.policies.retain(|&other| other != holder);
+        if value.is_some() {
+            connection.policies.push(holder);
+        }
+        Reply::Answer(Answer::default())
+    }
+
     /// Forgets a client, and what only it needed.
     fn end_connection(&mut self, connection: Connection) {
+        for &(id, cookie) in &connection.policies {
+            let socket = SocketKey(cookie);
+            let now = clock::now();
+            // Taking policies away does not fail.
+            let _ = self.emulator.set_socket_policy(now, id, socket, 0, 0, None);
+        }
         for entered in &connection.entered {
             let Some(instance) = self.instances.get(&entered.id) else {
                 continue;

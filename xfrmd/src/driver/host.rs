@@ -151,6 +151,64 @@ pub(crate) fn send_netlink(
     checked(result).map(drop)
 }
 
+/// Datagrams that one system call queues.
+const BATCH: usize = 64;
+
+/// Queues datagrams for a port; never waits. How many were, and why the next was not.
+pub(crate) fn send_netlink_all<'a>(
+    fd: BorrowedFd<'_>,
+    mut datagrams: impl ExactSizeIterator<Item = &'a [u8]>,
+    port: u32,
+) -> (usize, io::Result<()>) {
+    if datagrams.len() == 1 {
+        let result = datagrams
+            .next()
+            .map_or(Ok(()), |bytes| send_netlink(fd, bytes, port, 0));
+        return (usize::from(result.is_ok()), result);
+    }
+    let mut address = netlink_address(port, 0);
+    // SAFETY: all-zero bytes are a valid mmsghdr and a valid iovec.
+    let (mut messages, mut parts): ([libc::mmsghdr; BATCH], [libc::iovec; BATCH]) =
+        unsafe { (zeroed(), zeroed()) };
+    let mut sent = 0;
+    loop {
+        let mut count = 0;
+        for ((message, part), bytes) in messages.iter_mut().zip(&mut parts).zip(&mut datagrams) {
+            part.iov_base = bytes.as_ptr().cast_mut().cast();
+            part.iov_len = bytes.len();
+            message.msg_hdr.msg_iov = part;
+            message.msg_hdr.msg_iovlen = 1;
+            message.msg_hdr.msg_name = (&raw mut address).cast();
+            message.msg_hdr.msg_namelen = size_of::<sockaddr_nl>() as socklen_t;
+            count += 1;
+        }
+        if count == 0 {
+            return (sent, Ok(()));
+        }
+        let mut start = 0;
+        while start < count {
+            let rest = messages.get_mut(start..count).unwrap_or_default();
+            // SAFETY: every message of the rest names an address and bytes that are valid.
+            let result = unsafe {
+                libc::sendmmsg(
+                    fd.as_raw_fd(),
+                    rest.as_mut_ptr(),
+                    rest.len() as u32,
+                    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+                )
+            };
+            // After a part of them the error comes with the next call.
+            match checked(result as isize) {
+                Ok(some) => {
+                    start += some;
+                    sent += some;
+                }
+                Err(error) => return (sent, Err(error)),
+            }
+        }
+    }
+}
+
 #[repr(C, align(8))]
 struct Ancillary([u8; 64]);
 

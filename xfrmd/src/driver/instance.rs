@@ -232,7 +232,7 @@ impl Instance {
             .get_mut(&port)
             .and_then(|reader| reader.waiting.pop_front())
         {
-            if self.unicast(port, &chunk) == Delivery::NoRoom {
+            if self.unicast(port, [&*chunk].into_iter()).1 == Delivery::NoRoom {
                 if let Some(reader) = self.readers.get_mut(&port) {
                     reader.waiting.push_front(chunk);
                 }
@@ -243,12 +243,12 @@ impl Instance {
     }
 
     /// Keeps a chunk until there is room.
-    pub(crate) fn hold(&mut self, port: u32, chunk: &[u8]) {
+    pub(crate) fn hold(&mut self, port: u32, chunk: Vec<u8>) {
         self.readers
             .entry(port)
             .or_default()
             .waiting
-            .push_back(chunk.to_vec());
+            .push_back(chunk);
     }
 
     /// Whether chunks of a dump wait for room, behind which everything else must.
@@ -260,12 +260,17 @@ impl Instance {
                 .is_some_and(|reader| !reader.waiting.is_empty())
     }
 
-    /// Queues a datagram for one socket.
-    pub(crate) fn unicast(&self, port: u32, bytes: &[u8]) -> Delivery {
+    /// Queues datagrams for one socket: how many, and what became of the next.
+    pub(crate) fn unicast<'a>(
+        &self,
+        port: u32,
+        datagrams: impl ExactSizeIterator<Item = &'a [u8]>,
+    ) -> (usize, Delivery) {
         let Some(speakers) = &self.speakers else {
-            return Delivery::Done;
+            return (0, Delivery::Done);
         };
-        outcome(host::send_netlink(speakers.reply.as_fd(), bytes, port, 0))
+        let (sent, result) = host::send_netlink_all(speakers.reply.as_fd(), datagrams, port);
+        (sent, outcome(result))
     }
 
     /// Queues an event for the members of a group; whether somebody has no room and must be told.

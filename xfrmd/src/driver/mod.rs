@@ -9,6 +9,7 @@
 //! nor a thread for each client: all else that happens here is rare.
 //!
 //! * [`connection`]: what clients ask, frame by frame.
+//! * [`entry`]: clients entering namespaces, their rights there.
 //! * [`instance`]: a namespace's sockets and members; delivery.
 //! * [`namespace`]: entering namespaces, learning of their end.
 //! * [`privilege`]: who may configure.
@@ -21,6 +22,7 @@ pub(crate) mod client;
 mod clock;
 pub(crate) mod command;
 mod connection;
+mod entry;
 mod files;
 mod host;
 mod instance;
@@ -284,32 +286,39 @@ impl Daemon {
     fn deliver(&mut self, requester: Option<(NetnsId, u32)>, chunks: bool) -> bool {
         let mut rejected: Vec<(NetnsId, u32, Vec<u8>)> = Vec::new();
         let mut gone = Vec::new();
-        while let Some(datagram) = self.emulator.poll_datagram() {
-            let Some(instance) = self.instances.get_mut(&datagram.netns) else {
+        while let Some(batch) = self.emulator.poll_batch() {
+            let netns = batch.netns;
+            let Some(instance) = self.instances.get_mut(&netns) else {
                 continue;
             };
-            match datagram.to {
+            let port = match batch.to {
                 Destination::Group(group) => {
-                    self.overruns |= instance.multicast(group, datagram.bytes);
-                }
-                Destination::Port(port) => {
-                    let behind = rejected
-                        .iter()
-                        .any(|&(netns, to, _)| netns == datagram.netns && to == port);
-                    if instance.holds(port) {
-                        instance.hold(port, datagram.bytes);
-                    } else if behind {
-                        rejected.push((datagram.netns, port, datagram.bytes.to_vec()));
-                    } else {
-                        match instance.unicast(port, datagram.bytes) {
-                            Delivery::Done => {}
-                            Delivery::NoRoom => {
-                                rejected.push((datagram.netns, port, datagram.bytes.to_vec()));
-                            }
-                            Delivery::NoSocket => gone.push((datagram.netns, port)),
-                        }
+                    for bytes in batch.datagrams() {
+                        self.overruns |= instance.multicast(group, bytes);
                     }
+                    continue;
                 }
+                Destination::Port(port) => port,
+            };
+            // What could not be queued, all that follows must not overtake.
+            let waits = instance.holds(port)
+                || rejected
+                    .iter()
+                    .any(|&(other, to, _)| (other, to) == (netns, port));
+            let (sent, delivery) = if waits {
+                (0, Delivery::NoRoom)
+            } else {
+                instance.unicast(port, batch.datagrams())
+            };
+            match delivery {
+                Delivery::Done => {}
+                Delivery::NoSocket => gone.push((netns, port)),
+                Delivery::NoRoom => rejected.extend(
+                    batch
+                        .datagrams()
+                        .skip(sent)
+                        .map(|bytes| (netns, port, bytes.to_vec())),
+                ),
             }
         }
         for (netns, port) in gone {
@@ -317,10 +326,11 @@ impl Daemon {
         }
         let mut overrun = false;
         for (netns, port, bytes) in rejected {
-            if chunks || self.emulator.is_dumping(netns, port) {
-                if let Some(instance) = self.instances.get_mut(&netns) {
-                    instance.hold(port, &bytes);
-                }
+            let Some(instance) = self.instances.get_mut(&netns) else {
+                continue;
+            };
+            if chunks || instance.holds(port) || self.emulator.is_dumping(netns, port) {
+                instance.hold(port, bytes);
             } else {
                 overrun |= requester == Some((netns, port));
             }

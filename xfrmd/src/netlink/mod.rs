@@ -13,7 +13,7 @@ use hashbrown::HashMap;
 
 pub(crate) use dump::continue_dump;
 pub(crate) use outbox::Outbox;
-pub use outbox::{Datagram, Destination};
+pub use outbox::{Batch, Datagram, Destination};
 pub(crate) use receive::receive;
 
 use crate::emulator::NetnsId;

@@ -25,11 +25,33 @@ pub struct Datagram<'a> {
     pub bytes: &'a [u8],
 }
 
+/// Datagrams that go the same way, oldest first: as many as follow each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// The namespace to deliver them in.
+    pub netns: NetnsId,
+    /// The receiver or receivers.
+    pub to: Destination,
+    bytes: &'a [u8],
+    ranges: &'a [Range<usize>],
+}
+
+impl<'a> Batch<'a> {
+    /// Each datagram's messages.
+    pub fn datagrams(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + use<'a> {
+        let bytes = self.bytes;
+        self.ranges
+            .iter()
+            .map(|range| bytes.get(range.clone()).unwrap_or_default())
+    }
+}
+
 /// The queue.
 #[derive(Default)]
 pub(crate) struct Outbox {
     bytes: Vec<u8>,
     queue: VecDeque<(NetnsId, Destination, Range<usize>)>,
+    batch: Vec<Range<usize>>,
 }
 
 impl Outbox {
@@ -56,6 +78,23 @@ impl Outbox {
             netns,
             to,
             bytes: self.bytes.get(range)?,
+        })
+    }
+    pub(crate) fn pop_batch(&mut self) -> Option<Batch<'_>> {
+        let (netns, to, first) = self.queue.pop_front()?;
+        self.batch.clear();
+        self.batch.push(first);
+        while let Some((next_netns, next_to, _)) = self.queue.front()
+            && (*next_netns, *next_to) == (netns, to)
+            && let Some((_, _, range)) = self.queue.pop_front()
+        {
+            self.batch.push(range);
+        }
+        Some(Batch {
+            netns,
+            to,
+            bytes: &self.bytes,
+            ranges: &self.batch,
         })
     }
 }

@@ -85,7 +85,9 @@ fn main() -> ExitCode {
         .iter()
         .map(|&(name, need, body)| trial(name, need, body));
     let trials = clients.chain(others).collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let _ = std::fs::remove_dir_all(process::copies());
+    conclusion.exit_code()
 }
 
 fn trial(name: &str, need: Need, body: impl FnOnce() + Send + 'static) -> Trial {

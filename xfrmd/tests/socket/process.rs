@@ -20,13 +20,18 @@ pub(crate) fn me() -> Command {
     Command::new(reachable(std::env::current_exe().unwrap(), "socket-tests"))
 }
 
+/// Where copies of the programs are, while the tests run.
+pub(crate) fn copies() -> PathBuf {
+    std::env::temp_dir().join(format!("xfrmd-socket-tests-{}", std::process::id()))
+}
+
 /// A build directory may be closed to others; then a copy is used that is not.
 fn reachable(program: PathBuf, name: &str) -> PathBuf {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     if !nix::unistd::geteuid().is_root() {
         return program;
     }
-    let directory = std::env::temp_dir().join("xfrmd-socket-tests");
+    let directory = copies();
     let _ = std::fs::create_dir(&directory);
     std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).unwrap();
     let status = program.metadata().unwrap();
@@ -167,8 +172,9 @@ impl Agent {
 }
 
 impl Drop for Agent {
+    /// Without commands it ends by itself, and so does `xfrmd run` around it.
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        drop(self.child.stdin.take());
         let _ = self.child.wait();
     }
 }

@@ -119,18 +119,41 @@ fn host_policies() -> Option<usize> {
 pub(super) fn udp_sockets() {
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     let mut policy = [0_u8; 168];
+    // Allow, out; byte and packet limits none.
+    policy[56..88].fill(0xff);
     policy[160] = 1;
-    for (family, level, option) in [
-        (libc::AF_INET, libc::IPPROTO_IP, 17),
-        (libc::AF_INET6, libc::IPPROTO_IPV6, 35),
-    ] {
-        let udp = Xfrm(unsafe { libc::socket(family, libc::SOCK_DGRAM, 0) });
-        works(
-            unsafe { libc::setsockopt(udp.0, level, option, policy.as_ptr().cast(), 168) } as isize,
-        );
-        works(udp.set(libc::IPPROTO_UDP, 100, 2));
-    }
+    let set = |socket: Xfrm, level, option, bytes: &[u8]| unsafe {
+        let len = bytes.len() as libc::socklen_t;
+        libc::setsockopt(socket.0, level, option, bytes.as_ptr().cast(), len) as isize
+    };
+    let v4 = Xfrm(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0) });
+    let v6 = Xfrm(unsafe { libc::socket(libc::AF_INET6, libc::SOCK_DGRAM, 0) });
+    policy[40..42].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+    works(set(v4, libc::IPPROTO_IP, 17, &policy));
+    policy[40..42].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
+    works(set(v6, libc::IPPROTO_IPV6, 35, &policy));
     assert!(host_policies().is_none_or(|count| count == 0));
+    assert_eq!(policies(), 2);
+    fails(set(v4, libc::IPPROTO_IP, 17, &policy[..100]), libc::EINVAL);
+    fails(set(v6, libc::IPPROTO_IP, 17, &policy), libc::EOPNOTSUPP);
+    fails(set(v4, libc::IPPROTO_IPV6, 35, &policy), libc::ENOPROTOOPT);
+    // They go with the last descriptor, and with the process; a child's copy does not count.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        v4.close();
+        v6.close();
+        unsafe { libc::_exit(0) };
+    }
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    assert_eq!(policies(), 2);
+    let copy = Xfrm(unsafe { libc::dup(v4.0) });
+    v4.close();
+    assert_eq!(policies(), 2);
+    copy.close();
+    assert_eq!(policies(), 1);
+    works(unsafe { libc::setsockopt(v6.0, libc::IPPROTO_IPV6, 35, std::ptr::null(), 0) } as isize);
+    assert_eq!(policies(), 0);
+    works(v6.set(libc::IPPROTO_UDP, 100, 2));
     // What is no UDP socket is the host's to judge.
     let tcp = Xfrm(unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) });
     assert_eq!(tcp.set(libc::IPPROTO_UDP, 100, 2), -1);
