@@ -13,6 +13,7 @@ use libc::{sockaddr, sockaddr_nl, socklen_t};
 use xfrm_proto::control::{Answer, Request, SOCKET_MARK};
 
 use crate::control::{self, Cargo};
+use crate::pages;
 use crate::real;
 use crate::sys;
 use crate::table::{self, Entry};
@@ -136,8 +137,9 @@ pub(crate) fn ask(
     request: &Request,
     cargo: Cargo<'_>,
 ) -> Result<Answer, c_int> {
-    // More rounds than wishes: another connection of the process may be asked each time.
-    for _ in 0..8 {
+    // More rounds than wishes: another connection of the process may be asked each time, and each
+    // wants to know the namespace and to see the socket once.
+    for _ in 0..4 * pages::CONNECTIONS {
         let answer = control::ask(request, cargo)?;
         if answer.unknown_netns {
             let netns = entry.netns.load(Ordering::Relaxed);

@@ -44,7 +44,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 /// Looks at what has come, `seconds` times, 900 ms into each second: scenarios begin early in a
 /// second, so timers run early in one.
-fn tick(s: &mut Session<'_>, seconds: u64) {
+pub(super) fn tick(s: &mut Session<'_>, seconds: u64) {
     for _ in 0..seconds {
         let next = (s.elapsed().as_millis() as u64 + 150) / 1000;
         s.sleep_until(Duration::from_millis(next * 1000 + 850));
@@ -52,7 +52,7 @@ fn tick(s: &mut Session<'_>, seconds: u64) {
 }
 
 /// Goes on to early in the next second, to do something then.
-fn next_second(s: &mut Session<'_>) {
+pub(super) fn next_second(s: &mut Session<'_>) {
     let next = s.elapsed().as_secs() + 1;
     s.sleep_until(Duration::from_millis(next * 1000));
 }

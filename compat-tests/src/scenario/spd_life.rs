@@ -7,6 +7,7 @@ use xfrm_proto::uapi::*;
 
 use super::Scenario;
 use super::build::*;
+use super::lifetimes::{next_second, tick};
 use crate::message::Message;
 use crate::session::{Open, Session};
 
@@ -558,12 +559,9 @@ fn expiry(s: &mut Session<'_>) {
         s.request(a, "add", policy.new_policy());
         s.sleep(Duration::from_millis(50));
     }
-    for _ in 0..6 {
-        s.sleep(Duration::from_millis(1000));
-    }
+    tick(s, 6);
     s.request(a, "dump", Message::dump(XFRM_MSG_GETPOLICY));
+    next_second(s);
     s.request(a, "update starts anew", limited(1, 2, 0, 0, 0).upd_policy());
-    for _ in 0..3 {
-        s.sleep(Duration::from_millis(1000));
-    }
+    tick(s, 3);
 }
