@@ -89,20 +89,49 @@ fn shim(kernel: Kernel, recording: &Recording, list: &Arc<Divergences>, trials: 
         trials.push(Trial::test(
             format!("shim::{}::{}", kernel.name, scenario.name),
             move || {
-                let recorded = recording.get_or_init(|| record_over_shim(kernel));
-                let directory = recorded
-                    .as_ref()
-                    .map_err(|error| Failed::from(error.as_str()))?;
                 if list.reason_over_shim(scenario.name).is_some() {
                     return Ok(());
                 }
-                let seen = fs::read_to_string(directory.join(format!("{}.txt", scenario.name)))?;
-                let result = golden::compare(&golden_text(kernel, scenario)?, &seen);
+                let result = against_recording(kernel, scenario, &recording, record_over_shim)?;
                 list.judge(scenario.name, kernel, result)
                     .map_err(Failed::from)
             },
         ));
     }
+}
+
+/// Compares what has been recorded just now with the golden transcript.
+///
+/// Timers and workers of a busy machine may run late in one recording; what differs for another
+/// reason differs each time.
+fn against_recording(
+    kernel: Kernel,
+    scenario: &Scenario,
+    recording: &Recording,
+    record: fn(Kernel, Option<&str>) -> Result<PathBuf, String>,
+) -> Result<Result<(), String>, Failed> {
+    const MOST_ATTEMPTS: usize = 3;
+    let expected = golden_text(kernel, scenario)?;
+    let mut seen = recorded_text(recording.get_or_init(|| record(kernel, None)), scenario)?;
+    for _ in 1..MOST_ATTEMPTS {
+        if seen == expected {
+            break;
+        }
+        seen = recorded_text(&record(kernel, Some(scenario.name)), scenario)?;
+    }
+    Ok(golden::compare(&expected, &seen))
+}
+
+fn recorded_text(
+    recorded: &Result<PathBuf, String>,
+    scenario: &Scenario,
+) -> Result<String, Failed> {
+    let directory = recorded
+        .as_ref()
+        .map_err(|error| Failed::from(error.as_str()))?;
+    Ok(fs::read_to_string(
+        directory.join(format!("{}.txt", scenario.name)),
+    )?)
 }
 
 /// What is listed for the shim differs on one kernel at least.
@@ -113,12 +142,8 @@ fn no_stale_divergences(shims: &[(Kernel, Recording)], list: &Divergences) -> Re
         }
         let mut differs = false;
         for (kernel, recording) in shims {
-            let recorded = recording.get_or_init(|| record_over_shim(*kernel));
-            let directory = recorded
-                .as_ref()
-                .map_err(|error| Failed::from(error.as_str()))?;
-            let seen = fs::read_to_string(directory.join(format!("{}.txt", scenario.name)))?;
-            differs |= golden_text(*kernel, scenario)? != seen;
+            let recorded = recording.get_or_init(|| record_over_shim(*kernel, None));
+            differs |= golden_text(*kernel, scenario)? != recorded_text(recorded, scenario)?;
         }
         if !differs {
             let name = scenario.name;
@@ -128,18 +153,23 @@ fn no_stale_divergences(shims: &[(Kernel, Recording)], list: &Divergences) -> Re
     Ok(())
 }
 
-fn record_over_shim(kernel: Kernel) -> Result<PathBuf, String> {
+fn record_over_shim(kernel: Kernel, scenario: Option<&str>) -> Result<PathBuf, String> {
     let me = std::env::current_exe().map_err(|error| error.to_string())?;
     let xfrmd = me.ancestors().nth(2).unwrap_or(&me).join("xfrmd");
     if !xfrmd.exists() {
         return Err("no xfrmd: cargo build --workspace".into());
     }
-    let out = fresh_directory(&format!("shim-{}", kernel.name));
+    let out = fresh_directory(&format!(
+        "shim-{}-{}",
+        kernel.name,
+        scenario.unwrap_or("all")
+    ));
     let status = Command::new(xfrmd)
         .args(["run", "--kernel", kernel.name, "--"])
         .arg(env!("CARGO_BIN_EXE_compat"))
         .args(["run", "--subject", "socket", "--out"])
         .arg(&out)
+        .args(scenario)
         .status()
         .map_err(|error| error.to_string())?;
     if !status.success() {
@@ -177,24 +207,23 @@ fn live(kernel: Kernel, trials: &mut Vec<Trial>) {
         trials.push(Trial::test(
             format!("live::{}::{}", kernel.name, scenario.name),
             move || {
-                let recorded = recording.get_or_init(|| record(kernel));
-                let directory = recorded
-                    .as_ref()
-                    .map_err(|error| Failed::from(error.as_str()))?;
-                let name = format!("{}.txt", scenario.name);
-                let today = fs::read_to_string(directory.join(name))?;
-                golden::compare(&golden_text(kernel, scenario)?, &today).map_err(Failed::from)
+                against_recording(kernel, scenario, &recording, record_live)?.map_err(Failed::from)
             },
         ));
     }
 }
 
-fn record(kernel: Kernel) -> Result<PathBuf, String> {
-    let out = fresh_directory(&format!("live-{}", kernel.name));
+fn record_live(kernel: Kernel, scenario: Option<&str>) -> Result<PathBuf, String> {
+    let out = fresh_directory(&format!(
+        "live-{}-{}",
+        kernel.name,
+        scenario.unwrap_or("all")
+    ));
     let args = ["run", "--subject", "socket", "--out"].map(String::from);
     let args: Vec<String> = args
         .into_iter()
         .chain([out.display().to_string()])
+        .chain(scenario.map(String::from))
         .collect();
     let status = kernel
         .run_sealed(300, Path::new(env!("CARGO_BIN_EXE_compat")), &args)
