@@ -15,9 +15,10 @@
 //! * [`privilege`]: who may configure.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
-//! * [`command`], [`program`]: `xfrmd run`.
+//! * [`command`], [`program`], [`bypass`]: `xfrmd run`.
 //! * [`client`]: `xfrmd stat` and `xfrmd env`.
 
+mod bypass;
 pub(crate) mod client;
 mod clock;
 pub(crate) mod command;

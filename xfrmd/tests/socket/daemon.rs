@@ -30,6 +30,16 @@ pub(crate) static CASES: &[Case] = &[
     ("setuid_programs_are_refused", Need::Root, setuid_programs),
     ("private_instances_are_apart", Need::Nothing, runs_are_apart),
     ("nothing_is_left_behind", Need::Nothing, nothing_left),
+    (
+        "what_a_killed_instance_left_goes_with_the_next",
+        Need::Nothing,
+        left_by_the_killed,
+    ),
+    (
+        "programs_without_the_shim_do_not_reach_the_host",
+        Need::Nothing,
+        bypassing_programs,
+    ),
     ("stat_and_env", Need::Nothing, stat_and_env),
     ("readiness_and_sigterm", Need::Root, readiness_and_sigterm),
     (
@@ -258,6 +268,45 @@ fn nothing_left() {
     );
     assert_eq!(text, "1\npreloaded\n");
     std::fs::remove_dir(&directory).unwrap();
+}
+
+fn left_by_the_killed() {
+    let directory = scratch("killed");
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir(&directory).unwrap();
+    let count = || std::fs::read_dir(&directory).unwrap().count();
+    let mut run = xfrmd();
+    run.args(["run", "--"])
+        .arg(me().get_program())
+        .env("TMPDIR", &directory);
+    let mut agent = Agent::start(&mut run);
+    assert_eq!(agent.does("bind 0"), "ok");
+    succeeds(xfrmd().args(["run", "true"]).env("TMPDIR", &directory));
+    assert_eq!(count(), 1, "a living instance has lost its directory");
+    agent.kill();
+    assert_eq!(count(), 1);
+    succeeds(xfrmd().args(["run", "true"]).env("TMPDIR", &directory));
+    assert_eq!(count(), 0);
+    std::fs::remove_dir(&directory).unwrap();
+}
+
+fn bypassing_programs() {
+    let me = me();
+    let script = format!(
+        "for n in 1 2; do env -u LD_PRELOAD {me} process unshimmed; done; {me} process unshimmed",
+        me = me.get_program().to_string_lossy()
+    );
+    let run = |command: &mut Command| {
+        let output = outcome(command.args(["run", "--", "sh", "-c", &script]));
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(said, "errno 93\nerrno 93\nok\n");
+        let why = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(why.matches("the shim is not in it").count(), 2, "{why}");
+    };
+    run(&mut xfrmd());
+    run(as_nobody(&mut xfrmd()));
+    // Inside another instance it is the outer one that notices.
+    run(xfrmd().args(["run", "--"]).arg(xfrmd().get_program()));
 }
 
 fn stat_and_env() {
