@@ -51,6 +51,9 @@ pub struct Ring {
     pub seq: u32,
     /// Its high half.
     pub seq_hi: u32,
+    /// What a client gave as high half of the output number, which has none without ESN: kept
+    /// and told. With ESN the SA's [`Numbers`] have it.
+    pub idle_oseq_hi: u32,
     /// Bits in use.
     pub window: u32,
     /// Seen numbers.
@@ -367,6 +370,7 @@ mod tests {
         Box::new(Ring {
             seq: start.low(),
             seq_hi: start.high(),
+            idle_oseq_hi: 0,
             window,
             bitmap: vec![0; usize::try_from(window.div_ceil(32)).unwrap()].into(),
         })
@@ -549,7 +553,7 @@ mod tests {
         #[test]
         fn any_state_is_survived(window: u32, words in 0usize..130, seq: u32, seq_hi: u32, low: u32) {
             for make in [ReplayWindow::Bitmap, ReplayWindow::Esn] {
-                let mut replay = make(Box::new(Ring { seq, seq_hi, window, bitmap: vec![u32::MAX; words].into() }));
+                let mut replay = make(Box::new(Ring { seq, seq_hi, idle_oseq_hi: 0, window, bitmap: vec![u32::MAX; words].into() }));
                 let _ = receive(&mut replay, low);
                 replay.advance(low);
             }

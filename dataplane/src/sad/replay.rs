@@ -57,6 +57,7 @@ impl EsnReplay {
         Box::new(Ring {
             seq: self.head.seq,
             seq_hi: self.head.seq_hi,
+            idle_oseq_hi: self.head.oseq_hi,
             window: self.head.replay_window,
             bitmap: words.iter().map(|&word| u32::from_ne_bytes(word)).collect(),
         })
@@ -74,7 +75,9 @@ impl Sa {
                 seq,
                 bitmap,
             }),
-            ReplayWindow::Bitmap(ring) => ReplayValue::Esn(value_of(ring, sent.low(), 0)),
+            ReplayWindow::Bitmap(ring) => {
+                ReplayValue::Esn(value_of(ring, sent.low(), ring.idle_oseq_hi))
+            }
             ReplayWindow::Esn(ring) => ReplayValue::Esn(value_of(ring, sent.low(), sent.high())),
         }
     }

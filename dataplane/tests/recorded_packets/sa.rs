@@ -260,6 +260,7 @@ fn replay(params: &Params, esn: bool) -> ReplayWindow {
     let ring = Box::new(Ring {
         seq,
         seq_hi: number(params, "replay-seq-hi"),
+        idle_oseq_hi: 0,
         window,
         bitmap: vec![0; usize::try_from(words).unwrap()].into(),
     });
