@@ -19,6 +19,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use figure::Figure;
 
+/// As in `xfrmd`, whose emulator is measured here.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A group of figures.
 struct Bench {
     name: &'static str,
