@@ -9,6 +9,7 @@ mod client;
 mod crypto;
 mod figure;
 mod messages;
+mod path;
 mod scale;
 mod sockets;
 mod stopwatch;
@@ -60,6 +61,11 @@ const BENCHES: &[Bench] = &[
         name: "crypto",
         about: "an SA's transform on packets of five sizes, beside the bare ciphers",
         run: crypto::run,
+    },
+    Bench {
+        name: "path",
+        about: "a packet's whole way beside the bare cipher; lookups; two workers",
+        run: path::run,
     },
 ];
 
