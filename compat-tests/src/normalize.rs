@@ -149,9 +149,14 @@ impl Normalizer {
         };
         let body = &mut out[start + NLMSG_HDRLEN..];
         match header.kind {
-            XFRM_MSG_NEWSA | XFRM_MSG_UPDSA | XFRM_MSG_EXPIRE | XFRM_MSG_ALLOCSPI => {
+            XFRM_MSG_EXPIRE => {
                 self.sa_info(body);
+                let is_larval = body.get(72..76) == Some(&[0; 4]);
+                if is_larval {
+                    self.acqseq(body, 204);
+                }
             }
+            XFRM_MSG_NEWSA | XFRM_MSG_UPDSA | XFRM_MSG_ALLOCSPI => self.sa_info(body),
             XFRM_MSG_DELSA | XFRM_MSG_GETSA | XFRM_MSG_NEWAE | XFRM_MSG_GETAE => {
                 self.spi(body, 16);
             }
@@ -232,6 +237,9 @@ impl Normalizer {
             return;
         };
         let seq = u32::from_ne_bytes(*field);
+        if seq == 0 {
+            return;
+        }
         let known = self.acqseqs.iter().position(|&known| known == seq);
         let nth = known.unwrap_or_else(|| {
             self.acqseqs.push(seq);

@@ -409,6 +409,11 @@ impl<'s> Session<'s> {
             .act("sysctl", &format!("{name} = {value}"), result);
     }
 
+    /// Sets `net.core.NAME`; nothing goes into the transcript.
+    pub(crate) fn set_sysctl_silently(&mut self, name: &str, value: u32) {
+        let _ = self.subject.set_sysctl(name, value);
+    }
+
     /// Lets time pass, then takes everything that any socket has received.
     pub fn sleep(&mut self, time: Duration) {
         self.transcript

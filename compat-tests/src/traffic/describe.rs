@@ -5,6 +5,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use dataplane::crypto::Deflate;
 use dataplane::packet::checksum::checksum;
 use xfrm_proto::consts::*;
 
@@ -200,10 +201,13 @@ fn ah(bytes: &[u8]) -> Option<String> {
 
 fn comp(bytes: &[u8]) -> Option<String> {
     let (next, cpi) = (*bytes.first()?, be16(bytes, 2)?);
-    Some(format!(
-        "ipcomp {cpi:#x} next {next} {}",
-        brief(&bytes[4..])
-    ))
+    // How well it is compressed is zlib's matter.
+    let mut plain = vec![0; 65_535];
+    let content = match Deflate::default().decompress(&bytes[4..], &mut plain) {
+        Some(bytes) => transport(next, plain.get(..bytes)?),
+        None => format!("proto {next} not compressed {}", brief(&bytes[4..])),
+    };
+    Some(format!("ipcomp {cpi:#x} {content}"))
 }
 
 fn fragment6(bytes: &[u8]) -> Option<String> {

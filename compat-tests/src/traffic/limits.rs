@@ -283,25 +283,28 @@ fn sequence_esn(s: &mut Session<'_>) {
 }
 
 fn aevents_out(s: &mut Session<'_>) {
-    let mut r = Road::new(s);
+    let mut r = Road::with_aevent_timers(s);
     let sa = out(TUNNEL)
         .u32(XFRMA_REPLAY_THRESH, 3)
-        .u32(XFRMA_ETIMER_THRESH, 5);
+        .u32(XFRMA_ETIMER_THRESH, 100);
     let socket = sender(&mut r, &sa);
     for _ in 0..7 {
         r.send(socket, PEER, 2000, b"x");
     }
-    r.sleep_until(1500);
+    r.note("what is left is told after a second");
+    r.sleep_until(500);
+    r.sleep_until(2000);
     r.note("thresholds of the namespace");
     r.sa("defaults", &out(TUNNEL).spi(0x1002));
     for _ in 0..5 {
         r.send(socket, PEER, 2000, b"x");
     }
-    r.sleep_until(3500);
+    r.sleep_until(2500);
+    r.sleep_until(4000);
 }
 
 fn aevents_in(s: &mut Session<'_>) {
-    let mut r = Road::new(s);
+    let mut r = Road::with_aevent_timers(s);
     let sa = inward(TUNNEL)
         .u32(XFRMA_REPLAY_THRESH, 4)
         .info(|info| info.replay_window = 32);
@@ -313,6 +316,7 @@ fn aevents_in(s: &mut Session<'_>) {
             &tunnelled(IN_SPI, seq, &datagram()),
         );
     }
+    r.sleep_until(500);
     r.sleep_until(2500);
     r.note("ESN");
     let sa = sa.without(XFRMA_REPLAY_THRESH);
@@ -334,21 +338,25 @@ fn aevents_in(s: &mut Session<'_>) {
             Ip::new(PEER, OWN).carry(IPPROTO_ESP, &esp_esn(0x2002, seq, IPPROTO_IPIP, &inner));
         r.inject("packet", Link::Outside, &packet);
     }
+    r.sleep_until(3000);
+    r.sleep_until(4500);
 }
 
 fn aevents_deferred(s: &mut Session<'_>) {
-    let mut r = Road::new(s);
+    let mut r = Road::with_aevent_timers(s);
     let sa = out(TUNNEL)
         .u32(XFRMA_REPLAY_THRESH, 100)
-        .u32(XFRMA_ETIMER_THRESH, 3);
+        .u32(XFRMA_ETIMER_THRESH, 80);
     let socket = sender(&mut r, &sa);
     r.note("the timer finds nothing new: the next packet tells at once");
-    r.sleep_until(1000);
+    r.sleep_until(1300);
     r.send(socket, PEER, 2000, b"x");
     r.send(socket, PEER, 2000, b"x");
-    r.sleep_until(2000);
+    r.sleep_until(1800);
     r.sleep_until(3000);
     r.send(socket, PEER, 2000, b"x");
+    r.sleep_until(3300);
+    r.sleep_until(4800);
     let ask = AeventId {
         sa_id: sa.id(),
         ..AeventId::default()
@@ -357,6 +365,7 @@ fn aevents_deferred(s: &mut Session<'_>) {
         .flags(NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE)
         .u32(XFRMA_REPLAY_THRESH, 2);
     r.request("a lower threshold", change);
+    r.send(socket, PEER, 2000, b"x");
     r.send(socket, PEER, 2000, b"x");
     r.send(socket, PEER, 2000, b"x");
 }

@@ -32,8 +32,14 @@ pub(super) struct Road<'a, 's> {
 }
 
 impl<'a, 's> Road<'a, 's> {
-    /// With a listener for all events.
+    /// With a listener for all events, and without those that depend on how long a step takes.
     pub(super) fn new(session: &'a mut Session<'s>) -> Self {
+        session.set_sysctl_silently("xfrm_aevent_etime", 0);
+        Self::with_aevent_timers(session)
+    }
+
+    /// With a listener for all events.
+    pub(super) fn with_aevent_timers(session: &'a mut Session<'s>) -> Self {
         let mut road = Self::without_listener(session);
         road.listener = Some(road.session.open("events", Open::new().all_groups()));
         road
