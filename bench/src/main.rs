@@ -9,6 +9,7 @@ mod client;
 mod crypto;
 mod figure;
 mod messages;
+mod path;
 mod scale;
 mod sockets;
 mod stopwatch;
@@ -18,6 +19,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use figure::Figure;
+
+/// As in `xfrmd`, whose emulator is measured here.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// A group of figures.
 struct Bench {
@@ -56,6 +61,11 @@ const BENCHES: &[Bench] = &[
         name: "crypto",
         about: "an SA's transform on packets of five sizes, beside the bare ciphers",
         run: crypto::run,
+    },
+    Bench {
+        name: "path",
+        about: "a packet's whole way beside the bare cipher; lookups; two workers",
+        run: path::run,
     },
 ];
 

@@ -20,7 +20,6 @@ mod migrate;
 pub mod order;
 pub mod policy;
 mod position;
-mod slots;
 mod socket;
 mod store;
 #[cfg(test)]
@@ -36,6 +35,7 @@ use xfrm_proto::uapi::{SpdHinfo, SpdInfo, UserPolicyDefault};
 use crate::event::{Event, PolicyExpire};
 use crate::netns::{Context, Limits};
 use crate::profile::Profile;
+use crate::slots::SlotTable;
 use crate::time::{BootNanos, Now, WallSecs};
 
 pub use flow::Flow;
@@ -46,7 +46,6 @@ pub use order::Thresholds;
 pub use policy::{LastUse, Policy, PolicyKey, Templates, selector_matches};
 use policy::{Place, hash_state};
 use position::Positions;
-use slots::SlotTable;
 pub use socket::SocketKey;
 use socket::SocketPolicies;
 use store::Store;

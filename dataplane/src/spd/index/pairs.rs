@@ -19,8 +19,8 @@ use xfrm_proto::uapi::Address;
 
 use super::cell::Cell;
 use super::{Best, Find};
+use crate::slots::SlotTable;
 use crate::spd::policy::{Policy, hash_state};
-use crate::spd::slots::SlotTable;
 
 /// Pairs that a bucket may hold before it is looked at for a finer table.
 const CROWD: usize = 16;
