@@ -102,7 +102,12 @@ fn template(reqid: u32) -> UserTmpl {
     template
 }
 
-fn add_policy(netns: &mut Netns, sel: Selector, priority: u32, templates: &[UserTmpl]) -> Result<()> {
+fn add_policy(
+    netns: &mut Netns,
+    sel: Selector,
+    priority: u32,
+    templates: &[UserTmpl],
+) -> Result<()> {
     let info = UserPolicyInfo {
         sel,
         priority,
@@ -223,7 +228,12 @@ fn aead(
         65..=1_000 => 1.4,
         _ => 1.15,
     };
-    figure(format!("path: {name} out {bytes} B"), &mut candidates, bytes, limit)
+    figure(
+        format!("path: {name} out {bytes} B"),
+        &mut candidates,
+        bytes,
+        limit,
+    )
 }
 
 /// A flow that is remembered and needs no SA: parsing, lookup, policy use.

@@ -97,15 +97,51 @@ impl Worker {
         let Some(flow) = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility) else {
             return drop(netns, header_reason(meta), errno::EINVAL);
         };
+        self.look_up(netns, &flow, meta, routes, |tools, looked| {
+            tools.carry_out(netns, now, packet, meta, looked, sink)
+        })
+    }
+
+    /// The most bytes of a packet like this that may leave in one piece (`dst_mtu`).
+    pub fn mtu(
+        &mut self,
+        netns: &Netns,
+        packet: &[u8],
+        meta: &OutputMeta,
+        routes: &dyn Routes,
+    ) -> u32 {
+        let mobility = netns.profile.decodes_mobility || !meta.forwarded;
+        let flow = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility);
+        let looked = flow.map(|flow| {
+            self.look_up(netns, &flow, meta, routes, |_, looked| {
+                match &looked.decision {
+                    Decision::Transform(bundle) => bundle.mtu,
+                    _ => meta.mtu,
+                }
+            })
+        });
+        looked.unwrap_or(meta.mtu)
+    }
+
+    /// Has `act` done with what is decided about a flow.
+    #[inline]
+    fn look_up<T>(
+        &mut self,
+        netns: &Netns,
+        flow: &Flow,
+        meta: &OutputMeta,
+        routes: &dyn Routes,
+        act: impl FnOnce(&mut Tools, &Looked) -> T,
+    ) -> T {
         let Self { flows, tools } = self;
-        let key = FlowKey::new(&flow, meta);
+        let key = FlowKey::new(flow, meta);
         if let Some(looked) = flows.find(netns, routes, &key) {
-            return tools.carry_out(netns, now, packet, meta, looked, sink);
+            return act(tools, looked);
         }
         let sad = netns.sad.choices.all();
         let lookup = Lookup {
             netns,
-            flow: &flow,
+            flow,
             meta,
             routes,
             may_hold: true,
@@ -114,7 +150,7 @@ impl Worker {
         if looked.lasts {
             flows.remember(netns, routes, &key, sad, &looked);
         }
-        tools.carry_out(netns, now, packet, meta, &looked, sink)
+        act(tools, &looked)
     }
 
     /// [`Worker::output`] where there is one thread: what the packet asks for is done at once.
@@ -160,7 +196,9 @@ impl Worker {
         let Some(first) = queue.packets.front() else {
             return;
         };
-        let looked = self.tools.decide_held(netns, queue.policy, first, routes, true);
+        let looked = self
+            .tools
+            .decide_held(netns, queue.policy, first, routes, true);
         match looked.map(|looked| looked.decision) {
             None | Some(Decision::Drop(..)) => return,
             Some(Decision::Hold) => {
@@ -170,7 +208,10 @@ impl Worker {
             Some(Decision::Plain | Decision::Transform(_)) => {}
         }
         for held in &queue.packets {
-            let Some(looked) = self.tools.decide_held(netns, queue.policy, held, routes, false) else {
+            let Some(looked) = self
+                .tools
+                .decide_held(netns, queue.policy, held, routes, false)
+            else {
                 continue;
             };
             for &policy in looked.policies.iter().flatten() {
@@ -179,7 +220,8 @@ impl Worker {
             let mut packet = PacketBuf::copy_of(&held.bytes);
             match looked.decision {
                 Decision::Transform(bundle) => {
-                    self.tools.transform(netns, now, &mut packet, &held.meta, &bundle, sink);
+                    self.tools
+                        .transform(netns, now, &mut packet, &held.meta, &bundle, sink);
                 }
                 Decision::Plain => {
                     let to = departure(&packet, held.meta.mark);
