@@ -34,10 +34,18 @@ pub struct ReceiveParams {
 }
 
 /// The receiving side of an SA.
-#[derive(Debug)]
 pub struct Receive {
     window: Window,
     assembly: Assembly,
+}
+
+impl std::fmt::Debug for Receive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Receive")
+            .field("window", &self.window)
+            .field("under_way", &self.assembly.state)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Receive {
@@ -123,7 +131,6 @@ enum State {
 }
 
 /// The inner packet that is under way.
-#[derive(Debug)]
 struct Assembly {
     state: State,
     /// What has come of it.
