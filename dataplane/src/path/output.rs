@@ -219,6 +219,7 @@ impl Worker {
             meta,
             routes,
             may_hold: true,
+            witness: None,
         };
         let looked = lookup.decide(self);
         if looked.lasts {
@@ -247,6 +248,7 @@ impl Worker {
             meta: &meta,
             routes,
             may_hold,
+            witness: None,
         };
         Some(lookup.decide(self))
     }
@@ -417,7 +419,7 @@ impl Worker {
 /// Whether a packet may not enter a bundle, and what would have been right.
 ///
 /// QUIRK: ipv4_without_df_enters_whole. It is the outer packet that is cut.
-fn too_big(packet: &mut PacketBuf, meta: &OutputMeta, bundle: &Bundle) -> Option<u32> {
+pub(super) fn too_big(packet: &[u8], meta: &OutputMeta, bundle: &Bundle) -> Option<u32> {
     const LEAST_V6: u32 = 1280;
     let mtu = match Family::of(packet)? {
         Family::V4 if meta.forwarded && !may_be_cut(packet) => bundle.mtu,

@@ -43,7 +43,9 @@ use index::{Find, Index};
 use lifetime::{Timers, Verdict};
 pub use migrate::Migration;
 pub use order::Thresholds;
-pub use policy::{LastUse, Policy, PolicyKey, Templates, selector_matches};
+pub use policy::{
+    LastUse, Mismatch, Policy, PolicyKey, Templates, selector_matches, selector_mismatch,
+};
 use policy::{Place, hash_state};
 use position::Positions;
 pub use socket::SocketKey;
@@ -384,6 +386,21 @@ impl Spd {
             }
         };
         slot.map(PolicyId)
+    }
+
+    /// The policies of a direction, in the order in which a lookup prefers them: type sub first,
+    /// then by priority and age. Made for people: it costs a walk over all policies.
+    #[must_use]
+    pub fn in_order(&self, dir: u8) -> Vec<PolicyId> {
+        let all = self.store.slots().filter_map(|slot| {
+            let policy = self.store.get(slot)?;
+            let is_main = policy.key.kind == XFRM_POLICY_TYPE_MAIN;
+            let rank = (is_main, policy.priority, policy.place.age);
+            (policy.key.dir == dir).then_some((rank, PolicyId(slot)))
+        });
+        let mut all: Vec<_> = all.collect();
+        all.sort_unstable_by_key(|&(rank, _)| rank);
+        all.into_iter().map(|(_, id)| id).collect()
     }
 
     /// Notes that a packet used the policy.
