@@ -73,6 +73,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.split_first() {
         Some((first, rest)) if first == "client" => client_main(rest),
+        Some((first, rest)) if first == "packets" => path::packets(rest),
         Some((first, _)) if first == "-h" || first == "--help" => {
             println!("usage: cargo xtask bench [NAME]...");
             BENCHES

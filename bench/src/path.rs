@@ -20,7 +20,7 @@ use xfrm_proto::uapi::{Address, LifetimeCfg, Selector, UserPolicyInfo, UserSaInf
 
 use crate::crypto::{Candidate, SIZES, compare, figure};
 use crate::figure::{Figure, Target};
-use crate::messages::scramble;
+use crate::messages::{self, Shape, scramble};
 use crate::stopwatch::{cpu_time, median, time};
 
 const LOCAL: Address = Address::v4(192, 0, 2, 1);
@@ -102,7 +102,12 @@ fn template(reqid: u32) -> UserTmpl {
     template
 }
 
-fn add_policy(netns: &mut Netns, sel: Selector, priority: u32, templates: &[UserTmpl]) -> Result<()> {
+fn add_policy(
+    netns: &mut Netns,
+    sel: Selector,
+    priority: u32,
+    templates: &[UserTmpl],
+) -> Result<()> {
     let info = UserPolicyInfo {
         sel,
         priority,
@@ -223,7 +228,12 @@ fn aead(
         65..=1_000 => 1.4,
         _ => 1.15,
     };
-    figure(format!("path: {name} out {bytes} B"), &mut candidates, bytes, limit)
+    figure(
+        format!("path: {name} out {bytes} B"),
+        &mut candidates,
+        bytes,
+        limit,
+    )
 }
 
 /// A flow that is remembered and needs no SA: parsing, lookup, policy use.
@@ -258,25 +268,13 @@ fn cached() -> Result<Figure> {
 
 /// Mixed prefixes, a third of them with ports.
 fn mixed(number: u32) -> Selector {
-    let bits = scramble(number);
-    let length = 8 + u8::try_from(bits & 0x0f).unwrap_or(0);
     let ports = number % 3 == 0;
     Selector {
-        daddr: address(bits),
-        saddr: address(bits.rotate_left(13)),
-        prefixlen_d: length + 8,
-        prefixlen_s: if number % 2 == 0 { 0 } else { length },
         dport: u16::try_from(number & 0xffff).unwrap_or(0).into(),
         dport_mask: if ports { 0xffff } else { 0 }.into(),
         proto: if ports { IPPROTO_UDP } else { 0 },
-        family: AF_INET,
-        ..Selector::default()
+        ..messages::selector(Shape::Mixed, number)
     }
-}
-
-fn address(bits: u32) -> Address {
-    let [a, b, c, _] = bits.to_be_bytes();
-    Address::v4(10, a, b, c)
 }
 
 /// Nanoseconds of a lookup among `count` policies, half of which find one.
@@ -358,6 +356,26 @@ fn two_workers(name: &str, tunnels_apart: u8) -> Result<Figure> {
         against: "one worker",
         target: Target::AtMost(1.0 / 1.8),
     })
+}
+
+/// `bench packets BYTES COUNT`: that many AES-128-GCM packets of a size (0: plain ones of 64
+/// bytes) and nothing else, for a profiler. Two runs give the instructions of one packet.
+pub(crate) fn packets(args: &[String]) -> Result<bool> {
+    let mut numbers = args.iter().map(|arg| arg.parse::<usize>());
+    let (Some(Ok(bytes)), Some(Ok(count))) = (numbers.next(), numbers.next()) else {
+        return Err(anyhow!("usage: packets BYTES COUNT"));
+    };
+    let mut netns = tunnels(1, |sa| sa.aead = Some(blob(GCM_128)))?;
+    if bytes == 0 {
+        add_policy(&mut netns, network(0), 0, &[])?;
+    }
+    let mut worker = worker(0);
+    let inner = packet(0, bytes.max(64));
+    let mut buffer = PacketBuf::with_capacity(9_100);
+    for _ in 0..count {
+        send(&mut worker, &netns, &mut buffer, &inner);
+    }
+    Ok(true)
 }
 
 pub(crate) fn run() -> Result<Vec<Figure>> {

@@ -149,7 +149,7 @@ impl Worker {
             Some((first, _)) => lookup.expand(first).0,
             None => [None, None],
         };
-        let outcome = match lookup.decide(self).decision {
+        let outcome = match lookup.decide(&mut self.tools).decision {
             Decision::Plain => Outcome::Plain,
             Decision::Hold => Outcome::Held,
             Decision::Drop(reason, errno) => Outcome::Drop { reason, errno },

@@ -170,8 +170,9 @@ impl Worker {
         packet: &mut PacketBuf,
         meta: &InputMeta,
     ) -> Result<Outcome, DropReason> {
-        self.reassembler.handle_timeout(now.boot);
-        self.reassembler
+        self.tools.reassembler.handle_timeout(now.boot);
+        self.tools
+            .reassembler
             .receive_from(now.boot, packet, meta.path.tag())
     }
 
@@ -247,8 +248,7 @@ impl Ask<'_> {
 
     fn flow(&self, packet: &[u8], meta: &InputMeta) -> Result<Flow, DropReason> {
         let mobility = self.netns.profile.decodes_mobility;
-        Flow::of_packet(packet, meta.mark, self.to.ifindex, mobility)
-            .ok_or(DropReason::InHeader)
+        Flow::of_packet(packet, meta.mark, self.to.ifindex, mobility).ok_or(DropReason::InHeader)
     }
 
     /// Input policies, and what kind of datagram it is.
