@@ -8,6 +8,7 @@
 mod client;
 mod crypto;
 mod figure;
+mod lookup;
 mod messages;
 mod scale;
 mod sockets;
@@ -55,6 +56,11 @@ const BENCHES: &[Bench] = &[
         name: "scale",
         about: "requests among a million entries beside a thousand, in the emulator",
         run: || Ok(scale::run()),
+    },
+    Bench {
+        name: "lookup",
+        about: "the policy for a flow that no cache knows, among a thousand to a million",
+        run: || Ok(lookup::run()),
     },
     Bench {
         name: "crypto",
