@@ -91,7 +91,13 @@ pub(crate) fn run() -> Vec<Figure> {
             target: Target::AtMost(limit),
         };
         all.extend([
-            figure(format!("lookup: {name}, 100k"), medium, 300.0, "target", 1.0),
+            figure(
+                format!("lookup: {name}, 100k"),
+                medium,
+                300.0,
+                "target",
+                1.0,
+            ),
             figure(
                 format!("lookup: {name}, 100k / 1k"),
                 medium,

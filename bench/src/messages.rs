@@ -71,7 +71,9 @@ pub(crate) fn selector(shape: Shape, i: u32) -> Selector {
                     Shape::Mixed => net << 24 | bits >> 8,
                     _ => bits,
                 };
-                Address::from(std::net::IpAddr::V4((bits & (u32::MAX << (32 - plen))).into()))
+                Address::from(std::net::IpAddr::V4(
+                    (bits & (u32::MAX << (32 - plen))).into(),
+                ))
             };
             let (plen_d, plen_s) = (plen(x >> 4), plen(x >> 20));
             Selector {

@@ -65,11 +65,7 @@ impl SlotTable {
         Some(replaced)
     }
 
-    fn search(
-        &self,
-        hash: u32,
-        mut matches: impl FnMut(u32) -> bool,
-    ) -> Option<(usize, u32)> {
+    fn search(&self, hash: u32, mut matches: impl FnMut(u32) -> bool) -> Option<(usize, u32)> {
         let mut at = self.home(hash);
         loop {
             let entry = self.at(at);

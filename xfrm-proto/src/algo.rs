@@ -72,10 +72,7 @@ impl std::fmt::Debug for Key {
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
         let (own, other) = (self.expose(), other.expose());
-        let difference = own
-            .iter()
-            .zip(other)
-            .fold(0, |acc, (a, b)| acc | (a ^ b));
+        let difference = own.iter().zip(other).fold(0, |acc, (a, b)| acc | (a ^ b));
         own.len() == other.len() && std::hint::black_box(difference) == 0
     }
 }

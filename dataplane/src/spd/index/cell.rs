@@ -278,8 +278,7 @@ impl Shapes {
         let Some(&number) = self.numbers.get(&(rule.mask(), rule.list)) else {
             return;
         };
-        let hashbrown::hash_map::Entry::Occupied(mut entry) =
-            self.table.entry(rule.values(number))
+        let hashbrown::hash_map::Entry::Occupied(mut entry) = self.table.entry(rule.values(number))
         else {
             return;
         };

@@ -23,7 +23,7 @@ use super::{Best, Find};
 use crate::spd::policy::{Policy, hash_state};
 
 /// Pairs that a bucket may hold before it is looked at for a finer table.
-const CROWD: usize = 16;
+const CROWD: usize = 32;
 /// Cuts are multiples of this many bits.
 const STEP: u8 = 4;
 
@@ -137,7 +137,7 @@ struct Entry<B> {
 #[derive(Debug)]
 enum Bucket<B> {
     One(Entry<B>),
-    Many(Box<Crowd<B>>),
+    Many(Crowd<B>),
 }
 
 #[derive(Debug)]
@@ -163,13 +163,13 @@ impl<B> Bucket<B> {
     }
 
     /// Adds an entry: from the second on they are a crowd.
-    fn push(self, entry: Entry<B>) -> Box<Crowd<B>> {
+    fn push(self, entry: Entry<B>) -> Crowd<B> {
         let mut crowd = match self {
             Self::Many(crowd) => crowd,
-            Self::One(first) => Box::new(Crowd {
+            Self::One(first) => Crowd {
                 entries: vec![first],
                 limit: CROWD,
-            }),
+            },
         };
         crowd.entries.push(entry);
         crowd
@@ -412,9 +412,7 @@ impl<B: Bits> Pairs<B> {
         let of_bucket = |bucket: &Bucket<B>| {
             let crowd = match bucket {
                 Bucket::One(_) => 0,
-                Bucket::Many(crowd) => {
-                    size_of::<Crowd<B>>() + crowd.entries.capacity() * size_of::<Entry<B>>()
-                }
+                Bucket::Many(crowd) => crowd.entries.capacity() * size_of::<Entry<B>>(),
             };
             let cells = bucket.entries().iter().map(|entry| entry.cell.heap_bytes());
             crowd + cells.sum::<usize>()
