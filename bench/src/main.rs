@@ -7,6 +7,7 @@
 
 mod client;
 mod crypto;
+mod fidelity;
 mod figure;
 mod lookup;
 mod messages;
@@ -32,6 +33,11 @@ struct Bench {
 }
 
 const BENCHES: &[Bench] = &[
+    Bench {
+        name: "fidelity",
+        about: "replies that are byte for byte those recorded from each kernel",
+        run: fidelity::run,
+    },
     Bench {
         name: "round-trip",
         about: "one request with ACK through the shim, beside the bare transport and the host's kernel",
