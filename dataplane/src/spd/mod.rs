@@ -95,6 +95,8 @@ pub struct Spd {
     /// `idx_generator`.
     next_index: u32,
     counts: SpdInfo,
+    /// Policies of type sub, of any direction but sockets' own.
+    subs: usize,
     /// Masks of Linux's hash tables, which GETSPDINFO shows: by direction, and by index.
     masks: [u32; XFRM_POLICY_MAX as usize],
     index_mask: u32,
@@ -120,6 +122,7 @@ impl Spd {
             generation: 0,
             next_index: 0,
             counts: SpdInfo::default(),
+            subs: 0,
             masks: [7; XFRM_POLICY_MAX as usize],
             index_mask: 7,
             thresholds: Thresholds::default(),
@@ -187,6 +190,7 @@ impl Spd {
             list: self.thresholds.list(&policy.key.selector, dir),
         };
         let (key_hash, index_hash) = (policy.key.hash(), hash_index(policy.index));
+        self.subs += usize::from(policy.key.kind == XFRM_POLICY_TYPE_SUB);
         let slot = self.store.insert(policy);
         self.by_key.insert(key_hash, slot);
         self.by_index.insert(index_hash, slot);
@@ -217,8 +221,7 @@ impl Spd {
             return;
         };
         if (policy.priority, policy.place.rank) != before {
-            self.flows
-                .reorder(slot, policy, before, |slot| store.get(slot));
+            self.flows.reorder(slot, policy, before);
         }
         if let Some(positions) = self.positions.get_mut(usize::from(policy.key.dir)) {
             positions.put(policy, slot, Some(before));
@@ -228,7 +231,7 @@ impl Spd {
     fn index_flow(&mut self, slot: u32) {
         let store = &self.store;
         if let Some(policy) = store.get(slot) {
-            self.flows.insert(slot, policy, |slot| store.get(slot));
+            self.flows.insert(slot, policy);
             if let Some(positions) = self.positions.get_mut(usize::from(policy.key.dir)) {
                 positions.put(policy, slot, None);
             }
@@ -330,6 +333,7 @@ impl Spd {
         }
         self.timers.disarm(id.0);
         *self.count_mut(policy.key.dir) -= 1;
+        self.subs -= usize::from(policy.key.kind == XFRM_POLICY_TYPE_SUB);
         Some(policy)
     }
 
@@ -353,6 +357,7 @@ impl Spd {
             self.positions = no_positions(self.profile);
             self.timers = Timers::new(self.profile);
             self.counts = SpdInfo::default();
+            self.subs = 0;
         } else {
             for &slot in &doomed {
                 self.remove(PolicyId(slot));
@@ -364,7 +369,9 @@ impl Spd {
     /// The policy for a flow (`xfrm_policy_lookup`): one of type sub before any of type main.
     #[must_use]
     pub fn lookup(&self, flow: &Flow, dir: u8, if_id: u32) -> Option<PolicyId> {
-        self.lookup_type(flow, dir, XFRM_POLICY_TYPE_SUB, if_id)
+        (self.subs > 0)
+            .then(|| self.lookup_type(flow, dir, XFRM_POLICY_TYPE_SUB, if_id))
+            .flatten()
             .or_else(|| self.lookup_type(flow, dir, XFRM_POLICY_TYPE_MAIN, if_id))
     }
 
@@ -372,7 +379,7 @@ impl Spd {
     #[must_use]
     pub fn lookup_type(&self, flow: &Flow, dir: u8, kind: u8, if_id: u32) -> Option<PolicyId> {
         let find = Find { flow, kind, if_id };
-        let best = self.flows.find(dir, &find, |slot| self.store.get(slot));
+        let best = self.flows.find(dir, &find);
         let slot = match self.positions.get(usize::from(dir)) {
             Some(positions) => {
                 let winners: Vec<_> = best.winners().collect();
@@ -380,9 +387,11 @@ impl Spd {
             }
             None => {
                 let age = |slot| Some(self.store.get(slot)?.place.age);
-                best.winners()
-                    .map(|(_, _, slot)| slot)
-                    .min_by_key(|&slot| age(slot))
+                let mut winners = best.winners().map(|(_, _, slot)| slot);
+                // Usually one, whose age nobody has to know.
+                winners
+                    .next()
+                    .map(|first| winners.fold(first, |a, b| if age(b) < age(a) { b } else { a }))
             }
         };
         slot.map(PolicyId)
