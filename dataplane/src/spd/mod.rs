@@ -91,6 +91,8 @@ pub struct Spd {
     age: u64,
     /// Counts what may change the result of a lookup.
     generation: u64,
+    /// Policies of type sub.
+    sub_policies: usize,
     /// `idx_generator`.
     next_index: u32,
     counts: SpdInfo,
@@ -117,6 +119,7 @@ impl Spd {
             sockets: SocketPolicies::default(),
             age: 0,
             generation: 0,
+            sub_policies: 0,
             next_index: 0,
             counts: SpdInfo::default(),
             masks: [7; XFRM_POLICY_MAX as usize],
@@ -185,6 +188,7 @@ impl Spd {
             rank: self.age,
             list: self.thresholds.list(&policy.key.selector, dir),
         };
+        self.sub_policies += usize::from(policy.key.kind != XFRM_POLICY_TYPE_MAIN);
         let (key_hash, index_hash) = (policy.key.hash(), hash_index(policy.index));
         let slot = self.store.insert(policy);
         self.by_key.insert(key_hash, slot);
@@ -321,6 +325,7 @@ impl Spd {
     pub fn remove(&mut self, id: PolicyId) -> Option<Policy> {
         let policy = self.store.remove(id.0)?;
         self.generation += 1;
+        self.sub_policies -= usize::from(policy.key.kind != XFRM_POLICY_TYPE_MAIN);
         self.by_key.remove(policy.key.hash(), id.0);
         self.by_index.remove(hash_index(policy.index), id.0);
         self.flows.remove(id.0, &policy);
@@ -352,6 +357,7 @@ impl Spd {
             self.positions = no_positions(self.profile);
             self.timers = Timers::new(self.profile);
             self.counts = SpdInfo::default();
+            self.sub_policies = 0;
         } else {
             for &slot in &doomed {
                 self.remove(PolicyId(slot));
@@ -363,7 +369,11 @@ impl Spd {
     /// The policy for a flow (`xfrm_policy_lookup`): one of type sub before any of type main.
     #[must_use]
     pub fn lookup(&self, flow: &Flow, dir: u8, if_id: u32) -> Option<PolicyId> {
-        self.lookup_type(flow, dir, XFRM_POLICY_TYPE_SUB, if_id)
+        let has_sub = self.sub_policies != 0;
+        let sub = || self.lookup_type(flow, dir, XFRM_POLICY_TYPE_SUB, if_id);
+        has_sub
+            .then(sub)
+            .flatten()
             .or_else(|| self.lookup_type(flow, dir, XFRM_POLICY_TYPE_MAIN, if_id))
     }
 
@@ -379,9 +389,13 @@ impl Spd {
             }
             None => {
                 let age = |slot| Some(self.store.get(slot)?.place.age);
-                best.winners()
-                    .map(|(_, _, slot)| slot)
-                    .min_by_key(|&slot| age(slot))
+                let mut winners = best.winners().map(|(_, _, slot)| slot);
+                let first = winners.next();
+                // Ages are asked for where there is something to compare.
+                winners.fold(first, |oldest, slot| match oldest {
+                    Some(oldest) if age(oldest) <= age(slot) => Some(oldest),
+                    _ => Some(slot),
+                })
             }
         };
         slot.map(PolicyId)

@@ -61,6 +61,22 @@ impl SlotTable {
         }
     }
 
+    /// The slots of that hash, in no order.
+    #[inline]
+    pub(super) fn with_hash(&self, hash: u32) -> impl Iterator<Item = u32> + '_ {
+        let mut at = self.home(hash);
+        std::iter::from_fn(move || {
+            loop {
+                let entry = self.at(at);
+                let slot = slot_of(entry)?;
+                at = self.next(at);
+                if hash_of(entry) == hash {
+                    return Some(slot);
+                }
+            }
+        })
+    }
+
     /// Adds a slot, which must not be in the table under that hash.
     pub(super) fn insert(&mut self, hash: u32, slot: u32) {
         if (self.len + 1) * 4 > self.entries.len() * 3 {

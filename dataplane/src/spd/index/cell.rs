@@ -24,9 +24,56 @@ const FEW: usize = 8;
 pub(super) enum Cell {
     #[default]
     Empty,
-    One(u32),
+    One(Single),
     Few(Box<[u32; FEW]>, u8),
     Many(Box<Shapes>),
+}
+
+/// A policy that has its prefixes to itself, with what most lookups need to know of it: the
+/// policy itself is far away in memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Single {
+    rank: u64,
+    slot: u32,
+    priority: u32,
+    if_id: u32,
+    kind: u8,
+    list: List,
+    proto: u8,
+    /// It looks at no mark and no interface.
+    plain: bool,
+    /// Value and mask.
+    dport: (u16, u16),
+    sport: (u16, u16),
+}
+
+impl Single {
+    fn new(slot: u32, policy: &Policy) -> Self {
+        let sel = &policy.key.selector;
+        Self {
+            proto: sel.proto,
+            dport: (sel.dport.get(), sel.dport_mask.get()),
+            sport: (sel.sport.get(), sel.sport_mask.get()),
+            rank: policy.place.rank,
+            slot,
+            priority: policy.priority,
+            if_id: policy.key.if_id,
+            kind: policy.key.kind,
+            list: policy.place.list,
+            plain: policy.key.mark.m == 0 && sel.ifindex == 0,
+        }
+    }
+
+    /// Whether it is for the flow, unless its mark or interface says otherwise.
+    #[inline]
+    const fn may_match(&self, find: &Find<'_>) -> bool {
+        let flow = find.flow;
+        self.kind == find.kind
+            && self.if_id == find.if_id
+            && (self.proto == 0 || self.proto == flow.proto)
+            && (flow.dport ^ self.dport.0) & self.dport.1 == 0
+            && (flow.sport ^ self.sport.0) & self.sport.1 == 0
+    }
 }
 
 /// Which fields beside the prefixes a policy looks at.
@@ -101,10 +148,10 @@ impl Cell {
         fetch: impl Fn(u32) -> Option<&'a Policy>,
     ) {
         match self {
-            Self::Empty => *self = Self::One(slot),
+            Self::Empty => *self = Self::One(Single::new(slot, policy)),
             Self::One(first) => {
                 let mut slots = Box::new([0; FEW]);
-                for (place, slot) in slots.iter_mut().zip([*first, slot]) {
+                for (place, slot) in slots.iter_mut().zip([first.slot, slot]) {
                     *place = slot;
                 }
                 *self = Self::Few(slots, 2);
@@ -159,7 +206,7 @@ impl Cell {
 
     /// Whether the order of its policies is kept here, and not read from them.
     pub(super) fn keeps_order(&self) -> bool {
-        matches!(self, Self::Many(_))
+        matches!(self, Self::One(_) | Self::Many(_))
     }
 
     pub(super) fn find<'a>(
@@ -177,7 +224,11 @@ impl Cell {
         };
         match self {
             Self::Empty => {}
-            Self::One(slot) => consider(*slot),
+            Self::One(single) if !single.may_match(find) => {}
+            Self::One(single) if single.plain => {
+                best.consider(single.list, single.priority, single.rank, single.slot);
+            }
+            Self::One(single) => consider(single.slot),
             Self::Few(slots, len) => {
                 slots
                     .iter()

@@ -24,6 +24,8 @@ use crate::spd::slots::SlotTable;
 
 /// Pairs that a bucket may hold before it is looked at for a finer table.
 const CROWD: usize = 16;
+/// Tables that are probed together.
+const SWEEP: usize = 16;
 /// Cuts are multiples of this many bits.
 const STEP: u8 = 4;
 
@@ -137,7 +139,7 @@ struct Entry<B> {
 #[derive(Debug)]
 enum Bucket<B> {
     One(Entry<B>),
-    Many(Box<Crowd<B>>),
+    Many(Crowd<B>),
 }
 
 #[derive(Debug)]
@@ -203,6 +205,28 @@ impl<B: Bits> Table<B> {
         })
     }
 
+    /// Shows `best` the policies of a bucket for a flow.
+    #[inline]
+    fn find_in<'a>(
+        &self,
+        number: u32,
+        dst: B,
+        src: B,
+        find: &Find<'_>,
+        best: &mut Best,
+        fetch: &impl Fn(u32) -> Option<&'a Policy>,
+    ) {
+        if self.best > best.priority {
+            return;
+        }
+        let bucket = self.bucket(number);
+        for entry in bucket.map(Bucket::entries).unwrap_or_default() {
+            if entry.best <= best.priority && entry.pair.covers(dst, src) {
+                entry.cell.find(find, best, fetch);
+            }
+        }
+    }
+
     fn entry_mut(&mut self, pair: &Pair<B>) -> Option<&mut Entry<B>> {
         if !pair.reaches(self.cuts) {
             return None;
@@ -236,10 +260,10 @@ impl<B: Bits> Table<B> {
         };
         let place = self.buckets.get_mut(number as usize)?;
         let mut crowd = match place.take()? {
-            Bucket::One(first) => Box::new(Crowd {
+            Bucket::One(first) => Crowd {
                 entries: vec![first],
                 limit: CROWD,
-            }),
+            },
             Bucket::Many(crowd) => crowd,
         };
         crowd.entries.push(entry);
@@ -415,14 +439,27 @@ impl<B: Bits> Pairs<B> {
         fetch: impl Fn(u32) -> Option<&'a Policy>,
     ) {
         let (dst, src) = (B::of(find.flow.daddr), B::of(find.flow.saddr));
-        for table in &self.tables {
-            if table.is_empty() || table.best > best.priority {
-                continue;
+        for tables in self.tables.chunks(SWEEP) {
+            // First all probes, then all buckets: the memory that they wait for does not depend
+            // on each other, so they wait together.
+            let mut hits = [(0, 0); SWEEP];
+            let mut free = hits.iter_mut();
+            for (at, table) in tables.iter().enumerate() {
+                if table.is_empty() || table.best > best.priority {
+                    continue;
+                }
+                for number in table.index.with_hash(table.cuts.hash(dst, src)) {
+                    match free.next() {
+                        Some(hit) => *hit = (at, number),
+                        // Hashes that collide: rare enough to be slow.
+                        None => table.find_in(number, dst, src, find, best, &fetch),
+                    }
+                }
             }
-            let bucket = table.find(dst, src).and_then(|n| table.bucket(n));
-            for entry in bucket.map(Bucket::entries).unwrap_or_default() {
-                if entry.best <= best.priority && entry.pair.covers(dst, src) {
-                    entry.cell.find(find, best, &fetch);
+            let left = free.len();
+            for &(at, number) in hits.iter().take(SWEEP - left) {
+                if let Some(table) = tables.get(at) {
+                    table.find_in(number, dst, src, find, best, &fetch);
                 }
             }
         }
@@ -433,9 +470,7 @@ impl<B: Bits> Pairs<B> {
         let of_bucket = |bucket: &Bucket<B>| {
             let crowd = match bucket {
                 Bucket::One(_) => 0,
-                Bucket::Many(crowd) => {
-                    size_of::<Crowd<B>>() + crowd.entries.capacity() * size_of::<Entry<B>>()
-                }
+                Bucket::Many(crowd) => crowd.entries.capacity() * size_of::<Entry<B>>(),
             };
             let cells = bucket.entries().iter().map(|entry| entry.cell.heap_bytes());
             crowd + cells.sum::<usize>()
