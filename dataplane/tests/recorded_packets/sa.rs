@@ -97,6 +97,9 @@ fn mode_params(params: &Params) -> ModeParams {
             "tunnel" => Mode::Tunnel,
             "beet" => Mode::Beet,
             "ro" => Mode::RouteOptimization,
+            "iptfs" => Mode::Iptfs {
+                splits: !params.contains_key("dont-frag"),
+            },
             other => panic!("{other}"),
         },
         family,
@@ -282,6 +285,10 @@ impl Sa {
 
     pub(crate) fn encap_kind(&self) -> u16 {
         self.sa.encap().map_or(0, |encap| encap.kind)
+    }
+
+    pub(crate) fn is_esn(&self) -> bool {
+        self.esn
     }
 
     pub(crate) fn mode(&self) -> Mode {
