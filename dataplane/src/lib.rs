@@ -25,6 +25,7 @@ pub mod io;
 pub mod mib;
 pub mod netns;
 pub mod packet;
+pub mod path;
 pub mod profile;
 pub mod replay;
 pub mod sad;

@@ -21,6 +21,14 @@ pub struct Context<'a> {
     pub acqseq: &'a mut u32,
 }
 
+impl Context<'_> {
+    /// The number of the next acquire, never 0 (`xfrm_get_acqseq`).
+    pub fn next_acqseq(&mut self) -> u32 {
+        *self.acqseq = self.acqseq.checked_add(1).unwrap_or(1);
+        *self.acqseq
+    }
+}
+
 /// One network namespace.
 pub struct Netns {
     /// Which kernel it behaves as.
@@ -33,7 +41,18 @@ pub struct Netns {
     pub sysctls: Sysctls,
     /// Counters.
     pub mib: Mib,
-    events: VecDeque<Event>,
+    /// Who listens.
+    pub listeners: Listeners,
+    pub(crate) events: VecDeque<Event>,
+}
+
+/// Whether key managers listen; without, some events are not even prepared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listeners {
+    /// For acquires (`km_is_alive`): without, no larval SA is made.
+    pub acquire: bool,
+    /// For aevents (`xfrm_aevent_is_on`).
+    pub aevents: bool,
 }
 
 impl Netns {
@@ -46,6 +65,7 @@ impl Netns {
             spd: Spd::new(profile, limits),
             sysctls: Sysctls::default(),
             mib: Mib::default(),
+            listeners: Listeners::default(),
             events: VecDeque::new(),
         }
     }

@@ -11,9 +11,10 @@
 
 use std::collections::BTreeMap;
 
-use dataplane::netns::Limits;
+use dataplane::netns::{Limits, Listeners};
 use dataplane::spd::SocketKey;
 use dataplane::{BootNanos, Context, Entropy, Netns, Now, Profile};
+use xfrm_proto::consts::group;
 use xfrm_proto::extack::AckOptions;
 
 use crate::netlink::Sockets;
@@ -183,6 +184,10 @@ impl Emulator {
     pub fn set_listeners(&mut self, netns: NetnsId, group: u32, count: u32) {
         if let Some(ns) = self.namespaces.get_mut(&netns) {
             ns.sockets.set_listeners(group, count);
+            ns.netns.listeners = Listeners {
+                acquire: ns.sockets.has_listeners(group::ACQUIRE),
+                aevents: ns.sockets.has_listeners(group::AEVENTS),
+            };
         }
     }
 

@@ -43,8 +43,8 @@ use index::{Find, Index};
 use lifetime::{Timers, Verdict};
 pub use migrate::Migration;
 pub use order::Thresholds;
+pub use policy::{LastUse, Policy, PolicyKey, Templates, selector_matches};
 use policy::{Place, hash_state};
-pub use policy::{Policy, PolicyKey, Templates, selector_matches};
 use position::Positions;
 use slots::SlotTable;
 pub use socket::SocketKey;
@@ -139,7 +139,7 @@ impl Spd {
     ) -> Result<PolicyId, XfrmError> {
         policy.key.mark.v &= policy.key.mark.m;
         policy.add_time = now.real.0;
-        policy.use_time = 0;
+        policy.used = LastUse::default();
         let slot = match self.find_key(&policy.key) {
             Some(_) if exclusive => return Err(XfrmError::new(errno::EEXIST)),
             Some(slot) => {
@@ -346,9 +346,9 @@ impl Spd {
     }
 
     /// Notes that a packet used the policy.
-    pub fn mark_used(&mut self, id: PolicyId, now: WallSecs) {
-        if let Some(policy) = self.store.get_mut(id.0) {
-            policy.use_time = now.0;
+    pub fn mark_used(&self, id: PolicyId, now: WallSecs) {
+        if let Some(policy) = self.store.get(id.0) {
+            policy.used.note(now);
         }
     }
 

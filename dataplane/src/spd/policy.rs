@@ -1,6 +1,7 @@
 //! A policy as the database keeps it (`struct xfrm_policy`).
 
 use std::hash::{BuildHasher, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{
@@ -10,6 +11,7 @@ use zerocopy::IntoBytes;
 
 use super::flow::Flow;
 use crate::security::SecurityContext;
+use crate::time::WallSecs;
 
 /// What tells one policy from another: everything but what it does.
 ///
@@ -119,11 +121,45 @@ pub struct Policy {
     pub lft: LifetimeCfg,
     /// Wall-clock second of addition.
     pub add_time: u64,
-    /// Wall-clock second of last use, 0 before the first.
-    pub use_time: u64,
+    /// Wall-clock second of last use.
+    pub used: LastUse,
     /// Its place among the database's; the database's own.
     pub(super) place: Place,
 }
+
+/// The wall-clock second of something that packets do, 0 for never.
+#[derive(Debug, Default)]
+pub struct LastUse(AtomicU64);
+
+impl LastUse {
+    /// The second.
+    #[must_use]
+    pub fn secs(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// It happens now. Many packets a second write once.
+    #[inline]
+    pub fn note(&self, now: WallSecs) {
+        if self.secs() != now.0 {
+            self.0.store(now.0, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Clone for LastUse {
+    fn clone(&self) -> Self {
+        Self(AtomicU64::new(self.secs()))
+    }
+}
+
+impl PartialEq for LastUse {
+    fn eq(&self, other: &Self) -> bool {
+        self.secs() == other.secs()
+    }
+}
+
+impl Eq for LastUse {}
 
 /// Where a policy stands among the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -160,7 +196,7 @@ impl Policy {
             security: None,
             lft: info.lft,
             add_time: 0,
-            use_time: 0,
+            used: LastUse::default(),
             place: Place::default(),
         }
     }
@@ -175,7 +211,7 @@ impl Policy {
                 bytes: 0,
                 packets: 0,
                 add_time: self.add_time,
-                use_time: self.use_time,
+                use_time: self.used.secs(),
             },
             priority: self.priority,
             index: self.index,
