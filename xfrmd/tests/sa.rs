@@ -775,7 +775,7 @@ fn a_dump_survives_what_happens_around_it() {
         if !client.emulator.is_dumping(client.netns, PORT) {
             break;
         }
-        let netns = client.emulator.netns_mut(client.netns).unwrap();
+        let mut netns = client.emulator.netns_mut(client.netns).unwrap();
         let spi = 0x1000 + round;
         let doomed = netns
             .sad

@@ -245,10 +245,10 @@ pub(super) enum Edit {
     Add(u32, Key),
     /// A key out of it.
     Remove(u32, Key),
-    /// A new set.
+    /// A new set, and the bytes of its keys.
     NewSet(u32, usize),
-    /// A set that is gone.
-    DropSet(u32),
+    /// A set that is gone, and the bytes of its keys.
+    DropSet(u32, usize),
     /// Which sets are asked in which order is different.
     Order,
 }
@@ -275,7 +275,7 @@ impl Classifier {
         &self.bands
     }
 
-    /// Whether nothing is here.
+    /// Whether no packet can match anything.
     pub(super) fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
@@ -295,6 +295,9 @@ impl Classifier {
             rank: (policy.priority, Verdict::of(policy)),
             keys: keys(policy),
         };
+        if member.keys.is_empty() {
+            return;
+        }
         self.add(&member);
         self.members.insert(index, member);
     }
@@ -309,8 +312,8 @@ impl Classifier {
             .is_some_and(|band| *band.ranks.start() <= rank);
         let before = at.checked_sub(1);
         let chosen = if inside && !same(self.bands.get(at)) {
-            self.split(at, rank);
-            self.insert_band(at + 1, rank)
+            let between = self.split(at, rank);
+            self.insert_band(between, rank)
         } else if inside || same(self.bands.get(at)) {
             at
         } else if let Some(before) = before.filter(|&before| same(self.bands.get(before))) {
@@ -338,19 +341,20 @@ impl Classifier {
         at
     }
 
-    /// Makes two bands of one: what stands before `rank`, and what stands behind it.
-    fn split(&mut self, at: usize, rank: Rank) {
+    /// Makes two bands of one: what stands before `rank`, and what stands behind it. Where the
+    /// second begins.
+    fn split(&mut self, at: usize, rank: Rank) -> usize {
         let Some(old) = self.bands.get(at) else {
-            return;
+            return at;
         };
         let range = old.ranks.clone();
-        for set in old.sets.values() {
-            self.edits.push(Edit::DropSet(set.id));
+        for (shape, set) in &old.sets {
+            self.edits.push(Edit::DropSet(set.id, shape.key_bytes()));
         }
         self.edits.push(Edit::Order);
         let mut halves = [None::<Band>, None];
         for member in self.members.values() {
-            if !range.contains(&member.rank) || member.rank.1 != range.start().1 {
+            if !range.contains(&member.rank) {
                 continue;
             }
             let [before, behind] = &mut halves;
@@ -365,8 +369,9 @@ impl Classifier {
                 put(band, *shape, key, &mut self.next_set, &mut self.edits);
             }
         }
-        let halves = halves.into_iter().flatten();
-        self.bands.splice(at..=at, halves);
+        let between = at + usize::from(halves[0].is_some());
+        self.bands.splice(at..=at, halves.into_iter().flatten());
+        between
     }
 
     fn remove(&mut self, member: &Member) {
@@ -388,7 +393,7 @@ impl Classifier {
             }
             set.keys.remove(key);
             if set.keys.is_empty() {
-                self.edits.push(Edit::DropSet(set.id));
+                self.edits.push(Edit::DropSet(set.id, shape.key_bytes()));
                 self.edits.push(Edit::Order);
                 band.sets.remove(shape);
             } else {

@@ -129,6 +129,11 @@ impl Socket {
         Ok(Self(fd))
     }
 
+    /// Itself.
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.0
+    }
+
     /// Sends messages; the first error that the host answers.
     pub(super) fn transact(&self, messages: &Messages) -> io::Result<()> {
         let mut failed = Ok(());

@@ -41,6 +41,7 @@ pub(super) enum Meta {
     InputInterface = 4,
     OutputInterface = 5,
     InputName = 6,
+    OutputName = 7,
     Nfproto = 15,
     L4Protocol = 16,
 }
@@ -69,6 +70,7 @@ pub(super) enum Hook {
     Input = 1,
     Forward = 2,
     Output = 3,
+    Postrouting = 4,
 }
 
 /// A transaction in one table of family inet.
@@ -151,7 +153,7 @@ impl<'a> Transaction<'a> {
         });
     }
 
-    /// A set of keys; `id` names it within the transaction.
+    /// A set of keys.
     pub(super) fn add_set(&mut self, name: &str, key_bytes: usize, id: u32) {
         self.push(NEWSET, NLM_F_CREATE, |out| {
             out.text(2, name);
@@ -276,13 +278,11 @@ impl Rule<'_, '_> {
         });
     }
 
-    /// Goes on only if a set has what the registers from `register` on hold; a set of the same
-    /// transaction is found by `id`.
-    pub(super) fn lookup(&mut self, set: &str, id: u32, register: u32) {
+    /// Goes on only if a set has what the registers from `register` on hold.
+    pub(super) fn lookup(&mut self, set: &str, register: u32) {
         self.expression("lookup", |out| {
             out.text(1, set);
             out.big(2, register);
-            out.big(4, id);
         });
     }
 
