@@ -12,9 +12,24 @@
 //!
 //! * [`worker`]: what a packet thread has of its own.
 //! * [`request`]: what it asks the control thread to do.
+//! * [`output`]: packets that leave. `lookup`: their policies and SAs; `bundle`: what is worked
+//!   out for them; `flows`: what is remembered of it. [`route`]: what the host is asked.
+//! * [`hold`]: packets that wait for SAs.
+//! * `notify`: limits and aevents.
 
+mod bundle;
+mod flows;
+pub mod hold;
+mod lookup;
+pub(crate) mod notify;
+pub mod output;
 pub mod request;
+pub mod route;
+#[cfg(test)]
+mod tests;
 pub mod worker;
 
+pub use output::{Departure, OutputMeta, Verdict};
 pub use request::Request;
+pub use route::{PathInfo, RouteQuery, Routes};
 pub use worker::Worker;

@@ -4,18 +4,22 @@
 //! packet nothing is allocated once buffers have grown to the largest packet.
 
 use crate::entropy::Entropy;
+use crate::packet::PacketBuf;
+use crate::path::flows::Flows;
 use crate::path::request::Request;
 use crate::transform::Scratch;
 
 /// One packet thread.
 pub struct Worker {
-    #[expect(dead_code, reason = "output comes next")]
     /// The CPU that it runs on, as SA_PCPU numbers them.
     pub(super) cpu: u32,
-    #[expect(dead_code, reason = "output comes next")]
     pub(super) entropy: Box<dyn Entropy + Send>,
-    #[expect(dead_code, reason = "output comes next")]
     pub(super) scratch: Scratch,
+    pub(super) flows: Flows,
+    /// Identification of the next outer header that needs one.
+    pub(super) ident: u16,
+    /// A fragment on its way out.
+    pub(super) part: Option<Box<PacketBuf>>,
     /// What the control thread has to do, in order.
     pub(super) requests: Vec<Request>,
 }
@@ -24,11 +28,15 @@ impl Worker {
     /// A worker for a CPU. `entropy` makes IVs and identifications: two workers may not have
     /// the same sequence.
     #[must_use]
-    pub fn new(cpu: u32, entropy: Box<dyn Entropy + Send>) -> Self {
+    pub fn new(cpu: u32, mut entropy: Box<dyn Entropy + Send>) -> Self {
+        let [high, low, ..] = entropy.u32().to_be_bytes();
         Self {
             cpu,
             entropy,
             scratch: Scratch::default(),
+            flows: Flows::default(),
+            ident: u16::from_be_bytes([high, low]),
+            part: None,
             requests: Vec::new(),
         }
     }

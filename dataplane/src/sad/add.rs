@@ -81,6 +81,7 @@ impl Sad {
     /// Puts an SA in and starts its timer (`xfrm_state_insert`).
     pub(super) fn insert(&mut self, mut sa: Box<Sa>, now: Now) -> SaId {
         sa.mark.v &= sa.mark.m;
+        sa.inserted = now.boot;
         let id = self.link(sa);
         self.arm(id, now.boot.plus_secs(1));
         id

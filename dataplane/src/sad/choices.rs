@@ -51,14 +51,12 @@ impl Choices {
         self.all.fetch_add(1, Ordering::Release);
     }
 
-    #[expect(dead_code, reason = "bundles come next")]
     /// Goes up with every change.
     #[inline]
     pub(crate) fn all(&self) -> u64 {
         self.all.load(Ordering::Acquire)
     }
 
-    #[expect(dead_code, reason = "bundles come next")]
     /// Goes up with every change of a shard.
     pub(crate) fn of(&self, shard: Shard) -> u32 {
         let shard = self.shards.get(shard.0);

@@ -5,7 +5,7 @@
 //! operation costs the same at a thousand SAs and at a million.
 //!
 //! * [`sa`]: what an SA is. [`construct`], `init`: how one is made of a request.
-//! * `find`: lookups. [`add`]: NEWSA and UPDSA. [`spi`]: larval SAs and ALLOCSPI.
+//! * `find`: lookups. `choose`: the SA for a template, or the acquire of one. [`add`]: NEWSA and UPDSA. [`spi`]: larval SAs and ALLOCSPI.
 //! * [`lifetime`]: limits in time. [`replay`]: sequence numbers, aevents.
 //! * [`traffic`]: what packets count. [`transform`]: what an SA does to them.
 //! * [`walk`]: dumps. [`migrate`]: new addresses. [`tunnel`]: hidden IPCOMP tunnels.
@@ -17,6 +17,7 @@
 pub mod add;
 mod buckets;
 pub(crate) mod choices;
+pub(crate) mod choose;
 pub mod construct;
 mod find;
 mod index;

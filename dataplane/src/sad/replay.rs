@@ -3,6 +3,8 @@
 //! Source: `net/xfrm/xfrm_replay.c xfrm_init_replay`; `net/xfrm/xfrm_user.c
 //! xfrm_alloc_replay_state_esn, xfrm_replay_verify_len, xfrm_update_ae_params`.
 
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
 use xfrm_proto::consts::*;
 use xfrm_proto::extack::XfrmError;
 use xfrm_proto::uapi::{LifetimeCur, Pod, ReplayState, ReplayStateEsn};
@@ -11,6 +13,7 @@ use zerocopy::IntoBytes;
 use super::sa::Sa;
 use crate::profile::Profile;
 use crate::replay::{Numbers, ReplayWindow, Ring};
+use crate::time::BootNanos;
 use crate::transform::Sequence;
 
 /// The sequence numbers of an SA as messages have them.
@@ -138,7 +141,10 @@ fn window_fits(head: &ReplayStateEsn) -> bool {
 pub(super) fn begin(sa: &mut Sa, esn: Option<&EsnReplay>) {
     sa.traffic.numbers = Numbers::new(Sequence(0), sa.is_esn(), sa.may_wrap());
     match esn {
-        Some(esn) => sa.set_esn(esn),
+        Some(esn) => {
+            sa.set_esn(esn);
+            sa.told = OnceLock::from(Told::nothing_since(sa.replay_value()));
+        }
         None => {
             *sa.window() = ReplayWindow::Legacy {
                 window: sa.replay_window,
@@ -233,5 +239,74 @@ impl AeventParams<'_> {
         if let Some(secs) = self.mapping_maxage_secs {
             sa.options_mut().mapping_maxage_secs = secs;
         }
+    }
+}
+
+/// What key managers were told of an SA's numbers, and when they will be again.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// `preplay`, `preplay_esn`.
+    pub(crate) value: ReplayValue,
+    /// When the timer runs out, while it runs.
+    pub(crate) timer: Option<BootNanos>,
+    /// Somebody looks at it then. Nobody needs to while nothing has changed.
+    pub(crate) is_set: bool,
+    /// The timer ran out and there was nothing to tell (`XFRM_TIME_DEFER`).
+    pub(crate) deferred: bool,
+    /// The timer that began with the SA has been thought of.
+    began: bool,
+}
+
+impl Told {
+    pub(super) fn nothing_since(value: ReplayValue) -> Box<Mutex<Self>> {
+        Box::new(Mutex::new(Self {
+            value,
+            timer: None,
+            is_set: false,
+            deferred: false,
+            began: false,
+        }))
+    }
+
+    /// Notes what is being told; `next` is when the timer runs out again.
+    pub(crate) fn tell(&mut self, value: ReplayValue, next: Option<BootNanos>) {
+        self.value = value;
+        if next.is_some() {
+            self.deferred &= self.timer.is_some();
+            self.timer = next;
+            self.is_set = false;
+        }
+    }
+}
+
+impl ReplayValue {
+    /// How far the input and the output number have gone on.
+    pub(crate) fn since(&self, before: &Self) -> [u32; 2] {
+        let numbers = |value: &Self| match value {
+            Self::Legacy(state) => [state.seq, state.oseq],
+            Self::Esn(EsnReplay { head, .. }) => [head.seq, head.oseq],
+        };
+        let ([seq, oseq], [old_seq, old_oseq]) = (numbers(self), numbers(before));
+        [seq.wrapping_sub(old_seq), oseq.wrapping_sub(old_oseq)]
+    }
+}
+
+impl Sa {
+    /// What key managers were told, held for as short as possible.
+    pub(crate) fn told(&self, hz: u32) -> MutexGuard<'_, Told> {
+        let nothing = || Told::nothing_since(ReplayValue::Legacy(ReplayState::default()));
+        let told = self.told.get_or_init(nothing);
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !told.began {
+            told.began = true;
+            told.timer = self.aevent_wait(hz, self.inserted);
+        }
+        told
+    }
+
+    /// When the aevent timer runs out that starts at `now`; `None` when it does not run.
+    pub(crate) fn aevent_wait(&self, hz: u32, now: BootNanos) -> Option<BootNanos> {
+        let nanos = u64::from(self.replay_maxage) * 1_000_000_000 / u64::from(hz.max(1));
+        (self.replay_maxage != 0).then(|| now.plus_nanos(nanos))
     }
 }

@@ -15,6 +15,7 @@ use xfrm_proto::uapi::{
 };
 
 use super::lifetime::Expiry;
+use super::replay::Told;
 use super::traffic::Traffic;
 use super::transform::Engine;
 use super::tunnel::TunnelKey;
@@ -22,13 +23,14 @@ use crate::crypto::Algorithm;
 use crate::event::{Aevent, SaExpire};
 use crate::replay::ReplayWindow;
 use crate::security::SecurityContext;
+use crate::time::BootNanos;
 
 /// Place of an SA in its SAD; another SA may have it later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SaId(pub(super) u32);
 
 /// An SA, whatever has happened since: it is not found once it is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SaHandle {
     pub(super) id: SaId,
     pub(super) serial: u64,
@@ -131,6 +133,10 @@ pub struct Sa {
     pub traffic: Traffic,
     /// Which sequence numbers have come in.
     pub(super) window: Mutex<ReplayWindow>,
+    /// What key managers were told of sequence numbers; `None` for nothing yet.
+    pub(super) told: OnceLock<Box<Mutex<Told>>>,
+    /// When it was put into the SAD.
+    pub(super) inserted: BootNanos,
     /// What the packet path needs beside, from the first packet on.
     pub(super) engine: OnceLock<Box<Engine>>,
     /// Interface id.
@@ -183,6 +189,8 @@ impl Sa {
                 seq: 0,
                 bitmap: 0,
             }),
+            told: OnceLock::new(),
+            inserted: BootNanos(0),
             engine: OnceLock::new(),
             reqid: 0,
             mark: Mark::default(),

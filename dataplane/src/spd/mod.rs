@@ -59,6 +59,21 @@ const MOST_BUCKETS: u32 = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PolicyId(u32);
 
+/// A policy, whatever has happened since: it is not found once it is gone or replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PolicyHandle {
+    id: PolicyId,
+    age: u64,
+}
+
+impl PolicyHandle {
+    /// Its place, which another policy may have by now.
+    #[must_use]
+    pub const fn id(self) -> PolicyId {
+        self.id
+    }
+}
+
 /// The policies of one namespace.
 #[derive(Debug)]
 pub struct Spd {
@@ -74,6 +89,8 @@ pub struct Spd {
     sockets: SocketPolicies,
     /// Counts the insertions and replacements.
     age: u64,
+    /// Counts what may change the result of a lookup.
+    generation: u64,
     /// `idx_generator`.
     next_index: u32,
     counts: SpdInfo,
@@ -101,6 +118,7 @@ impl Spd {
             timers: Timers::new(profile),
             sockets: SocketPolicies::default(),
             age: 0,
+            generation: 0,
             next_index: 0,
             counts: SpdInfo::default(),
             masks: [7; XFRM_POLICY_MAX as usize],
@@ -168,6 +186,7 @@ impl Spd {
         exclusive: bool,
         now: Now,
     ) -> Result<PolicyId, XfrmError> {
+        self.generation += 1;
         policy.key.mark.v &= policy.key.mark.m;
         policy.add_time = now.real.0;
         policy.used = LastUse::default();
@@ -307,6 +326,27 @@ impl Spd {
         same.then_some(PolicyId(slot))
     }
 
+    /// Goes up whenever a lookup may come out differently; until then ids stay what they are.
+    #[must_use]
+    #[inline]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The handle of a policy.
+    #[must_use]
+    pub fn handle(&self, id: PolicyId) -> Option<PolicyHandle> {
+        let age = self.get(id)?.place.age;
+        Some(PolicyHandle { id, age })
+    }
+
+    /// The policy of a handle, if it is still there.
+    #[must_use]
+    pub fn by_handle(&self, handle: PolicyHandle) -> Option<&Policy> {
+        self.get(handle.id)
+            .filter(|policy| policy.place.age == handle.age)
+    }
+
     /// The policy of that id.
     #[must_use]
     pub fn get(&self, id: PolicyId) -> Option<&Policy> {
@@ -316,6 +356,7 @@ impl Spd {
     /// Takes a policy out (`xfrm_policy_delete`).
     pub fn remove(&mut self, id: PolicyId) -> Option<Policy> {
         let policy = self.store.remove(id.0)?;
+        self.generation += 1;
         self.by_key.remove(policy.key.hash(), id.0);
         self.by_index.remove(hash_index(policy.index), id.0);
         self.flows.remove(id.0, &policy);
@@ -339,6 +380,7 @@ impl Spd {
                 })
             })
             .collect();
+        self.generation += 1;
         if doomed.len() == self.store.len() {
             if let Some(touched) = &mut self.touched {
                 let policies = doomed.iter().filter_map(|&slot| self.store.get(slot));
@@ -469,6 +511,7 @@ impl Spd {
     /// Sets them (`xfrm_hash_rebuild`): every policy is sorted in anew, by age.
     pub fn set_thresholds(&mut self, thresholds: Thresholds) {
         self.thresholds = thresholds;
+        self.generation += 1;
         self.flows = Index::default();
         self.positions = no_positions(self.profile);
         let slots: Vec<u32> = self.store.slots().collect();
@@ -491,6 +534,7 @@ impl Spd {
 
     /// Sets it; a value that is neither block nor accept leaves its direction alone.
     pub fn set_defaults(&mut self, wanted: UserPolicyDefault) {
+        self.generation += 1;
         let set = |current: &mut u8, wanted| {
             if matches!(wanted, XFRM_USERPOLICY_BLOCK | XFRM_USERPOLICY_ACCEPT) {
                 *current = wanted;
