@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use crate::driver::host;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
     setsockopt, socket, sockopt,
@@ -16,7 +17,6 @@ pub(super) const NLM_F_REQUEST: u16 = 1;
 pub(super) const NLM_F_ACK: u16 = 4;
 pub(super) const NLM_F_REPLACE: u16 = 0x100;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
-pub(super) const NLM_F_DUMP: u16 = 0x300;
 
 const NLMSG_ERROR: u16 = 2;
 const HEADER_BYTES: usize = 16;
@@ -45,11 +45,6 @@ impl Messages {
         body(&mut Body(&mut self.bytes));
         let len = u32::try_from(self.bytes.len() - start).unwrap_or(u32::MAX);
         set(&mut self.bytes, start, &len.to_ne_bytes());
-    }
-
-    /// Bytes so far.
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
     }
 }
 
@@ -127,6 +122,11 @@ impl Socket {
             setsockopt(&fd, sockopt::SndBuf, &SEND_BYTES)?;
         }
         Ok(Self(fd))
+    }
+
+    /// Becomes a member of a group.
+    pub(super) fn join(&self, group: i32) -> io::Result<()> {
+        host::join(self.0.as_fd(), group)
     }
 
     /// Itself.

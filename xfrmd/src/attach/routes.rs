@@ -13,7 +13,7 @@ use dataplane::path::{Destination, Host, Owner, PathInfo, RouteQuery, Routes};
 use dataplane::spd::{Flow, SocketKey};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use nix::sys::socket::{MsgFlags, SockProtocol, recv, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, SockProtocol, recv};
 use xfrm_proto::consts::{AF_INET6, IPPROTO_UDP, UDP_ENCAP_ESPINUDP};
 use xfrm_proto::uapi::Address;
 
@@ -28,7 +28,7 @@ const NLMSG_ERROR: u16 = 2;
 const RTN_LOCAL: u8 = 2;
 
 /// Links, addresses and routes of both families.
-const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
+const GROUPS: [i32; 5] = [1, 5, 7, 9, 11];
 /// More is forgotten.
 const MOST_REMEMBERED: usize = 1 << 16;
 const DEFAULT_HOP_LIMIT: u8 = 64;
@@ -60,10 +60,10 @@ impl HostRoutes {
     ///
     /// # Errors
     /// The host's.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let events = Socket::open(SockProtocol::NetlinkRoute)?;
         for group in GROUPS {
-            setsockopt(&events.fd(), sockopt::NetlinkAddMembership, &group)?;
+            events.join(group)?;
         }
         Ok(Self {
             asking: Socket::open(SockProtocol::NetlinkRoute)?,

@@ -8,8 +8,7 @@ use dataplane::io::udp_encap;
 use dataplane::mib::Counter;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use nix::sys::socket::{SockProtocol, getsockname, getsockopt, setsockopt, sockopt};
-use nix::sys::socket::{SockaddrStorage, SockaddrLike};
+use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt, setsockopt, sockopt};
 use xfrm_proto::consts::XFRM_POLICY_OUT;
 use xfrmd::emulator::{Inputs, NetnsId};
 
@@ -317,7 +316,7 @@ impl Daemon {
 
 /// Takes ESP out of what a UDP socket receives; its port.
 fn take_encap(fd: &OwnedFd) -> io::Result<u16> {
-    if getsockopt(fd, sockopt::SockType)? != nix::sys::socket::SockType::Datagram {
+    if getsockopt(fd, sockopt::SockType)? != SockType::Datagram {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let address: SockaddrStorage = getsockname(fd.as_raw_fd())?;

@@ -27,7 +27,7 @@ pub(crate) mod command;
 mod connection;
 mod entry;
 mod files;
-mod host;
+pub(crate) mod host;
 mod instance;
 pub(crate) mod listener;
 mod namespace;
