@@ -41,6 +41,34 @@ reasons! {
     InHeaderShort => Some(Counter::InHdrError), "shorter than the protocol's header";
     /// Sequence number 0, outside the window, or seen already.
     InReplay => Some(Counter::InStateSeqError), "the sequence number is a replay or too old";
+    /// No SA has the SPI.
+    InNoStates => Some(Counter::InNoStates), "no SA has that SPI";
+    /// The SA is an outbound one.
+    InDirection => Some(Counter::InStateDirError), "the SA is not for input";
+    /// The SA waits for its key manager.
+    InLarval => Some(Counter::AcquireError), "the SA has no keys yet";
+    /// The SA is on its way out.
+    InInvalid => Some(Counter::InStateInvalid), "the SA is not valid";
+    /// In UDP where the SA knows no encapsulation, or the other way round.
+    InEncap => Some(Counter::InStateMismatch), "the encapsulation is not the SA's";
+    /// A hard limit in bytes or packets is reached.
+    InExpired => Some(Counter::InStateExpired), "the SA has reached its limit";
+    /// More SAs than a sec path holds.
+    InDepth => Some(Counter::InBufferError), "the packet passes too many SAs";
+    /// The engine has no packet path for the SA's mode.
+    InUnsupported => Some(Counter::InStateModeError), "the SA's mode has no packet path";
+    /// An SA that brought the packet is not for such packets.
+    InSelector => Some(Counter::InStateMismatch), "the packet is not what the SA's selector is for";
+    /// No policy, and a tunnel brought it, or that means block.
+    InNoPolicy => Some(Counter::InNoPols), "no policy is for the packet";
+    /// The policy's action.
+    InPolicyBlock => Some(Counter::InPolBlock), "a policy blocks it";
+    /// Too many templates.
+    InPolicyDepth => Some(Counter::InBufferError), "the policies have more templates than a sec path holds";
+    /// A template has no SA, or a tunnel no template.
+    InTemplate => Some(Counter::InTmplMismatch), "the SAs that brought it are not what the policy wants";
+    /// The host does not know where it goes.
+    InNoRoute => None, "no route to the packet's destination";
     /// No room for an IV, or nothing behind it.
     EspShort => Some(Counter::InStateProtoError), "shorter than ESP header, IV and ICV";
     /// Ciphertext is no whole number of blocks.

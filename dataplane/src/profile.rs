@@ -71,6 +71,8 @@ pub struct Profile {
     pub policy_offload: bool,
     /// Packets on their way through show policies the type of a mobility header.
     pub decodes_mobility: bool,
+    /// An ICMP error may pass by the policies of the packet that it is about.
+    pub icmp_errors_follow_their_flow: bool,
 }
 
 /// What `xfrm_dev_state_add` checks before it looks for a device.
@@ -123,6 +125,7 @@ pub static V6_1: Profile = Profile {
     migrate_by_selector: true,
     policy_offload: false,
     decodes_mobility: true,
+    icmp_errors_follow_their_flow: false,
 };
 
 /// Linux 6.12 (Debian 13).
@@ -162,6 +165,7 @@ pub static V6_12: Profile = Profile {
     migrate_by_selector: false,
     policy_offload: true,
     decodes_mobility: false,
+    icmp_errors_follow_their_flow: true,
 };
 
 /// Linux 7.2.
@@ -201,6 +205,7 @@ pub static V7_2: Profile = Profile {
     migrate_by_selector: false,
     policy_offload: true,
     decodes_mobility: false,
+    icmp_errors_follow_their_flow: true,
 };
 
 impl Profile {

@@ -153,6 +153,15 @@ impl ReplayWindow {
         }
     }
 
+    /// Whether it looks at numbers at all.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        match self {
+            Self::Legacy { window, .. } => *window != 0,
+            Self::Bitmap(ring) | Self::Esn(ring) => ring.bits() != 0,
+        }
+    }
+
     /// Whether a number may still come (`xfrm_replay_check`).
     ///
     /// # Errors

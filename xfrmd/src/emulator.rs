@@ -231,6 +231,24 @@ impl Emulator {
         }
     }
 
+    /// Lets packets pass through a namespace; what they cause waits in [`Emulator::poll_datagram`].
+    pub fn with_packets<T>(
+        &mut self,
+        inputs: Inputs<'_>,
+        id: NetnsId,
+        pass: impl FnOnce(&mut Netns, &mut Context<'_>) -> T,
+    ) -> Option<T> {
+        let ns = self.namespaces.get_mut(&id)?;
+        let mut cx = Context {
+            now: inputs.now,
+            entropy: inputs.entropy,
+            acqseq: &mut self.acqseq,
+        };
+        let passed = pass(&mut ns.netns, &mut cx);
+        deliver_events(&mut ns.netns, &mut self.outbox, id);
+        Some(passed)
+    }
+
     /// Runs the timers that are due.
     pub fn handle_timeout(&mut self, inputs: Inputs<'_>) {
         for (&id, ns) in &mut self.namespaces {

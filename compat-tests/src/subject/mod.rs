@@ -3,6 +3,7 @@
 //! A [`Subject`] is a fresh network namespace with nothing in it, and the
 //! netlink sockets that a scenario opens there.
 
+mod host;
 mod in_process;
 pub mod packets;
 mod raw_socket;

@@ -20,7 +20,7 @@ use crate::spd::{Flow, Policy, PolicyId, SocketKey, selector_matches};
 use crate::time::Now;
 
 /// A packet before its policies.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(super) struct Question<'a> {
     pub(super) netns: &'a Netns,
     pub(super) now: Now,
@@ -228,7 +228,7 @@ const fn has_algorithms(proto: u8) -> bool {
 /// `xfrm_state_addr_cmp`.
 fn source_fits(sa: &Sa, template: &UserTmpl, family: u16) -> bool {
     Family::from_af(family).is_some()
-        && (template.saddr.is_any(family) || template.saddr.equals(sa.saddr, family))
+        && (template.saddr.is_any(family) || template.saddr.equal(sa.saddr, family))
 }
 
 /// `__xfrm6_tmpl_sort_cmp`.

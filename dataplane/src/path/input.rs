@@ -200,7 +200,7 @@ impl Worker {
         };
         let source = source(packet).zip(be16(packet, arrived.inbound.header_bytes));
         let Some((saddr, port)) = source else { return };
-        if saddr.equals(sa.saddr, sa.family) && port == encap.sport {
+        if saddr.equal(sa.saddr, sa.family) && port == encap.sport {
             return;
         }
         let rate = sa.options().mapping_maxage_secs;

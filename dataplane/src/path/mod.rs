@@ -14,22 +14,32 @@
 //! * [`request`]: what it asks the control thread to do.
 //! * [`output`]: packets that leave. `lookup`: their policies and SAs; `bundle`: what is worked
 //!   out for them; `flows`: what is remembered of it. [`route`]: what the host is asked.
+//! * [`receive`]: packets that arrive. `input`: through their SAs; `sec_path`: which these were;
+//!   `check`: whether policies want that. [`learn`]: MTUs on the way.
 //! * [`hold`]: packets that wait for SAs.
 //! * `notify`: limits and aevents.
 
 mod bundle;
+mod check;
 mod flows;
 pub mod hold;
+mod input;
+pub mod learn;
 mod lookup;
 pub(crate) mod notify;
 pub mod output;
+pub mod receive;
 pub mod request;
 pub mod route;
+mod sec_path;
 #[cfg(test)]
 mod tests;
 pub mod worker;
 
+pub use learn::LearnedMtu;
 pub use output::{Departure, OutputMeta, Verdict};
+pub use receive::{Destination, Host, InputMeta, Owner, Received};
 pub use request::Request;
 pub use route::{PathInfo, RouteQuery, Routes};
+pub use sec_path::SecPath;
 pub use worker::Worker;

@@ -109,6 +109,22 @@ impl Worker {
         }
     }
 
+    /// The most bytes of a packet like this that may leave in one piece (`dst_mtu`).
+    pub fn mtu(
+        &mut self,
+        netns: &Netns,
+        packet: &[u8],
+        meta: &OutputMeta,
+        routes: &dyn Routes,
+    ) -> u32 {
+        let mobility = netns.profile.decodes_mobility || !meta.forwarded;
+        let flow = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility);
+        match flow.map(|flow| self.look_up(netns, &flow, meta, routes).decision) {
+            Some(Decision::Transform(bundle)) => bundle.mtu,
+            _ => meta.mtu,
+        }
+    }
+
     /// [`Worker::output`] where there is one thread: what the packet asks for is done at once.
     pub fn output_alone(
         &mut self,

@@ -13,7 +13,7 @@ use xfrm_proto::consts::*;
 use xfrm_proto::uapi::Address;
 
 use crate::drop_reason::DropReason;
-use crate::netns::Netns;
+use crate::netns::{Context, Netns};
 use crate::packet::encap::{self, Datagram};
 use crate::packet::reassembly::Outcome;
 use crate::packet::{Family, PacketBuf, ip4, ip6};
@@ -107,6 +107,20 @@ impl Worker {
         }
     }
 
+    /// [`Worker::receive`] where there is one thread: what the packet asks for is done at once.
+    pub fn receive_alone(
+        &mut self,
+        netns: &mut Netns,
+        cx: &mut Context<'_>,
+        packet: &mut PacketBuf,
+        meta: &mut InputMeta,
+        host: &dyn Host,
+    ) -> Received {
+        let received = self.receive(netns, cx.now, packet, meta, host);
+        netns.handle_requests(cx, self.drain_requests());
+        received
+    }
+
     fn step(
         &mut self,
         netns: &Netns,
@@ -158,7 +172,7 @@ impl Worker {
     ) -> Result<Outcome, DropReason> {
         self.reassembler.handle_timeout(now.boot);
         self.reassembler
-            .receive_of(now.boot, packet, meta.path.tag())
+            .receive_from(now.boot, packet, meta.path.tag())
     }
 
     /// The SAs' protocols; the hidden tunnel beside IPCOMP is one of them.
@@ -215,7 +229,8 @@ impl Ask<'_> {
         owner: Option<Owner>,
     ) -> Result<(), DropReason> {
         let flow = self.flow(packet, meta)?;
-        if meta.no_policy && owner.is_none() {
+        let own = |owner: Owner| self.netns.spd.has_socket_policy(owner.socket, dir);
+        if meta.no_policy && !owner.is_some_and(own) {
             return Ok(());
         }
         let question = Question {

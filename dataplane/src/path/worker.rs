@@ -5,6 +5,7 @@
 
 use crate::entropy::Entropy;
 use crate::packet::PacketBuf;
+use crate::packet::reassembly::{Limits, Reassembler};
 use crate::path::flows::Flows;
 use crate::path::request::Request;
 use crate::transform::Scratch;
@@ -20,6 +21,8 @@ pub struct Worker {
     pub(super) ident: u16,
     /// A fragment on its way out.
     pub(super) part: Option<Box<PacketBuf>>,
+    /// Fragments that have come in.
+    pub(super) reassembler: Reassembler,
     /// What the control thread has to do, in order.
     pub(super) requests: Vec<Request>,
 }
@@ -37,6 +40,7 @@ impl Worker {
             flows: Flows::default(),
             ident: u16::from_be_bytes([high, low]),
             part: None,
+            reassembler: Reassembler::new(Limits::default()),
             requests: Vec::new(),
         }
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use xfrm_proto::uapi::{LifetimeCfg, LifetimeCur, Stats};
 
 use crate::replay::{Numbers, Refusal};
-use crate::time::WallSecs;
+use crate::time::{BootNanos, WallSecs};
 
 /// Counters of one SA.
 #[repr(align(64))]
@@ -28,6 +28,8 @@ pub struct Traffic {
     replay_window: AtomicU32,
     replay: AtomicU32,
     integrity_failed: AtomicU32,
+    /// Port and second of the last MAPPING where these are limited (`x->new_mapping`), 0 before it.
+    mapping: AtomicU64,
     /// A soft limit has been told (`x->km.dying`).
     dying: AtomicBool,
     /// A hard limit in bytes or packets is reached (`XFRM_STATE_EXPIRED`).
@@ -161,6 +163,21 @@ impl Traffic {
         if self.last_used() != now.0 {
             self.last_used.store(now.0, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a MAPPING from `port` is to be told, where one of the same port is told every
+    /// `rate_secs` (`km_new_mapping`).
+    pub fn mapping_is_due(&self, now: BootNanos, port: u16, rate_secs: u32) -> bool {
+        let secs = now.0 / 1_000_000_000;
+        let told = self.mapping.load(Ordering::Relaxed);
+        let (told_secs, told_port) = (told >> 16, told & 0xffff);
+        let same = told != 0 && told_port == u64::from(port);
+        if same && secs.saturating_sub(told_secs) <= u64::from(rate_secs) {
+            return false;
+        }
+        let told = secs << 16 | u64::from(port);
+        self.mapping.store(told, Ordering::Relaxed);
+        true
     }
 
     /// Counts a packet that the replay window refused.

@@ -111,6 +111,27 @@ impl Flow {
         }
     }
 
+    /// The flow of what is sent in the other direction. Types of ICMP and keys of GRE stay.
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        let has_ports = matches!(
+            self.proto,
+            IPPROTO_TCP | IPPROTO_UDP | IPPROTO_UDPLITE | IPPROTO_SCTP
+        );
+        let (dport, sport) = if has_ports {
+            (self.sport, self.dport)
+        } else {
+            (self.dport, self.sport)
+        };
+        Self {
+            daddr: self.saddr,
+            saddr: self.daddr,
+            dport,
+            sport,
+            ..self
+        }
+    }
+
     /// What policies see as ports of a flow whose protocol header begins with these two
     /// (`xfrm_flowi_sport`, `xfrm_flowi_dport`, over `union flowi_uli`).
     ///

@@ -112,6 +112,12 @@ impl Spd {
             })
     }
 
+    /// Whether a socket has a policy for a direction, whatever it is for.
+    #[must_use]
+    pub fn has_socket_policy(&self, socket: SocketKey, dir: u8) -> bool {
+        self.sockets.slots.contains_key(&(socket, dir))
+    }
+
     /// A socket's own policy for a flow, if it has one that matches.
     #[must_use]
     pub fn lookup_socket(
