@@ -130,26 +130,6 @@ impl Emulator {
         self.namespaces.get(&id).map(|ns| Arc::clone(&ns.netns))
     }
 
-    /// Carries out what packets of a namespace asked for.
-    pub fn handle_requests(
-        &mut self,
-        inputs: Inputs<'_>,
-        id: NetnsId,
-        requests: impl IntoIterator<Item = dataplane::path::Request>,
-    ) {
-        let Some(ns) = self.namespaces.get(&id) else {
-            return;
-        };
-        let mut cx = Context {
-            now: inputs.now,
-            entropy: inputs.entropy,
-            acqseq: &mut self.acqseq,
-        };
-        let mut netns = ns.write();
-        netns.handle_requests(&mut cx, requests);
-        deliver_events(&mut netns, &mut self.outbox, id);
-    }
-
     /// Handles all messages of a datagram; what they cause waits in [`Emulator::poll_datagram`].
     pub fn handle_datagram(&mut self, inputs: Inputs<'_>, peer: Peer, datagram: &[u8]) {
         let Some(ns) = self.namespaces.get_mut(&peer.netns) else {
@@ -244,8 +224,9 @@ impl Emulator {
             entropy: inputs.entropy,
             acqseq: &mut self.acqseq,
         };
-        let passed = pass(&mut ns.netns, &mut cx);
-        deliver_events(&mut ns.netns, &mut self.outbox, id);
+        let mut netns = ns.write();
+        let passed = pass(&mut netns, &mut cx);
+        deliver_events(&mut netns, &mut self.outbox, id);
         Some(passed)
     }
 

@@ -14,6 +14,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use libc::sock_filter;
+use xfrm_proto::consts::{IPPROTO_ICMP, IPPROTO_ICMPV6};
+
 use super::{PacketIo, Sent, sys};
 use crate::packet::{Family, PacketBuf, ip6, put};
 
@@ -49,6 +52,20 @@ impl Raw {
         })
     }
 
+    /// A socket that receives what routers say of packets that were too long.
+    ///
+    /// # Errors
+    /// As [`Raw::open`].
+    pub fn open_too_big(family: Family, mark: u32) -> io::Result<Self> {
+        let protocol = match family {
+            Family::V4 => IPPROTO_ICMP,
+            Family::V6 => IPPROTO_ICMPV6,
+        };
+        let raw = Self::open(family, protocol, mark)?;
+        sys::attach_filter(raw.fd(), &too_big_program(family))?;
+        Ok(raw)
+    }
+
     /// Becomes readable when a packet waits.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -67,6 +84,23 @@ impl Raw {
             packet.truncate(0);
         }
     }
+}
+
+/// Sees the IP header over IPv4, and the ICMP header over IPv6.
+fn too_big_program(family: Family) -> Vec<sock_filter> {
+    const FRAGMENTATION_NEEDED: u32 = 0x0304;
+    const PACKET_TOO_BIG: u32 = 0x0200;
+    let (index, wanted) = match family {
+        Family::V4 => (libc::BPF_B | libc::BPF_MSH, FRAGMENTATION_NEEDED),
+        Family::V6 => (libc::BPF_W | libc::BPF_IMM, PACKET_TOO_BIG),
+    };
+    vec![
+        sys::statement(libc::BPF_LDX | index, 0),
+        sys::statement(libc::BPF_LD | libc::BPF_H | libc::BPF_IND, 0),
+        sys::jump(libc::BPF_JEQ, wanted, 0, 1),
+        sys::statement(libc::BPF_RET | libc::BPF_K, sys::ACCEPT),
+        sys::statement(libc::BPF_RET | libc::BPF_K, sys::DROP),
+    ]
 }
 
 fn put_header6(packet: &mut PacketBuf, protocol: u8, header: sys::Header6) -> Option<()> {

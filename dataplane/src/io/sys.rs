@@ -94,13 +94,26 @@ pub(super) fn set_room(fd: BorrowedFd<'_>, bytes: c_int) {
     }
 }
 
-/// The IP header is the caller's, and the socket has no MTU discovery of its own.
+/// The IP header is the caller's, and of MTUs only the interface's counts: what the host has
+/// learned is about other packets to the same address too.
 pub(super) fn include_header(fd: BorrowedFd<'_>, family: Family) -> io::Result<()> {
     let on: c_int = 1;
-    match family {
-        Family::V4 => set_option(fd, libc::IPPROTO_IP, libc::IP_HDRINCL, &on),
-        Family::V6 => set_option(fd, libc::IPPROTO_IPV6, IPV6_HDRINCL, &on),
-    }
+    let (level, include, discover, probe) = match family {
+        Family::V4 => (
+            libc::IPPROTO_IP,
+            libc::IP_HDRINCL,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_PROBE,
+        ),
+        Family::V6 => (
+            libc::IPPROTO_IPV6,
+            IPV6_HDRINCL,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_PROBE,
+        ),
+    };
+    set_option(fd, level, include, &on)?;
+    set_option(fd, level, discover, &probe)
 }
 
 /// What an IPv6 socket tells of headers that it does not deliver.
@@ -114,6 +127,31 @@ pub(super) fn tell_header(fd: BorrowedFd<'_>) -> io::Result<()> {
         set_option(fd, libc::IPPROTO_IPV6, name, &on)?;
     }
     Ok(())
+}
+
+/// Of a filter: the whole packet.
+pub(super) const ACCEPT: u32 = u32::MAX;
+/// Of a filter: nothing of it.
+pub(super) const DROP: u32 = 0;
+
+/// An instruction of a filter.
+pub(super) const fn statement(code: u32, k: u32) -> sock_filter {
+    sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    }
+}
+
+/// A comparison with a constant, and how many instructions either answer skips.
+pub(super) const fn jump(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter {
+        code: (libc::BPF_JMP | code | libc::BPF_K) as u16,
+        jt,
+        jf,
+        k,
+    }
 }
 
 /// Lets only what the program accepts into the socket.

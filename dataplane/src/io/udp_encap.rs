@@ -16,6 +16,7 @@ use libc::sock_filter;
 use xfrm_proto::consts::IPPROTO_UDP;
 
 use super::raw::Raw;
+use super::sys::{ACCEPT, DROP, jump, statement};
 use super::{PacketIo, Sent, sys};
 use crate::packet::{Family, PacketBuf};
 
@@ -25,9 +26,6 @@ const LONGEST_NON_ESP: u32 = 16;
 const KEEPALIVE: u32 = 9;
 /// Most ports of one socket: jumps of a filter are 8 bits long.
 pub const MOST_PORTS: usize = 200;
-
-const ACCEPT: u32 = u32::MAX;
-const DROP: u32 = 0;
 
 /// Receives ESP in UDP, whole IP packets, for a set of local ports.
 #[derive(Debug)]
@@ -85,23 +83,6 @@ impl PacketIo for UdpEncap {
 /// The host's.
 pub fn filter_owner(socket: &impl AsFd) -> io::Result<()> {
     sys::attach_filter(socket.as_fd(), &owner_program())
-}
-
-fn statement(code: u32, k: u32) -> sock_filter {
-    sock_filter {
-        code: u16::try_from(code).unwrap_or(0),
-        jt: 0,
-        jf: 0,
-        k,
-    }
-}
-
-fn jump(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter {
-        jt,
-        jf,
-        ..statement(libc::BPF_JMP | code | libc::BPF_K, k)
-    }
 }
 
 const HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_IND;

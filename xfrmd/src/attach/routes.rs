@@ -1,15 +1,19 @@
 //! What the engine asks of the host's routes, remembered until something changes.
 //!
-//! The host tells of changed routes, addresses and links. Of an MTU that it
-//! learned on the way it does not: what is remembered is forgotten after a
-//! while, and at once when a packet proves to be too long.
+//! The host tells of changed routes, addresses and links; then all is forgotten.
+//!
+//! MTUs are those of routes and links. What the host learns of the way to an
+//! address is about plain packets too, which we answer with errors of our own:
+//! if it counted here, in transport mode each error would make the next one
+//! smaller. What routers say of packets of SAs is kept here for ten minutes.
 
 use std::cell::{Cell, RefCell};
 use std::hash::Hash;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use dataplane::path::{Destination, Host, Owner, PathInfo, RouteQuery, Routes};
+use dataplane::BootNanos;
+use dataplane::path::{Destination, Host, LearnedMtu, Owner, PathInfo, RouteQuery, Routes};
 use dataplane::spd::{Flow, SocketKey};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -32,6 +36,13 @@ const GROUPS: [i32; 5] = [1, 5, 7, 9, 11];
 /// More is forgotten.
 const MOST_REMEMBERED: usize = 1 << 16;
 const DEFAULT_HOP_LIMIT: u8 = 64;
+/// Only the entry that matches, without what was learned.
+const RTM_F_FIB_MATCH: u32 = 0x2000;
+/// `net.ipv4.route.mtu_expires`.
+const LEARNED_NANOS: u64 = 600_000_000_000;
+/// `net.ipv4.route.min_pmtu`.
+const LEAST_MTU_V4: u32 = 552;
+const LEAST_MTU_V6: u32 = 1280;
 
 #[derive(Clone, Copy, Debug)]
 struct Found {
@@ -41,6 +52,8 @@ struct Found {
     path: PathInfo,
 }
 
+/// Family, destination, source or none, interface or none, mark.
+type Key = (u16, Address, Address, i32, u32);
 type Memory<K, V> = RefCell<HashMap<K, V, RandomState>>;
 
 /// The routes of a namespace, for one thread.
@@ -49,8 +62,9 @@ pub(crate) struct HostRoutes {
     asking: Socket,
     events: Socket,
     generation: Cell<u64>,
-    routes: Memory<(u16, Address, Address, i32, u32), Result<Found, i32>>,
+    routes: Memory<Key, Result<Found, i32>>,
     mtus: Memory<i32, u32>,
+    learned: Memory<(u16, Address), (u32, BootNanos)>,
     /// Local ports whose sockets take ESP in UDP.
     encap_ports: RefCell<Vec<u16>>,
 }
@@ -71,6 +85,7 @@ impl HostRoutes {
             generation: Cell::new(0),
             routes: Memory::default(),
             mtus: Memory::default(),
+            learned: Memory::default(),
             encap_ports: RefCell::default(),
         })
     }
@@ -94,6 +109,33 @@ impl HostRoutes {
         self.mtus.borrow_mut().clear();
     }
 
+    /// Keeps what a router has said.
+    pub(crate) fn learn(&self, learned: &LearnedMtu, now: BootNanos) {
+        let least = if learned.family == AF_INET6 {
+            LEAST_MTU_V6
+        } else {
+            LEAST_MTU_V4
+        };
+        let until = now.plus_nanos(LEARNED_NANOS);
+        let key = (learned.family, learned.destination);
+        remember(&self.learned, key, (learned.mtu.max(least), until));
+        self.forget();
+    }
+
+    /// Forgets what was learned too long ago.
+    pub(crate) fn expire(&self, now: BootNanos) {
+        let before = self.learned.borrow().len();
+        self.learned.borrow_mut().retain(|_, (_, until)| *until > now);
+        if self.learned.borrow().len() != before {
+            self.forget();
+        }
+    }
+
+    /// When [`HostRoutes::expire`] has something to do.
+    pub(crate) fn poll_timeout(&self) -> Option<BootNanos> {
+        self.learned.borrow().values().map(|&(_, until)| until).min()
+    }
+
     /// Ports whose sockets take ESP in UDP from now on.
     pub(crate) fn set_encap_ports(&self, ports: Vec<u16>) {
         self.encap_ports.replace(ports);
@@ -105,24 +147,47 @@ impl HostRoutes {
             .is_some_and(|to| to.is_local)
     }
 
+    /// The interface that packets to an address leave through, and their way.
+    pub(crate) fn way(&self, family: u16, to: Address) -> Option<(i32, PathInfo)> {
+        let found = self.find((family, to, Address::ANY, 0, 0)).ok()?;
+        Some((found.ifindex, found.path))
+    }
+
     /// The address that an answer to `to` comes from.
     pub(crate) fn own_address(&self, family: u16, to: Address) -> Option<Address> {
         let found = self.find((family, to, Address::ANY, 0, 0)).ok()?;
         Some(found.source).filter(|source| *source != Address::ANY)
     }
 
-    fn find(&self, key: (u16, Address, Address, i32, u32)) -> Result<Found, i32> {
+    fn find(&self, key: Key) -> Result<Found, i32> {
         if let Some(found) = self.routes.borrow().get(&key) {
             return *found;
         }
-        let found = self.ask(key);
+        let found = self.look_up(key);
         remember(&self.routes, key, found);
         found
     }
 
+    /// The host's choice, with the MTU that routes and links say, or routers have.
+    fn look_up(&self, key: Key) -> Result<Found, i32> {
+        let mut found = self.ask(key, 0)?;
+        let entry = self.ask(key, RTM_F_FIB_MATCH);
+        let mtu = entry.map_or(0, |entry| entry.path.mtu);
+        found.path.mtu = match mtu {
+            0 => self.mtu_of(found.ifindex),
+            mtu => mtu,
+        };
+        let (family, to, ..) = key;
+        if let Some((learned, _)) = self.learned.borrow().get(&(family, to)) {
+            found.path.mtu = found.path.mtu.min(*learned);
+        }
+        Ok(found)
+    }
+
     fn ask(
         &self,
-        (family, to, from, ifindex, mark): (u16, Address, Address, i32, u32),
+        (family, to, from, ifindex, mark): Key,
+        flags: u32,
     ) -> Result<Found, i32> {
         const RTA_DST: u16 = 1;
         const RTA_SRC: u16 = 2;
@@ -138,7 +203,8 @@ impl HostRoutes {
             let bits = if family == AF_INET6 { 128 } else { 32 };
             let from_bits = if from == Address::ANY { 0 } else { bits };
             let [family, _] = family.to_le_bytes();
-            out.fixed(&[family, bits, from_bits, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            out.fixed(&[family, bits, from_bits, 0, 0, 0, 0, 0]);
+            out.fixed(&flags.to_ne_bytes());
             out.attr(RTA_DST, to.0.get(..bytes).unwrap_or_default());
             if from != Address::ANY {
                 out.attr(RTA_SRC, from.0.get(..bytes).unwrap_or_default());
@@ -192,16 +258,11 @@ impl HostRoutes {
         if let Err(error) = asked {
             return Err(error.raw_os_error().unwrap_or(libc::EHOSTUNREACH));
         }
-        let mut found = result?;
-        if found.path.mtu == 0 {
-            found.path.mtu = self.mtu_of(found.ifindex);
-        }
-        Ok(found)
+        result
     }
 
     fn mtu_of(&self, ifindex: i32) -> u32 {
         const IFLA_MTU: u16 = 4;
-        const LEAST: u32 = 1280;
         if let Some(mtu) = self.mtus.borrow().get(&ifindex) {
             return *mtu;
         }
@@ -213,7 +274,7 @@ impl HostRoutes {
             }
             out.fixed(&header);
         });
-        let mut mtu = LEAST;
+        let mut mtu = LEAST_MTU_V6;
         let asked = self.asking.exchange(&messages, |kind, payload| {
             if kind == RTM_NEWLINK {
                 let attrs = attrs(payload.get(16..).unwrap_or_default());

@@ -195,7 +195,8 @@ impl Daemon {
                 now: clock::now(),
                 entropy: &mut self.entropy,
             };
-            self.emulator.handle_requests(inputs, id, requests);
+            self.emulator
+                .with_packets(inputs, id, |netns, cx| netns.handle_requests(cx, requests));
         }
         self.deliver(None, false);
         self.arm();

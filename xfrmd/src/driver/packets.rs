@@ -33,8 +33,6 @@ use crate::attach::{BYPASS, HostRoutes, MARK_MASK};
 
 /// Packets between two looks at anything else.
 const BATCH: usize = 64;
-/// After this long what is known of routes is asked anew.
-const FORGET_ROUTES_NANOS: u64 = 5_000_000_000;
 /// `IPPROTO_RAW`.
 const IPPROTO_RAW: u8 = 255;
 /// Sockets for marks that SAs set.
@@ -179,6 +177,7 @@ impl Drop for PacketThread {
 pub(super) struct Sockets {
     protocols: Vec<Raw>,
     udp: Vec<UdpEncap>,
+    too_big: Vec<Raw>,
     /// By family and mark, opened when needed.
     senders: Vec<(Family, u32, Raw)>,
     routes: HostRoutes,
@@ -191,12 +190,17 @@ impl Sockets {
     pub(super) fn open() -> io::Result<Self> {
         let mut protocols = Vec::new();
         let mut udp = Vec::new();
+        let mut too_big = Vec::new();
         for family in [Family::V4, Family::V6] {
             for protocol in [IPPROTO_ESP, IPPROTO_AH, IPPROTO_COMP] {
                 match Raw::open(family, protocol, BYPASS) {
                     Err(error) if family == Family::V6 => tracing::debug!(%error, "no IPv6"),
                     other => protocols.push(other?),
                 }
+            }
+            match Raw::open_too_big(family, BYPASS) {
+                Err(error) if family == Family::V6 => tracing::debug!(%error, "no IPv6"),
+                other => too_big.push(other?),
             }
             match UdpEncap::open(family, &[], BYPASS) {
                 Err(error) if family == Family::V6 => tracing::debug!(%error, "no IPv6"),
@@ -206,6 +210,7 @@ impl Sockets {
         Ok(Self {
             protocols,
             udp,
+            too_big,
             senders: Vec::new(),
             routes: HostRoutes::open()?,
             namespace: File::open("/proc/thread-self/ns/net")?,
@@ -293,17 +298,17 @@ impl Road {
             tracing::error!(%error, "a packet thread cannot enter its namespace");
             return;
         }
-        let mut forgot_at = clock::boot();
         loop {
             self.wait();
             if !self.obey() {
                 return;
             }
-            let now = clock::boot();
-            if self.has_news() || now.0.saturating_sub(forgot_at.0) > FORGET_ROUTES_NANOS {
-                self.sockets.routes.forget();
-                forgot_at = now;
+            let routes = &self.sockets.routes;
+            routes.expire(clock::boot());
+            if self.has_news() {
+                routes.forget();
             }
+            self.learn();
             self.take_from_host();
             self.take_from_wire();
             self.flush();
@@ -312,10 +317,14 @@ impl Road {
 
     /// Waits for packets, commands or news.
     fn wait(&self) {
-        let timeout = if self.tun.has_pieces() {
-            PollTimeout::ZERO
-        } else {
-            PollTimeout::NONE
+        let timeout = match self.sockets.routes.poll_timeout() {
+            _ if self.tun.has_pieces() => PollTimeout::ZERO,
+            None => PollTimeout::NONE,
+            Some(at) => {
+                let nanos = at.0.saturating_sub(clock::boot().0);
+                let ms = i32::try_from(nanos / 1_000_000 + 1).unwrap_or(i32::MAX);
+                PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
+            }
         };
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds = vec![
@@ -325,6 +334,7 @@ impl Road {
         ];
         fds.extend(self.sockets.protocols.iter().map(|raw| readable(raw.fd())));
         fds.extend(self.sockets.udp.iter().map(|udp| readable(udp.fd())));
+        fds.extend(self.sockets.too_big.iter().map(|raw| readable(raw.fd())));
         let _ = poll(&mut fds, timeout);
     }
 
@@ -387,17 +397,21 @@ impl Road {
             let Some((family, source, destination)) = ends(packet) else {
                 continue;
             };
-            let forwarded = !routes.is_local(family, source);
+            // The way that it would have gone without us. Without one there is none with us.
+            let Some((ifindex, way)) = routes.way(family, destination) else {
+                continue;
+            };
             let meta = OutputMeta {
                 mark: 0,
                 if_id: 0,
-                ifindex: 0,
+                ifindex,
                 socket: None,
-                forwarded,
+                // A sender on this host too learns the SAs' MTU from an error, not from its route.
+                forwarded: true,
                 bypasses: false,
                 loopback: false,
-                mtu: u32::MAX,
-                hop_limit: 64,
+                mtu: way.mtu,
+                hop_limit: way.hop_limit,
             };
             let wire = &mut self.wire;
             let verdict = self.worker.output(
@@ -410,10 +424,11 @@ impl Road {
             );
             match verdict {
                 Verdict::TooBig { mtu } => {
-                    let from = if forwarded {
-                        routes.own_address(family, source)
-                    } else {
+                    // To ourselves we cannot be the sender.
+                    let from = if routes.is_local(family, source) {
                         Some(destination)
+                    } else {
+                        routes.own_address(family, source)
                     };
                     self.ident = self.ident.wrapping_add(1);
                     let bytes = if family == AF_INET6 { 16 } else { 4 };
@@ -427,6 +442,21 @@ impl Road {
                 // The host's packet filter sends us what policies select, as long as they do.
                 Verdict::Plain => tracing::trace!("a packet without a policy"),
                 Verdict::Sent(_) | Verdict::Held | Verdict::Dropped { .. } => {}
+            }
+        }
+    }
+
+    /// What routers say of packets of SAs.
+    fn learn(&mut self) {
+        for socket in &mut self.sockets.too_big {
+            let Ok(count @ 1..) = socket.receive(&mut self.batch) else {
+                continue;
+            };
+            let netns = self.netns.read().unwrap_or_else(PoisonError::into_inner);
+            for packet in self.batch.iter().take(count) {
+                if let Some(learned) = netns.learn_mtu(packet, 0) {
+                    self.sockets.routes.learn(&learned, clock::boot());
+                }
             }
         }
     }
@@ -446,9 +476,7 @@ impl Road {
                 Ok(0) => continue,
                 Ok(count) => count,
                 Err(error) => {
-                    // Such as an ICMP error for a packet of ours: what is known may be wrong.
                     tracing::debug!(%error, "receiving");
-                    routes.forget();
                     continue;
                 }
             };
