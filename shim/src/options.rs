@@ -235,12 +235,7 @@ fn show(fd: c_int, encap: bool) {
 }
 
 /// Asks something about a socket in a namespace that the daemon may not know yet.
-fn ask_about(
-    fd: c_int,
-    request: &Request,
-    netns: u64,
-    cargo: Cargo<'_>,
-) -> Result<Answer, c_int> {
+fn ask_about(fd: c_int, request: &Request, netns: u64, cargo: Cargo<'_>) -> Result<Answer, c_int> {
     let answer = control::ask(request, cargo)?;
     if !answer.unknown_netns {
         return Ok(answer);

@@ -781,6 +781,7 @@ fn a_dump_survives_what_happens_around_it() {
             .sad
             .lookup(0, info().id.daddr, spi, IPPROTO_ESP, AF_INET);
         netns.sad.delete(doomed.unwrap());
+        drop(netns);
         round += 1;
         client.emulator.handle_recv(peer);
     }

@@ -36,10 +36,7 @@ pub fn link(mtu: usize) -> (Mem, Mem) {
 
 impl PacketIo for Mem {
     fn receive(&mut self, packets: &mut [PacketBuf]) -> io::Result<usize> {
-        let mut queue = self
-            .incoming
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.incoming.lock().unwrap_or_else(PoisonError::into_inner);
         let mut count = 0;
         for packet in packets {
             let Some(bytes) = queue.pop_front() else {
@@ -53,10 +50,7 @@ impl PacketIo for Mem {
     }
 
     fn send(&mut self, packets: &[PacketBuf]) -> Sent {
-        let mut queue = self
-            .outgoing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut sent = Sent::default();
         for packet in packets {
             if packet.len() > self.mtu {

@@ -80,7 +80,10 @@ impl Raw {
 
     /// Puts the IPv6 header in front again; an empty packet is one that cannot be.
     fn restore(&self, packet: &mut PacketBuf, header: Option<sys::Header6>) {
-        if header.and_then(|header| put_header6(packet, self.protocol, header)).is_none() {
+        if header
+            .and_then(|header| put_header6(packet, self.protocol, header))
+            .is_none()
+        {
             packet.truncate(0);
         }
     }

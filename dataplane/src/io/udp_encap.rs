@@ -146,7 +146,7 @@ mod tests {
         b"\x00",
         b"12345678",
         b"123456789",
-        b"\0\0\0\012345",
+        b"\0\0\0\x0012345",
         b"\0\0\0\x0112345",
     ];
 
@@ -185,6 +185,9 @@ mod tests {
         assert_eq!(passed(|_| owner_program().to_vec()), ike);
         let mine = |port| receiver_program(Family::V6, &[7, port, 9]);
         assert_eq!(passed(mine), esp);
-        assert_eq!(passed(|_| receiver_program(Family::V6, &[7, 9])), [&b""[..]; 0]);
+        assert_eq!(
+            passed(|_| receiver_program(Family::V6, &[7, 9])),
+            [&b""[..]; 0]
+        );
     }
 }

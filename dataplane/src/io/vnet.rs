@@ -16,7 +16,18 @@ const GSO_ECN: u8 = 0x80;
 
 /// What a device says of the packet behind the header; `None` for what it was never told to do.
 pub(super) fn parse(header: &[u8; BYTES]) -> Option<Offload> {
-    let [flags, gso, _, _, size_a, size_b, start_a, start_b, offset_a, offset_b] = *header;
+    let [
+        flags,
+        gso,
+        _,
+        _,
+        size_a,
+        size_b,
+        start_a,
+        start_b,
+        offset_a,
+        offset_b,
+    ] = *header;
     let segment_bytes = match gso & !GSO_ECN {
         GSO_NONE => 0,
         GSO_TCPV4 | GSO_TCPV6 | GSO_UDP_L4 => u16::from_ne_bytes([size_a, size_b]),

@@ -107,9 +107,7 @@ impl Spd {
     pub fn socket_bypasses(&self, socket: SocketKey, dir: u8) -> bool {
         let slot = self.sockets.slots.get(&(socket, dir));
         slot.and_then(|&slot| self.store.get(slot))
-            .is_some_and(|policy| {
-                policy.action == XFRM_POLICY_ALLOW && policy.templates.is_empty()
-            })
+            .is_some_and(|policy| policy.action == XFRM_POLICY_ALLOW && policy.templates.is_empty())
     }
 
     /// Whether a socket has a policy for a direction, whatever it is for.

@@ -46,9 +46,16 @@ impl Verdict {
         }
         let protects = match policy.key.dir {
             XFRM_POLICY_OUT => !policy.templates.is_empty(),
-            _ => policy.templates.iter().any(|template| template.optional == 0),
+            _ => policy
+                .templates
+                .iter()
+                .any(|template| template.optional == 0),
         };
-        if protects { Self::Protect } else { Self::Bypass }
+        if protects {
+            Self::Protect
+        } else {
+            Self::Bypass
+        }
     }
 }
 
@@ -153,7 +160,12 @@ fn masked(address: Address, bits: u8, bytes: usize) -> Vec<u8> {
         return Vec::new();
     }
     let mask = prefix_mask(bits, bytes);
-    address.0.iter().zip(mask).map(|(byte, mask)| byte & mask).collect()
+    address
+        .0
+        .iter()
+        .zip(mask)
+        .map(|(byte, mask)| byte & mask)
+        .collect()
 }
 
 /// Protocols that a selector is for (0 is any), and the value and mask of what follows the IP
@@ -188,19 +200,15 @@ fn protocols(selector: &Selector) -> Vec<(u8, [u8; 4], [u8; 4])> {
         let possible = source & source_mask == 0 && destination & destination_mask == 0;
         possible.then_some((protocol, [0; 4], [0; 4]))
     };
-    let ported = [IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE, IPPROTO_SCTP];
+    let one = |protocol: u8| match protocol {
+        IPPROTO_TCP | IPPROTO_UDP | IPPROTO_UDPLITE | IPPROTO_SCTP => Some(with_ports(protocol)),
+        IPPROTO_ICMP | IPPROTO_ICMPV6 => with_type(protocol),
+        IPPROTO_GRE | IPPROTO_MH => Some((protocol, [0; 4], [0; 4])),
+        _ => without(protocol),
+    };
     match selector.proto {
-        // A selector of value 0 for any protocol is for what has no ports too.
-        0 if without(0).is_some() => vec![(0, [0; 4], [0; 4])],
-        0 => ported
-            .into_iter()
-            .map(with_ports)
-            .chain([IPPROTO_ICMP, IPPROTO_ICMPV6].into_iter().filter_map(with_type))
-            .collect(),
-        protocol if ported.contains(&protocol) => vec![with_ports(protocol)],
-        protocol @ (IPPROTO_ICMP | IPPROTO_ICMPV6) => with_type(protocol).into_iter().collect(),
-        protocol @ (IPPROTO_GRE | IPPROTO_MH) => vec![(protocol, [0; 4], [0; 4])],
-        protocol => without(protocol).into_iter().collect(),
+        0 => (1..=u8::MAX).filter_map(one).collect(),
+        protocol => one(protocol).into_iter().collect(),
     }
 }
 
@@ -422,3 +430,6 @@ fn put(band: &mut Band, shape: Shape, key: &Key, next_set: &mut u32, edits: &mut
         edits.push(Edit::Add(set.id, key.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,9 +11,7 @@ use std::io;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::SockProtocol;
 
-use super::netlink::{
-    Body, Messages, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, Socket,
-};
+use super::netlink::{Body, Messages, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, Socket};
 use super::{CAPTURED, DEVICE, MARK_MASK, RETURNED};
 
 /// The routing table.
@@ -123,7 +121,9 @@ fn start_device(socket: &Socket, index: u32) -> io::Result<()> {
     messages.push(RTM_NEWLINK, NLM_F_ACK, |out| {
         out.fixed(&header(0));
         out.nest(IFLA_AF_SPEC, |out| {
-            out.nest(10, |out| out.attr(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE]));
+            out.nest(10, |out| {
+                out.attr(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE])
+            });
         });
     });
     // Without IPv6 there is no such setting.
@@ -148,7 +148,13 @@ fn lead(socket: &Socket, family: u8, index: u32) -> io::Result<()> {
         let mut messages = Messages::default();
         // A dead daemon's rule stays, and is ours.
         const NLM_F_EXCL: u16 = 0x200;
-        rule(&mut messages, RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, family, which);
+        rule(
+            &mut messages,
+            RTM_NEWRULE,
+            NLM_F_CREATE | NLM_F_EXCL,
+            family,
+            which,
+        );
         match socket.transact(&messages) {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
             other => other?,

@@ -170,15 +170,17 @@ impl Attachment {
 
     /// Packets that the host dropped for us, by where Linux counts them.
     pub(crate) fn dropped(&self) -> Vec<(Counter, u64)> {
-        self.host.as_ref().map(firewall::dropped).unwrap_or_default()
+        self.host
+            .as_ref()
+            .map(firewall::dropped)
+            .unwrap_or_default()
     }
 }
 
 /// Device, routes, then the packet filter, in the thread's namespace.
 fn attach(firewall: &mut Firewall) -> io::Result<(netlink::Socket, Tun)> {
-    let named = |what: &str, error: io::Error| {
-        io::Error::new(error.kind(), format!("{what}: {error}"))
-    };
+    let named =
+        |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     let tun = Tun::open(DEVICE).map_err(|error| named("/dev/net/tun", error))?;
     link::set_up().map_err(|error| named("routes to the device", error))?;
     let host = firewall::socket().and_then(|host| firewall.apply(&host).map(|()| host));

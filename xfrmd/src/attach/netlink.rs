@@ -157,7 +157,11 @@ impl Socket {
     ) -> io::Result<()> {
         send(self.0.as_raw_fd(), &messages.bytes, MsgFlags::empty())?;
         let mut buffer = vec![0; 1 << 16];
-        while let Ok(len) = recv(self.0.as_fd().as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+        while let Ok(len) = recv(
+            self.0.as_fd().as_raw_fd(),
+            &mut buffer,
+            MsgFlags::MSG_DONTWAIT,
+        ) {
             let mut bytes = buffer.get(..len).unwrap_or_default();
             while let Some((header, _)) = bytes.split_first_chunk::<HEADER_BYTES>() {
                 let [a, b, c, d, kind_a, kind_b, ..] = *header;

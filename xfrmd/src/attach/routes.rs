@@ -125,7 +125,9 @@ impl HostRoutes {
     /// Forgets what was learned too long ago.
     pub(crate) fn expire(&self, now: BootNanos) {
         let before = self.learned.borrow().len();
-        self.learned.borrow_mut().retain(|_, (_, until)| *until > now);
+        self.learned
+            .borrow_mut()
+            .retain(|_, (_, until)| *until > now);
         if self.learned.borrow().len() != before {
             self.forget();
         }
@@ -133,7 +135,11 @@ impl HostRoutes {
 
     /// When [`HostRoutes::expire`] has something to do.
     pub(crate) fn poll_timeout(&self) -> Option<BootNanos> {
-        self.learned.borrow().values().map(|&(_, until)| until).min()
+        self.learned
+            .borrow()
+            .values()
+            .map(|&(_, until)| until)
+            .min()
     }
 
     /// Ports whose sockets take ESP in UDP from now on.
@@ -184,11 +190,7 @@ impl HostRoutes {
         Ok(found)
     }
 
-    fn ask(
-        &self,
-        (family, to, from, ifindex, mark): Key,
-        flags: u32,
-    ) -> Result<Found, i32> {
+    fn ask(&self, (family, to, from, ifindex, mark): Key, flags: u32) -> Result<Found, i32> {
         const RTA_DST: u16 = 1;
         const RTA_SRC: u16 = 2;
         const RTA_OIF: u16 = 4;

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
+use dataplane::Netns;
 use dataplane::io::raw::Raw;
 use dataplane::io::tun::Tun;
 use dataplane::io::udp_encap::UdpEncap;
@@ -20,7 +21,6 @@ use dataplane::packet::buffer::MAX_PACKET;
 use dataplane::packet::{Family, PacketBuf, icmp};
 use dataplane::path::hold::Queue;
 use dataplane::path::{Departure, InputMeta, OutputMeta, Received, Request, Verdict, Worker};
-use dataplane::Netns;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -266,7 +266,12 @@ impl Outbox {
         let used = std::mem::take(&mut self.used);
         let packets = self.packets.get(..used).unwrap_or_default();
         let mut rest = packets;
-        for run in self.to.get(..used).unwrap_or_default().chunk_by(|a, b| a == b) {
+        for run in self
+            .to
+            .get(..used)
+            .unwrap_or_default()
+            .chunk_by(|a, b| a == b)
+        {
             let (these, others) = rest.split_at(run.len());
             rest = others;
             if let Some(to) = run.first() {
@@ -414,14 +419,11 @@ impl Road {
                 hop_limit: way.hop_limit,
             };
             let wire = &mut self.wire;
-            let verdict = self.worker.output(
-                &netns,
-                now,
-                packet,
-                &meta,
-                routes,
-                &mut |packet, to| wire.push(packet, *to),
-            );
+            let verdict =
+                self.worker
+                    .output(&netns, now, packet, &meta, routes, &mut |packet, to| {
+                        wire.push(packet, *to)
+                    });
             match verdict {
                 Verdict::TooBig { mtu } => {
                     // To ourselves we cannot be the sender.
@@ -506,11 +508,12 @@ impl Road {
             }
         });
         let sockets = &mut self.sockets;
-        self.wire.drain(|to, packets| match sockets.send(to, packets) {
-            Ok(sent) if sent.too_long > 0 => sockets.routes.forget(),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "a socket for outgoing packets"),
-        });
+        self.wire
+            .drain(|to, packets| match sockets.send(to, packets) {
+                Ok(sent) if sent.too_long > 0 => sockets.routes.forget(),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "a socket for outgoing packets"),
+            });
         if self.worker.has_requests() {
             let asked = (self.id, self.worker.drain_requests().collect());
             // The control thread ends after us.

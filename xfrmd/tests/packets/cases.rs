@@ -39,8 +39,12 @@ impl Pair {
     fn new() -> Self {
         let (a, b) = (Namespace::new(), Namespace::new());
         join(&a, &b);
-        a.sh(&format!("ip addr add {A}/24 dev v0; ip addr add fd77::1/64 dev v0 nodad"));
-        b.sh(&format!("ip addr add {B}/24 dev v1; ip addr add fd77::2/64 dev v1 nodad"));
+        a.sh(&format!(
+            "ip addr add {A}/24 dev v0; ip addr add fd77::1/64 dev v0 nodad"
+        ));
+        b.sh(&format!(
+            "ip addr add {B}/24 dev v1; ip addr add fd77::2/64 dev v1 nodad"
+        ));
         let (xa, xb) = (a.xfrmd(), b.xfrmd());
         Self { a, b, xa, xb }
     }
@@ -174,7 +178,11 @@ fn is_protected(packets: &[Vec<u8>]) {
 #[track_caller]
 fn no_secret(packets: &[Vec<u8>]) {
     let shows = |packet: &&Vec<u8>| packet.windows(16).any(|part| part == &SECRET[..16]);
-    assert_eq!(packets.iter().filter(shows).count(), 0, "plaintext on the wire");
+    assert_eq!(
+        packets.iter().filter(shows).count(),
+        0,
+        "plaintext on the wire"
+    );
 }
 
 fn transport_v4() {
@@ -281,7 +289,9 @@ fn unprotected() {
         target.port()
     ));
     client.send_to(SECRET, target).unwrap();
-    server.recv_from(&mut [0; 100]).expect("a policy lets it pass");
+    server
+        .recv_from(&mut [0; 100])
+        .expect("a policy lets it pass");
     assert_eq!(pair.xb.counter("XfrmInTmplMismatch"), 3);
 }
 
@@ -311,7 +321,9 @@ fn killed() {
     for _ in 0..10 {
         // It may fail or be lost, but not go.
         let _ = client.send_to(SECRET, format!("{B}:9"));
-        let _ = pair.a.inside(|| UdpSocket::bind("0.0.0.0:0")?.send_to(SECRET, (B, 9)));
+        let _ = pair
+            .a
+            .inside(|| UdpSocket::bind("0.0.0.0:0")?.send_to(SECRET, (B, 9)));
     }
     let intruder = pair.b.inside(|| udp(&format!("{B}:0")));
     past_policies(&intruder);

@@ -57,9 +57,7 @@ pub(crate) struct Namespace(Talk);
 
 impl Namespace {
     pub(crate) fn new() -> Self {
-        let mut talk = Talk::start(
-            Command::new(std::env::current_exe().unwrap()).arg("namespace"),
-        );
+        let mut talk = Talk::start(Command::new(std::env::current_exe().unwrap()).arg("namespace"));
         assert_eq!(talk.line(), "ready");
         let namespace = Self(talk);
         namespace.sh("ip link set lo up");
@@ -160,7 +158,12 @@ impl Xfrmd {
         let line = stat
             .lines()
             .find(|line| line.split_whitespace().next() == Some(name));
-        line.unwrap().split_whitespace().nth(1).unwrap().parse().unwrap()
+        line.unwrap()
+            .split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 
     /// Ends it as nothing can prevent, and with it the way to its shell.
