@@ -44,6 +44,15 @@ const LEARNED_NANOS: u64 = 600_000_000_000;
 const LEAST_MTU_V4: u32 = 552;
 const LEAST_MTU_V6: u32 = 1280;
 
+/// A UDP socket that takes ESP out of what it receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EncapSocket {
+    /// Its local port.
+    pub(crate) port: u16,
+    /// Itself, as its policies know it.
+    pub(crate) key: SocketKey,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Found {
     is_local: bool,
@@ -65,8 +74,7 @@ pub(crate) struct HostRoutes {
     routes: Memory<Key, Result<Found, i32>>,
     mtus: Memory<i32, u32>,
     learned: Memory<(u16, Address), (u32, BootNanos)>,
-    /// Local ports whose sockets take ESP in UDP.
-    encap_ports: RefCell<Vec<u16>>,
+    encap: RefCell<Vec<EncapSocket>>,
 }
 
 impl HostRoutes {
@@ -86,7 +94,7 @@ impl HostRoutes {
             routes: Memory::default(),
             mtus: Memory::default(),
             learned: Memory::default(),
-            encap_ports: RefCell::default(),
+            encap: RefCell::default(),
         })
     }
 
@@ -142,9 +150,9 @@ impl HostRoutes {
             .min()
     }
 
-    /// Ports whose sockets take ESP in UDP from now on.
-    pub(crate) fn set_encap_ports(&self, ports: Vec<u16>) {
-        self.encap_ports.replace(ports);
+    /// Sockets that take ESP in UDP from now on, one a port.
+    pub(crate) fn set_encap_sockets(&self, sockets: Vec<EncapSocket>) {
+        self.encap.replace(sockets);
     }
 
     /// Whether an address is this host's.
@@ -350,10 +358,11 @@ impl Host for HostRoutes {
     }
 
     fn owner(&self, flow: &Flow) -> Option<Owner> {
-        let takes = flow.proto == IPPROTO_UDP && self.encap_ports.borrow().contains(&flow.dport);
-        // Sockets' own policies are the host's packet filter's business; the key is nobody's.
-        takes.then_some(Owner {
-            socket: SocketKey(0),
+        // Other sockets' own policies are the host's packet filter's business.
+        let sockets = self.encap.borrow();
+        let socket = sockets.iter().find(|it| it.port == flow.dport)?;
+        (flow.proto == IPPROTO_UDP).then_some(Owner {
+            socket: socket.key,
             encap: UDP_ENCAP_ESPINUDP,
         })
     }

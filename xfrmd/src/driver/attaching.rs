@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use dataplane::io::udp_encap;
 use dataplane::mib::Counter;
+use dataplane::spd::SocketKey;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt, setsockopt, sockopt};
@@ -16,7 +17,7 @@ use super::connection::{Connection, Reply};
 use super::namespace::Home;
 use super::packets::{PacketThread, Sockets};
 use super::{Daemon, clock, host};
-use crate::attach::{Attachment, BYPASS, Change, MARK_MASK};
+use crate::attach::{Attachment, BYPASS, Change, EncapSocket, MARK_MASK};
 use xfrm_proto::control::{Answer, Socket};
 
 /// A namespace whose policies are followed.
@@ -30,8 +31,8 @@ pub(super) struct Followed {
     dropped: Vec<(Counter, u64)>,
     /// A failure has been told.
     told: bool,
-    /// Local ports of sockets that take ESP in UDP, and the connections that said so.
-    encap: Vec<(u64, u16)>,
+    /// Sockets that take ESP in UDP, their local ports, and the connections that said so.
+    encap: Vec<(u64, EncapSocket)>,
 }
 
 /// By namespace.
@@ -71,11 +72,13 @@ impl Followed {
 
     fn tell_ports(&self) {
         if let Some(thread) = &self.thread {
-            let mut ports: Vec<u16> = self.encap.iter().map(|&(_, port)| port).collect();
-            ports.sort_unstable();
-            ports.dedup();
-            ports.truncate(udp_encap::MOST_PORTS);
-            thread.set_encap_ports(ports);
+            let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|&(_, it)| it).collect();
+            // Of several with the same port the newest counts.
+            sockets.reverse();
+            sockets.sort_by_key(|it| it.port);
+            sockets.dedup_by_key(|it| it.port);
+            sockets.truncate(udp_encap::MOST_PORTS);
+            thread.set_encap_sockets(sockets);
         }
     }
 
@@ -271,7 +274,10 @@ impl Daemon {
             match taken {
                 Ok(port) => {
                     let followed = self.following.entry(entered.id).or_default();
-                    followed.encap.push((connection.id, port));
+                    let key = SocketKey(socket.cookie);
+                    followed
+                        .encap
+                        .push((connection.id, EncapSocket { port, key }));
                     followed.tell_ports();
                 }
                 Err(error) => tracing::warn!(%error, "no ESP in UDP for a socket"),
@@ -285,7 +291,7 @@ impl Daemon {
         let Some(netns) = self.emulator.netns(id) else {
             return false;
         };
-        let key = dataplane::spd::SocketKey(socket.cookie);
+        let key = SocketKey(socket.cookie);
         netns.spd.socket_bypasses(key, XFRM_POLICY_OUT)
     }
 

@@ -29,7 +29,7 @@ use xfrm_proto::uapi::Address;
 use xfrmd::emulator::NetnsId;
 
 use super::clock::{self, HostEntropy};
-use crate::attach::{BYPASS, HostRoutes, MARK_MASK};
+use crate::attach::{BYPASS, EncapSocket, HostRoutes, MARK_MASK};
 
 /// Packets between two looks at anything else.
 const BATCH: usize = 64;
@@ -96,8 +96,8 @@ fn wake_up_call() -> io::Result<EventFd> {
 enum Command {
     /// Packets have waited long enough.
     Retry(Vec<Queue>),
-    /// Ports whose sockets take ESP in UDP.
-    EncapPorts(Vec<u16>),
+    /// Sockets that take ESP in UDP, one a port.
+    EncapSockets(Vec<EncapSocket>),
     Stop,
 }
 
@@ -156,9 +156,9 @@ impl PacketThread {
         self.tell(Command::Retry(queues));
     }
 
-    /// Takes ESP in UDP that comes to these ports.
-    pub(super) fn set_encap_ports(&self, ports: Vec<u16>) {
-        self.tell(Command::EncapPorts(ports));
+    /// Takes ESP in UDP that comes to these sockets, one a port.
+    pub(super) fn set_encap_sockets(&self, sockets: Vec<EncapSocket>) {
+        self.tell(Command::EncapSockets(sockets));
     }
 }
 
@@ -355,20 +355,21 @@ impl Road {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Stop => return false,
-                Command::EncapPorts(ports) => self.set_encap_ports(ports),
+                Command::EncapSockets(sockets) => self.set_encap_sockets(sockets),
                 Command::Retry(queues) => self.retry(queues),
             }
         }
         true
     }
 
-    fn set_encap_ports(&self, ports: Vec<u16>) {
+    fn set_encap_sockets(&self, sockets: Vec<EncapSocket>) {
+        let ports: Vec<u16> = sockets.iter().map(|it| it.port).collect();
         for udp in &self.sockets.udp {
             if let Err(error) = udp.set_ports(&ports) {
                 tracing::error!(%error, ?ports, "no ESP in UDP for these ports");
             }
         }
-        self.sockets.routes.set_encap_ports(ports);
+        self.sockets.routes.set_encap_sockets(sockets);
     }
 
     fn retry(&mut self, queues: Vec<Queue>) {

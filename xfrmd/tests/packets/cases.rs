@@ -5,13 +5,18 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use crate::net::{Namespace, Wire, Xfrmd, join, protocols};
+use crate::net::{Namespace, QUIT, Wire, Xfrmd, join, protocols};
 
 /// Every case.
 pub(crate) static CASES: &[(&str, fn())] = &[
     ("transport_ipv4", transport_v4),
     ("tunnel_ipv4_site_to_site", tunnel_v4),
     ("tunnel_ipv6", tunnel_v6),
+    ("strict_and_loose_reverse_path_filters", reverse_path),
+    ("a_gateway_forwards_and_tells_the_mtu", gateway),
+    ("ah_and_ipcomp", ah_and_ipcomp),
+    ("esp_in_udp_beside_a_key_manager", udp_encap),
+    ("the_first_packet_acquires_and_waits", acquire),
     ("only_selected_ports_are_protected", selected_ports),
     ("unprotected_packets_are_dropped_and_counted", unprotected),
     ("blocked_flows_get_eperm", blocked),
@@ -212,6 +217,190 @@ fn tunnel_v4() {
     echo(&pair.a, &pair.b, "0.0.0.0:0", "10.2.0.1:0", 1400);
     transfer(&pair.b, &pair.a, "10.1.0.1:0", 3_000_000);
     is_protected(&wire.stop());
+}
+
+/// The tunnel of [`tunnel_v4`], with filters in both namespaces.
+fn reverse_path() {
+    for filter in [1, 2] {
+        let mut pair = Pair::new();
+        for namespace in [&pair.a, &pair.b] {
+            namespace.sh(&format!(
+                "echo {filter} > /proc/sys/net/ipv4/conf/all/rp_filter; \
+                 echo {filter} > /proc/sys/net/ipv4/conf/default/rp_filter"
+            ));
+        }
+        for (namespace, own, other, via) in [(&pair.a, 1, 2, B), (&pair.b, 2, 1, A)] {
+            namespace.sh(&format!(
+                "ip addr add 10.{own}.0.1/24 dev lo; \
+                 ip route add 10.{other}.0.0/24 via {via} src 10.{own}.0.1"
+            ));
+        }
+        pair.sas("tunnel", A, B);
+        let sites = ["10.1.0.0/24", "10.2.0.0/24"];
+        pair.policies("tunnel", sites, [A, B], true);
+        echo(&pair.a, &pair.b, "0.0.0.0:0", "10.2.0.1:0", 100);
+        transfer(&pair.b, &pair.a, "10.1.0.1:0", 100_000);
+        pair.xa.sh("ip xfrm policy flush; ip xfrm state flush");
+        pair.xb.sh("ip xfrm policy flush; ip xfrm state flush");
+        pair.transport();
+        echo(&pair.a, &pair.b, "0.0.0.0:0", &format!("{B}:0"), 100);
+        transfer(&pair.b, &pair.a, &format!("{A}:0"), 100_000);
+    }
+}
+
+/// A host behind A, whose packets A forwards into a tunnel.
+fn gateway() {
+    let mut pair = Pair::new();
+    let host = Namespace::new();
+    pair.a.sh(&format!(
+        "ip link add v2 type veth peer name v3 netns {}; ip link set v2 up; \
+         ip addr add 10.1.0.1/24 dev v2; echo 1 > /proc/sys/net/ipv4/ip_forward; \
+         ip route add 10.2.0.0/24 via {B}",
+        host.pid()
+    ));
+    host.sh("ip link set v3 up; ip addr add 10.1.0.9/24 dev v3; ip route add default via 10.1.0.1");
+    pair.b.sh(&format!(
+        "ip addr add 10.2.0.1/24 dev lo; ip route add 10.1.0.0/24 via {A} src 10.2.0.1"
+    ));
+    pair.sas("tunnel", A, B);
+    let sites = ["10.1.0.0/24", "10.2.0.0/24"];
+    pair.policies("tunnel", sites, [A, B], true);
+    let wire = Wire::listen(&pair.a, "v0");
+    echo(&host, &pair.b, "0.0.0.0:0", "10.2.0.1:0", 100);
+    echo(&pair.b, &host, "0.0.0.0:0", "10.1.0.9:0", 3000);
+    transfer(&host, &pair.b, "10.2.0.1:0", 2_000_000);
+    transfer(&pair.b, &host, "10.1.0.9:0", 2_000_000);
+    is_protected(&wire.stop());
+    // What should have been protected is not forwarded.
+    let server = host.inside(|| udp("10.1.0.9:0"));
+    let intruder = pair.b.inside(|| udp("10.2.0.1:0"));
+    past_policies(&intruder);
+    intruder
+        .send_to(SECRET, server.local_addr().unwrap())
+        .unwrap();
+    server.set_read_timeout(Some(SOON)).unwrap();
+    assert!(server.recv_from(&mut [0; 100]).is_err());
+    assert_eq!(pair.xa.counter("XfrmInTmplMismatch"), 1);
+}
+
+fn ah_and_ipcomp() {
+    const AH: u8 = 51;
+    const IPCOMP: u8 = 108;
+    let mut pair = Pair::new();
+    let both = |pair: &mut Pair, script: &str| {
+        pair.xa.sh(script);
+        pair.xb.sh(script);
+    };
+    let key = "0x000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+    both(
+        &mut pair,
+        &format!(
+            "for pair in '{A} {B} 0x100' '{B} {A} 0x200'; do set -- $pair; \
+             ip xfrm state add src $1 dst $2 proto ah spi $3 reqid 1 mode transport \
+                auth-trunc 'hmac(sha256)' {key} 128; \
+             ip xfrm state add src $1 dst $2 proto comp spi $3 reqid 1 mode transport comp deflate; \
+             done"
+        ),
+    );
+    for (protocol, name) in [(AH, "ah"), (IPCOMP, "comp")] {
+        // Short packets are not compressed.
+        let level = if protocol == IPCOMP {
+            "use"
+        } else {
+            "required"
+        };
+        let tmpl = format!("tmpl proto {name} reqid 1 mode transport level {level}");
+        for (xfrmd, here, there) in [(&mut pair.xa, A, B), (&mut pair.xb, B, A)] {
+            xfrmd.sh(&format!(
+                "ip xfrm policy flush; \
+                 ip xfrm policy add dir out src {here} dst {there} {tmpl}; \
+                 ip xfrm policy add dir in src {there} dst {here} {tmpl}"
+            ));
+        }
+        let wire = Wire::listen(&pair.a, "v0");
+        echo(&pair.a, &pair.b, "0.0.0.0:0", &format!("{B}:0"), 1000);
+        transfer(&pair.a, &pair.b, &format!("{B}:0"), 100_000);
+        assert!(protocols(&wire.stop()).contains(&protocol));
+    }
+}
+
+fn udp_encap() {
+    const UDP: u8 = 17;
+    let mut pair = Pair::new();
+    let me = std::env::current_exe().unwrap();
+    let log = |name| std::env::temp_dir().join(format!("xfrmd-{name}-{}", std::process::id()));
+    for (xfrmd, log) in [(&mut pair.xa, log("ike-a")), (&mut pair.xb, log("ike-b"))] {
+        xfrmd.sh(&format!(
+            "{} key-manager {log} > /dev/null < /dev/null & \
+             while ! grep -q ready {log} 2> /dev/null; do sleep 0.01; done",
+            me.display(),
+            log = log.display()
+        ));
+    }
+    let encap = "encap espinudp 4500 4500 0.0.0.0";
+    pair.sas(&format!("transport {encap}"), A, B);
+    pair.policies("transport", [A, B], [A, B], false);
+    let wire = Wire::listen(&pair.a, "v0");
+    echo(&pair.a, &pair.b, "0.0.0.0:0", &format!("{B}:0"), 1000);
+    transfer(&pair.a, &pair.b, &format!("{B}:0"), 500_000);
+    let packets = wire.stop();
+    assert_eq!(protocols(&packets), [UDP]);
+    no_secret(&packets);
+    // The key managers' own packets pass by all of it, and they see nothing else.
+    for (here, there, log) in [(&pair.a, B, log("ike-b")), (&pair.b, A, log("ike-a"))] {
+        let client = here.inside(|| udp("0.0.0.0:0"));
+        past_policies(&client);
+        client.send_to(&[0xff], (there, 4500)).unwrap();
+        client.send_to(QUIT, (there, 4500)).unwrap();
+        let expected = [&b"ready\n"[..], QUIT, b"\n"].concat();
+        let seen = || std::fs::read(&log).unwrap();
+        for _ in 0..100 {
+            if seen().ends_with(&expected[6..]) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(seen(), expected);
+        std::fs::remove_file(log).unwrap();
+    }
+}
+
+fn acquire() {
+    let mut pair = Pair::new();
+    pair.xa.sh("echo 0 > /proc/sys/net/core/xfrm_larval_drop");
+    pair.policies("transport", [A, B], [A, B], false);
+    let log = std::env::temp_dir().join(format!("xfrmd-acquire-{}", std::process::id()));
+    pair.xa.sh(&format!(
+        "ip xfrm monitor acquire > {} & echo $! > {0}.pid",
+        log.display()
+    ));
+    let server = pair.b.inside(|| udp(&format!("{B}:0")));
+    let client = pair.a.inside(|| udp("0.0.0.0:0"));
+    let heard = || std::fs::read_to_string(&log).unwrap_or_default();
+    for _ in 0..100 {
+        // The monitor may not listen yet, and without a listener nobody is asked.
+        client
+            .send_to(SECRET, server.local_addr().unwrap())
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        if heard().contains("acquire proto esp") {
+            break;
+        }
+    }
+    assert!(
+        heard().contains(&format!("sel src {A}/32 dst {B}/32 proto udp")),
+        "{}",
+        heard()
+    );
+    pair.xb.sh("true");
+    pair.sas("transport", A, B);
+    let mut got = [0; 100];
+    let (len, _) = server.recv_from(&mut got).expect("what waited");
+    assert_eq!(&got[..len], SECRET);
+    pair.xa.sh(&format!(
+        "kill $(cat {0}.pid); rm {0} {0}.pid",
+        log.display()
+    ));
 }
 
 fn tunnel_v6() {

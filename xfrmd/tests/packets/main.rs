@@ -34,9 +34,17 @@ fn missing() -> Option<&'static str> {
 }
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("namespace") {
-        net::hold_namespace();
-        return ExitCode::SUCCESS;
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some("namespace") => {
+            net::hold_namespace();
+            return ExitCode::SUCCESS;
+        }
+        Some("key-manager") => {
+            net::manage_keys(&arguments.next().unwrap());
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
     }
     let arguments = Arguments::from_args();
     let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");

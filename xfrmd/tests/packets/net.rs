@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Lines, Write};
+use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -10,6 +11,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use xfrm_proto::consts::*;
+use xfrm_proto::uapi::UserPolicyInfo;
+use zerocopy::IntoBytes;
 
 /// Of this program, started again: a namespace for as long as its standard input is open.
 pub(crate) fn hold_namespace() {
@@ -17,6 +21,52 @@ pub(crate) fn hold_namespace() {
     println!("ready");
     let _ = std::io::stdin().lines().count();
 }
+
+/// Of this program, started again: what an IKE daemon does with its socket. All that it gets is
+/// written to a file, until that is `QUIT`.
+pub(crate) fn manage_keys(log: &str) {
+    const IP_XFRM_POLICY: i32 = 17;
+    const UDP_ENCAP: i32 = 100;
+    const ESPINUDP: i32 = 2;
+    let socket = UdpSocket::bind("0.0.0.0:4500").unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    let set = |level: i32, name: i32, value: &[u8]| {
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                level,
+                name,
+                value.as_ptr().cast(),
+                value.len() as u32,
+            )
+        };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    };
+    for dir in [XFRM_POLICY_IN, XFRM_POLICY_OUT] {
+        let mut bypass = UserPolicyInfo {
+            dir,
+            ..UserPolicyInfo::default()
+        };
+        bypass.sel.family = AF_INET;
+        set(libc::IPPROTO_IP, IP_XFRM_POLICY, bypass.as_bytes());
+    }
+    set(libc::IPPROTO_UDP, UDP_ENCAP, &ESPINUDP.to_ne_bytes());
+    let mut file = File::create(log).unwrap();
+    file.write_all(b"ready\n").unwrap();
+    let mut buffer = [0; 2000];
+    while let Ok(len) = socket.recv(&mut buffer) {
+        file.write_all(&buffer[..len]).unwrap();
+        file.write_all(b"\n").unwrap();
+        if &buffer[..len] == QUIT {
+            return;
+        }
+    }
+}
+
+/// As IKE: four zeros in front.
+pub(crate) const QUIT: &[u8] = b"\0\0\0\0 that is all";
 
 /// A program that says one line for each that it is told.
 struct Talk {
@@ -64,7 +114,7 @@ impl Namespace {
         namespace
     }
 
-    fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.child.id()
     }
 
