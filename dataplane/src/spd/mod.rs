@@ -102,6 +102,8 @@ pub struct Spd {
     index_mask: u32,
     thresholds: Thresholds,
     defaults: UserPolicyDefault,
+    /// Indices of policies that came, changed or went, once somebody wants to know.
+    touched: Option<Vec<u32>>,
 }
 
 impl Spd {
@@ -131,7 +133,36 @@ impl Spd {
                 fwd: XFRM_USERPOLICY_ACCEPT,
                 out: XFRM_USERPOLICY_ACCEPT,
             },
+            touched: None,
         }
+    }
+
+    /// Indices of policies that came, changed or went since the last call, sockets' own excepted;
+    /// the first call names all there are.
+    pub fn take_touched(&mut self) -> Vec<u32> {
+        match &mut self.touched {
+            Some(touched) => std::mem::take(touched),
+            None => {
+                self.touched = Some(Vec::new());
+                let policies = self.store.slots().filter_map(|slot| self.store.get(slot));
+                policies
+                    .filter(|policy| policy.key.dir < XFRM_POLICY_MAX)
+                    .map(|policy| policy.index)
+                    .collect()
+            }
+        }
+    }
+
+    fn touch(&mut self, index: u32) {
+        if let Some(touched) = &mut self.touched {
+            touched.push(index);
+        }
+    }
+
+    /// The policy of that index.
+    #[must_use]
+    pub fn of_index(&self, index: u32) -> Option<&Policy> {
+        self.store.get(self.find_index(index)?)
     }
 
     /// Whether there is room for one more policy.
@@ -194,6 +225,9 @@ impl Spd {
         let slot = self.store.insert(policy);
         self.by_key.insert(key_hash, slot);
         self.by_index.insert(index_hash, slot);
+        if let Some(index) = self.store.get(slot).map(|policy| policy.index) {
+            self.touch(index);
+        }
         self.index_flow(slot);
         *self.count_mut(dir) += 1;
         self.grow_masks(dir);
@@ -211,11 +245,13 @@ impl Spd {
             ..old.place
         };
         let before = (old.priority, old.place.rank);
+        let index = policy.index;
         if policy.priority != old.priority {
             policy.place.rank = self.age;
         }
         *old = policy;
         self.store.renew(slot);
+        self.touch(index);
         let store = &self.store;
         let Some(policy) = store.get(slot) else {
             return;
@@ -332,6 +368,7 @@ impl Spd {
             positions.remove(&policy, id.0);
         }
         self.timers.disarm(id.0);
+        self.touch(policy.index);
         *self.count_mut(policy.key.dir) -= 1;
         self.subs -= usize::from(policy.key.kind == XFRM_POLICY_TYPE_SUB);
         Some(policy)
@@ -350,6 +387,10 @@ impl Spd {
             .collect();
         self.generation += 1;
         if doomed.len() == self.store.len() {
+            if let Some(touched) = &mut self.touched {
+                let policies = doomed.iter().filter_map(|&slot| self.store.get(slot));
+                touched.extend(policies.map(|policy| policy.index));
+            }
             self.store.clear();
             self.by_key = SlotTable::default();
             self.by_index = SlotTable::default();

@@ -288,7 +288,7 @@ impl Sa {
     }
 
     pub(crate) fn is_esn(&self) -> bool {
-        self.esn
+        self.sa.is_esn()
     }
 
     pub(crate) fn mode(&self) -> Mode {
