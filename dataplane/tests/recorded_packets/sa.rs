@@ -172,6 +172,7 @@ fn request<'a>(params: &Params, replay: &'a [u8]) -> SaRequest<'a> {
                 Mode::Tunnel => XFRM_MODE_TUNNEL,
                 Mode::Beet => XFRM_MODE_BEET,
                 Mode::RouteOptimization => XFRM_MODE_ROUTEOPTIMIZATION,
+                Mode::Iptfs { .. } => XFRM_MODE_IPTFS,
             },
             flags,
             replay_window: u8::try_from(window).unwrap_or(0),
@@ -215,6 +216,7 @@ fn request<'a>(params: &Params, replay: &'a [u8]) -> SaRequest<'a> {
             key: Key::new(&[]),
         });
     }
+    request.iptfs.dont_frag = params.contains_key("dont-frag");
     request.encap = params.get("encap").map(|text| {
         let mut parts = text.split(':').map(|part| part.parse::<u16>().unwrap());
         let mut next = || parts.next().unwrap();
