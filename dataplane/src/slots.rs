@@ -1,7 +1,7 @@
 //! A hash table of slot numbers: 32 bits of hash beside 32 bits of slot, open
 //! addressing, linear probing.
 //!
-//! The things that the slots name (policies, SAs, prefix pairs) live elsewhere
+//! The things that the slots name (policies, SAs) live elsewhere
 //! and hold the keys; the table only finds them. One cache line answers most
 //! questions, which is what keeps a request's cost nearly the same at a million
 //! entries: a general-purpose map needs two. Entries are placed by the upper bits of their hash, so growing

@@ -15,6 +15,7 @@ use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 use xfrm_proto::control::{Address, ENV_CONTROL, SYSTEM_ABSTRACT, SYSTEM_PATH};
 
+use crate::attach;
 use crate::driver::client;
 use crate::driver::command::{self, Run};
 use crate::driver::listener::{self, Removed};
@@ -87,6 +88,10 @@ struct TableOptions {
     /// Most policies of a network namespace.
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().max_policies)]
     max_policies: usize,
+    /// Carries packets: what policies select goes through a TUN device, protected or checked as SAs
+    /// say. Needs CAP_NET_ADMIN and CAP_NET_RAW in the network namespace, and /dev/net/tun.
+    #[arg(long)]
+    packets: bool,
     /// Most connections of client processes.
     #[arg(long, value_name = "COUNT", default_value_t = 16384)]
     max_clients: usize,
@@ -105,10 +110,20 @@ impl TableOptions {
                 max_policies: self.max_policies,
             },
             max_connections: self.max_clients,
+            packets: self.packets && packets_can_be_carried(),
             owner: Owner::System,
             shim: None,
         }
     }
+}
+
+/// Says what is missing, if something is; requests are answered all the same.
+fn packets_can_be_carried() -> bool {
+    let missing = attach::missing();
+    if let Some(missing) = &missing {
+        eprintln!("xfrmd: no packets are carried, only requests answered: {missing}");
+    }
+    missing.is_none()
 }
 
 #[expect(

@@ -1,5 +1,6 @@
 //! `xfrmd`: the daemon and its tools in one program.
 
+mod attach;
 mod cli;
 mod driver;
 

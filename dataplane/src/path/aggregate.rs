@@ -209,6 +209,12 @@ impl Worker {
         });
     }
 
+    /// Whether packets came out of IPTFS SAs.
+    #[must_use]
+    pub fn has_inner(&self) -> bool {
+        !self.inner.batches.is_empty()
+    }
+
     /// Moves the next packet that came out of an IPTFS SA into the buffer, to be received
     /// ([`Worker::receive`]) with what is in `meta`; false when there is none. The buffer must
     /// have room for any packet.

@@ -164,6 +164,7 @@ impl Worker {
             meta,
             routes,
             may_hold: true,
+            witness: None,
         };
         let looked = lookup.decide(tools);
         if looked.lasts {
@@ -303,6 +304,7 @@ impl Tools {
             meta: &meta,
             routes,
             may_hold,
+            witness: None,
         };
         Some(lookup.decide(self))
     }
@@ -491,7 +493,7 @@ fn drop(netns: &Netns, reason: DropReason, errno: i32) -> Verdict {
 /// Whether a packet may not enter a bundle, and what would have been right.
 ///
 /// QUIRK: ipv4_without_df_enters_whole. It is the outer packet that is cut.
-fn too_big(packet: &mut PacketBuf, meta: &OutputMeta, bundle: &Bundle) -> Option<u32> {
+pub(super) fn too_big(packet: &[u8], meta: &OutputMeta, bundle: &Bundle) -> Option<u32> {
     const LEAST_V6: u32 = 1280;
     let mtu = match Family::of(packet)? {
         Family::V4 if meta.forwarded && !may_be_cut(packet) => bundle.mtu,

@@ -42,6 +42,7 @@ use crate::netns::Limits;
 use crate::profile::Profile;
 use buckets::Buckets;
 use choices::Choices;
+pub use choose::Misfit;
 use index::Index;
 use lifetime::Timers;
 pub use sa::{Lifecycle, Sa, SaHandle, SaId};

@@ -164,7 +164,7 @@ impl Case {
         let sa = Sa::new(&self.sa, &V7_2, [0, 0]);
         let receive = Receive::new(&ReceiveParams {
             config: self.config(),
-            flags: sa.transform.mode().params().flags,
+            flags: sa.transform().mode().params().flags,
         });
         Receiver {
             sa,
@@ -224,7 +224,7 @@ impl Receiver {
         // The cases with ESN begin just below a wrap.
         let high = u32::from(self.sa.is_esn() && low < 1 << 31);
         let sequence = Sequence::new(high, low);
-        let transform = &self.sa.transform;
+        let transform = self.sa.transform();
         let opened = transform.open(&mut buffer, &inbound, sequence, &mut Scratch::default())?;
         transform.unwrap(&mut buffer, &inbound, &opened)?;
         Ok((buffer, sequence))
@@ -277,7 +277,8 @@ fn receives_what_linux_receives() {
 fn linux_takes_our_payloads() {
     let (mut text, mut count) = (String::new(), 0);
     for (number, mut case) in read().into_iter().enumerate() {
-        case.sa.insert("spi".to_owned(), format!("{:#x}", 0x2000 + number));
+        case.sa
+            .insert("spi".to_owned(), format!("{:#x}", 0x2000 + number));
         // Linux gives up a packet of which a piece ends with the IP header.
         if case.bursts.is_empty() || case.name == "out4-mtu68" {
             continue;
@@ -339,7 +340,7 @@ fn receives_what_linux_loses() {
 
 /// What a queue made, and what died.
 fn send(case: &Case, burst: &Burst, sa: &Sa) -> (Vec<PacketBuf>, Out) {
-    let transform = &sa.transform;
+    let transform = sa.transform();
     let mut send = Send::new(case.send_params(transform));
     let mut out = Out::default();
     let now = BootNanos(7);
@@ -381,11 +382,11 @@ fn wrap(case: &Case, sa: &Sa, payload: &PacketBuf, sequence: u64) -> Vec<u8> {
         inner_mtu: u32::MAX,
         ident: 0,
     };
-    let place = sa.transform.place(&mut packet, &route).unwrap();
+    let place = sa.transform().place(&mut packet, &route).unwrap();
     let mut scratch = Scratch::default();
     let sequence = Sequence(sequence);
     let sealed = sa
-        .transform
+        .transform()
         .seal(&mut packet, &place, sequence, &route, &mut scratch);
     sealed.unwrap();
     packet.to_vec()

@@ -13,11 +13,13 @@
 //! * [`instance`]: a namespace's sockets and members; delivery.
 //! * [`namespace`]: entering namespaces, learning of their end.
 //! * [`privilege`]: who may configure.
+//! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
 //! * [`command`], [`program`], [`bypass`]: `xfrmd run`.
 //! * [`client`]: `xfrmd stat` and `xfrmd env`.
 
+mod attaching;
 mod bypass;
 pub(crate) mod client;
 mod clock;
@@ -25,10 +27,11 @@ pub(crate) mod command;
 mod connection;
 mod entry;
 mod files;
-mod host;
+pub(crate) mod host;
 mod instance;
 pub(crate) mod listener;
 mod namespace;
+mod packets;
 mod privilege;
 pub(crate) mod program;
 pub(crate) mod signals;
@@ -50,11 +53,13 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use xfrm_proto::control::{LARGEST_FRAME, Secret};
 use xfrmd::emulator::{Destination, Emulator, Inputs, NetnsId};
 
+use attaching::Following;
 use clock::HostEntropy;
 use connection::Connection;
 use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
+use packets::Inquiries;
 
 /// How often we look whether sockets without a process that told us are still there.
 const LINGER: u64 = 2_000_000_000;
@@ -86,6 +91,8 @@ pub(crate) struct Settings {
     pub(crate) max_connections: usize,
     /// Whose it is.
     pub(crate) owner: Owner,
+    /// Whether packets are carried, not only requests answered.
+    pub(crate) packets: bool,
     /// Where clients load the shim from.
     pub(crate) shim: Option<PathBuf>,
 }
@@ -99,16 +106,18 @@ enum Source {
     Writer = 3,
     Namespaces = 4,
     Caller = 5,
+    Packets = 6,
 }
 
 impl Source {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Listener,
         Self::Connection,
         Self::Timer,
         Self::Writer,
         Self::Namespaces,
         Self::Caller,
+        Self::Packets,
     ];
 
     fn data(self, index: usize) -> u64 {
@@ -143,6 +152,9 @@ pub(crate) struct Daemon {
     native_groups: u32,
     overruns: bool,
     lingering: bool,
+    following: Following,
+    /// What packets ask for, if they are carried.
+    inquiries: Option<Inquiries>,
     frame: Vec<u8>,
 }
 
@@ -167,6 +179,10 @@ impl Daemon {
         if let Some(watch) = &watch {
             wait(watch.fd(), Source::Namespaces, 0)?;
         }
+        let inquiries = settings.packets.then(Inquiries::new).transpose()?;
+        if let Some(inquiries) = &inquiries {
+            wait(inquiries.fd(), Source::Packets, 0)?;
+        }
         Ok(Self {
             emulator: Emulator::new(settings.profile, settings.limits),
             settings,
@@ -186,6 +202,8 @@ impl Daemon {
             native_groups: 0,
             overruns: false,
             lingering: false,
+            following: Following::default(),
+            inquiries,
             frame: vec![0; LARGEST_FRAME],
         })
     }
@@ -216,6 +234,7 @@ impl Daemon {
                     Some((Source::Timer, _)) => self.run_timers(),
                     Some((Source::Writer, index)) => self.read_writer(index),
                     Some((Source::Namespaces, _)) => self.end_namespaces(),
+                    Some((Source::Packets, _)) => self.answer_packets(),
                     Some((Source::Caller, index)) => {
                         if let ControlFlow::Break(result) = caller(index)? {
                             return Ok(result);
@@ -236,6 +255,8 @@ impl Daemon {
             entropy: &mut self.entropy,
         };
         self.emulator.handle_timeout(inputs);
+        self.release_held();
+        self.follow_all_policies();
         self.deliver(None, false);
         if self.overruns {
             self.overruns = false;
@@ -432,8 +453,16 @@ impl Daemon {
             };
             tracing::info!(netns = cookie, "namespace ended");
             self.instances.remove(&id);
+            self.unfollow(id);
             self.emulator.destroy_netns(id);
         }
         self.count_listeners();
+    }
+}
+
+impl Drop for Daemon {
+    /// An orderly end: what was to be protected goes as if we had never been there.
+    fn drop(&mut self) {
+        self.detach_all();
     }
 }
