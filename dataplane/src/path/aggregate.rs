@@ -375,7 +375,8 @@ impl Tools {
 }
 
 /// QUIRK: iptfs_counts_only_forwarded_packets_as_too_big. Linux counts where the packet's
-/// interface is known, and a local packet has none yet.
+/// interface is known, and a local packet has none yet. Its sender hears of success, and of the
+/// error only in its socket's error queue.
 fn refuse(netns: &Netns, meta: &OutputMeta, error: PushError) -> Verdict {
     match error {
         PushError::Full => {
@@ -385,11 +386,13 @@ fn refuse(netns: &Netns, meta: &OutputMeta, error: PushError) -> Verdict {
                 errno: 0,
             }
         }
-        PushError::TooBig { mtu } => {
-            if meta.forwarded {
-                count(netns, error.reason());
-            }
+        PushError::TooBig { mtu } if meta.forwarded => {
+            count(netns, error.reason());
             Verdict::TooBig { mtu }
         }
+        PushError::TooBig { .. } => Verdict::Dropped {
+            reason: error.reason(),
+            errno: 0,
+        },
     }
 }
