@@ -11,7 +11,6 @@ use crate::netns::{Context, Netns};
 use crate::packet::fragment::Fragmenter;
 use crate::packet::{Family, PacketBuf, ip4};
 use crate::path::bundle::{Bundle, Step, set_mark};
-use crate::path::flows::FlowKey;
 use crate::path::hold::{Held, HeldPacket, Queue};
 use crate::path::lookup::{Decision, Looked, Lookup};
 use crate::path::request::Request;
@@ -134,8 +133,7 @@ impl Worker {
         act: impl FnOnce(&mut Tools, &Looked) -> T,
     ) -> T {
         let Self { flows, tools } = self;
-        let key = FlowKey::new(flow, meta);
-        if let Some(looked) = flows.find(netns, routes, &key) {
+        if let Some(looked) = flows.find(netns, routes, flow, meta) {
             return act(tools, looked);
         }
         let sad = netns.sad.choices.all();
@@ -148,7 +146,7 @@ impl Worker {
         };
         let looked = lookup.decide(tools);
         if looked.lasts {
-            flows.remember(netns, routes, &key, sad, &looked);
+            flows.remember(netns, routes, (flow, meta), sad, &looked);
         }
         act(tools, &looked)
     }
@@ -389,17 +387,17 @@ impl Tools {
             Limit::Within => {}
             limit => self.reach(netns, sa, step.sa, limit, DropReason::OutExpired)?,
         }
-        let mut sequence = Sequence(0);
-        if matches!(sa.id.proto, IPPROTO_ESP | IPPROTO_AH) {
-            let next = sa.traffic.numbers.take(1);
-            sequence = next.ok_or((DropReason::OutSequence, errno::EOVERFLOW))?;
-            if netns.listeners.aevents {
-                self.notify_replay(netns, now, sa, step.sa);
-            }
+        let payload_bytes = u64::try_from(payload_bytes).unwrap_or(0);
+        if !matches!(sa.id.proto, IPPROTO_ESP | IPPROTO_AH) {
+            sa.traffic.count(1, payload_bytes, now.real);
+            return Ok(Sequence(0));
         }
-        sa.traffic
-            .count(1, u64::try_from(payload_bytes).unwrap_or(0), now.real);
-        Ok(sequence)
+        let number = sa.traffic.number(1, payload_bytes, now.real);
+        let number = number.ok_or((DropReason::OutSequence, errno::EOVERFLOW))?;
+        if netns.listeners.aevents {
+            self.notify_replay(netns, now, sa, step.sa, Some(payload_bytes));
+        }
+        Ok(number)
     }
 
     /// Hands a finished packet to the sink, in fragments if it is too long (`ip_finish_output`).
