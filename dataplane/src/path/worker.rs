@@ -26,6 +26,8 @@ pub(super) struct Tools {
     pub(super) ident: u16,
     /// A fragment on its way out.
     pub(super) part: Option<Box<PacketBuf>>,
+    /// Pieces of a large packet on their way out.
+    pub(super) segments: Vec<PacketBuf>,
     /// Fragments that have come in.
     pub(super) reassembler: Reassembler,
     /// What the control thread has to do, in order.
@@ -46,6 +48,7 @@ impl Worker {
                 scratch: Scratch::default(),
                 ident: u16::from_be_bytes([high, low]),
                 part: None,
+                segments: Vec::new(),
                 reassembler: Reassembler::new(Limits::default()),
                 requests: Vec::new(),
             },

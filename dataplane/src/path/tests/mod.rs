@@ -4,6 +4,7 @@ mod limits;
 mod output;
 mod sizes;
 mod states;
+mod threads;
 
 use std::collections::BTreeMap;
 
