@@ -13,8 +13,9 @@ use crate::drop_reason::DropReason;
 use crate::netns::Netns;
 use crate::path::bundle::Bundle;
 use crate::path::lookup::{Decision, Lookup};
-use crate::path::output::{OutputMeta, too_big};
+use crate::path::output::OutputMeta;
 use crate::path::route::Routes;
+use crate::path::transmit::too_big;
 use crate::path::worker::Worker;
 use crate::sad::choose::{Choice, Wanted};
 use crate::sad::{Misfit, Sa};
@@ -269,7 +270,7 @@ fn refusal_of(sa: Option<&Sa>) -> Option<(DropReason, i32)> {
     let numbered = matches!(sa.id.proto, IPPROTO_ESP | IPPROTO_AH);
     if sa.traffic.is_used_up(&sa.lft) {
         Some((DropReason::OutExpired, errno::EINVAL))
-    } else if numbered && sa.traffic.numbers.are_used_up() {
+    } else if numbered && sa.traffic.has_no_number() {
         Some((DropReason::OutSequence, errno::EOVERFLOW))
     } else {
         None

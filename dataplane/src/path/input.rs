@@ -188,7 +188,8 @@ impl Worker {
             window.is_open()
         };
         if follows && netns.listeners.aevents {
-            self.tools.notify_replay(netns, now, sa, arrived.handle);
+            self.tools
+                .notify_replay(netns, now, sa, arrived.handle, None);
         }
         let bytes = packet.len().saturating_sub(opened.at);
         let bytes = u64::try_from(bytes).unwrap_or(0);

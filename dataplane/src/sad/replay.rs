@@ -71,7 +71,7 @@ impl Sa {
     /// The numbers as they are told.
     #[must_use]
     pub fn replay_value(&self) -> ReplayValue {
-        let sent = self.traffic.numbers.last();
+        let sent = self.traffic.last_sent();
         match &*self.window() {
             &ReplayWindow::Legacy { seq, bitmap, .. } => ReplayValue::Legacy(ReplayState {
                 oseq: sent.low(),
@@ -110,7 +110,8 @@ impl Sa {
 
     fn set_sent(&mut self, low: u32, high: u32) {
         let (esn, may_wrap) = (self.is_esn(), self.may_wrap());
-        self.traffic.numbers.set(low, high, esn, may_wrap);
+        self.traffic
+            .set_numbers(|numbers| numbers.set(low, high, esn, may_wrap));
     }
 }
 
@@ -139,7 +140,8 @@ fn window_fits(head: &ReplayStateEsn) -> bool {
 
 /// Gives a new SA its window and its first number.
 pub(super) fn begin(sa: &mut Sa, esn: Option<&EsnReplay>) {
-    sa.traffic.numbers = Numbers::new(Sequence(0), sa.is_esn(), sa.may_wrap());
+    let numbers = Numbers::new(Sequence(0), sa.is_esn(), sa.may_wrap());
+    sa.traffic.set_numbers(|old| *old = numbers);
     match esn {
         Some(esn) => {
             sa.set_esn(esn);
