@@ -332,7 +332,7 @@ fn udp_encap() {
     let log = |name| std::env::temp_dir().join(format!("xfrmd-{name}-{}", std::process::id()));
     for (xfrmd, log) in [(&mut pair.xa, log("ike-a")), (&mut pair.xb, log("ike-b"))] {
         xfrmd.sh(&format!(
-            "{} key-manager {log} > /dev/null < /dev/null & \
+            "{} key-manager {log} > /dev/null 2>&1 < /dev/null & \
              while ! grep -q ready {log} 2> /dev/null; do sleep 0.01; done",
             me.display(),
             log = log.display()
@@ -372,7 +372,7 @@ fn acquire() {
     pair.policies("transport", [A, B], [A, B], false);
     let log = std::env::temp_dir().join(format!("xfrmd-acquire-{}", std::process::id()));
     pair.xa.sh(&format!(
-        "ip xfrm monitor acquire > {} & echo $! > {0}.pid",
+        "timeout 60 ip xfrm monitor acquire > {} 2> /dev/null & echo $! > {0}.pid",
         log.display()
     ));
     let server = pair.b.inside(|| udp(&format!("{B}:0")));
@@ -396,6 +396,8 @@ fn acquire() {
     pair.xb.sh("true");
     pair.sas("transport", A, B);
     let mut got = [0; 100];
+    // Each look takes place after twice as long.
+    server.set_read_timeout(Some(6 * WAIT)).unwrap();
     let (len, _) = server.recv_from(&mut got).expect("what waited");
     assert_eq!(&got[..len], SECRET);
     pair.xa.sh(&format!(

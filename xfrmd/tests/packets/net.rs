@@ -191,10 +191,13 @@ impl Shared {
             .spawn()
             .unwrap();
         let shared = Self { daemon, directory };
-        while shared.stat().is_none() {
+        for _ in 0..1000 {
+            if shared.stat().is_some() {
+                return shared;
+            }
             std::thread::sleep(Duration::from_millis(10));
         }
-        shared
+        panic!("the daemon does not answer");
     }
 
     /// What it says of itself.
