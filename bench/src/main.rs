@@ -7,8 +7,11 @@
 
 mod client;
 mod crypto;
+mod fidelity;
 mod figure;
+mod lookup;
 mod messages;
+mod path;
 mod scale;
 mod sockets;
 mod stopwatch;
@@ -19,6 +22,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use figure::Figure;
 
+/// As in `xfrmd`, whose emulator is measured here.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A group of figures.
 struct Bench {
     name: &'static str,
@@ -27,6 +34,11 @@ struct Bench {
 }
 
 const BENCHES: &[Bench] = &[
+    Bench {
+        name: "fidelity",
+        about: "replies that are byte for byte those recorded from each kernel",
+        run: fidelity::run,
+    },
     Bench {
         name: "round-trip",
         about: "one request with ACK through the shim, beside the bare transport and the host's kernel",
@@ -53,9 +65,19 @@ const BENCHES: &[Bench] = &[
         run: || Ok(scale::run()),
     },
     Bench {
+        name: "lookup",
+        about: "the policy for a flow that no cache knows, among a thousand to a million",
+        run: || Ok(lookup::run()),
+    },
+    Bench {
         name: "crypto",
         about: "an SA's transform on packets of five sizes, beside the bare ciphers",
         run: crypto::run,
+    },
+    Bench {
+        name: "path",
+        about: "a packet's whole way beside the bare cipher; lookups; two workers",
+        run: path::run,
     },
 ];
 
@@ -63,6 +85,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.split_first() {
         Some((first, rest)) if first == "client" => client_main(rest),
+        Some((first, rest)) if first == "packets" => path::packets(rest),
         Some((first, _)) if first == "-h" || first == "--help" => {
             println!("usage: cargo xtask bench [NAME]...");
             BENCHES

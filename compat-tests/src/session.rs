@@ -290,7 +290,7 @@ impl<'s> Session<'s> {
         let name = self.name(socket);
         match self.subject.recv(socket, buffer_bytes) {
             Ok(received) => {
-                let bytes = self.normalizer.datagram(&received.bytes);
+                let bytes = self.normalizer.datagram(&received);
                 self.transcript
                     .datagram(&name, received.groups, received.sender, &bytes);
                 if received.full_len > received.bytes.len() {
@@ -356,7 +356,7 @@ impl<'s> Session<'s> {
                 .iter()
                 .all(|(header, _)| header.kind >= NLMSG_MIN_TYPE);
             if !in_dump {
-                let bytes = self.normalizer.datagram(&received.bytes);
+                let bytes = self.normalizer.datagram(&received);
                 self.transcript
                     .datagram(&name, received.groups, received.sender, &bytes);
                 continue;
@@ -457,7 +457,7 @@ impl<'s> Session<'s> {
         let mut found = Vec::new();
         if self.subject.send(socket, &message.bytes()).is_ok() {
             while let Ok(received) = self.subject.recv(socket, LARGE_BUFFER) {
-                let bytes = self.normalizer.datagram(&received.bytes);
+                let bytes = self.normalizer.datagram(&received);
                 found.extend(messages(&bytes).map(|(_, message)| message.to_vec()));
             }
         }

@@ -36,8 +36,23 @@ fn main() -> ExitCode {
             format!("golden::{}::no_stray_files", kernel.name),
             move || no_stray_files(kernel),
         ));
-        live(kernel, &mut trials);
+        live(kernel, scenario::all().collect(), &mut trials);
     }
+    let with_module: Vec<_> = scenario::all()
+        .filter(|scenario| golden::has_own(kernel::WITH_IPTFS, scenario.name))
+        .collect();
+    for &scenario in &with_module {
+        let divergences = Arc::clone(&divergences);
+        trials.push(Trial::test(
+            format!("golden::{}::{}", kernel::WITH_IPTFS.name, scenario.name),
+            move || against_golden(kernel::WITH_IPTFS, scenario, &divergences),
+        ));
+    }
+    trials.push(Trial::test(
+        format!("golden::{}::no_stray_files", kernel::WITH_IPTFS.name),
+        || no_stray_files(kernel::WITH_IPTFS),
+    ));
+    live(kernel::WITH_IPTFS, with_module, &mut trials);
     let shims = kernel::ALL.map(|kernel| (kernel, Recording::default()));
     for (kernel, recording) in &shims {
         shim(*kernel, recording, &divergences, &mut trials);
@@ -67,8 +82,8 @@ fn against_golden(kernel: Kernel, scenario: &Scenario, list: &Divergences) -> Re
 }
 
 fn no_stray_files(kernel: Kernel) -> Result<(), Failed> {
-    let directory = kernel::suite_dir().join("golden").join(kernel.name);
-    for entry in fs::read_dir(directory)? {
+    let plain = Kernel::by_name(kernel.release).filter(|plain| *plain != kernel);
+    for entry in fs::read_dir(golden::directory(kernel))? {
         let path = entry?.path();
         let stem = path
             .file_stem()
@@ -77,6 +92,10 @@ fn no_stray_files(kernel: Kernel) -> Result<(), Failed> {
             .into_owned();
         if path.is_file() && !scenario::all().any(|scenario| scenario.name == stem) {
             return Err(format!("{} belongs to no scenario", path.display()).into());
+        }
+        let twin = plain.map(|plain| golden::path(plain, &stem));
+        if twin.is_some_and(|twin| fs::read(twin).ok() == fs::read(&path).ok()) {
+            return Err(format!("{} says nothing new", path.display()).into());
         }
     }
     Ok(())
@@ -92,6 +111,7 @@ fn shim(kernel: Kernel, recording: &Recording, list: &Arc<Divergences>, trials: 
                 if list.reason_over_shim(scenario.name).is_some() {
                     return Ok(());
                 }
+                let kernel = kernel.ordinary();
                 let result = against_recording(kernel, scenario, &recording, record_over_shim)?;
                 list.judge(scenario.name, kernel, result)
                     .map_err(Failed::from)
@@ -143,7 +163,8 @@ fn no_stale_divergences(shims: &[(Kernel, Recording)], list: &Divergences) -> Re
         let mut differs = false;
         for (kernel, recording) in shims {
             let recorded = recording.get_or_init(|| record_over_shim(*kernel, None));
-            differs |= golden_text(*kernel, scenario)? != recorded_text(recorded, scenario)?;
+            let expected = golden_text(kernel.ordinary(), scenario)?;
+            differs |= expected != recorded_text(recorded, scenario)?;
         }
         if !differs {
             let name = scenario.name;
@@ -165,7 +186,7 @@ fn record_over_shim(kernel: Kernel, scenario: Option<&str>) -> Result<PathBuf, S
         scenario.unwrap_or("all")
     ));
     let status = Command::new(xfrmd)
-        .args(["run", "--kernel", kernel.name, "--"])
+        .args(["run", "--kernel", kernel.release, "--"])
         .arg(env!("CARGO_BIN_EXE_compat"))
         .args(["run", "--subject", "socket", "--out"])
         .arg(&out)
@@ -186,7 +207,7 @@ fn fresh_directory(name: &str) -> PathBuf {
 
 type Recording = Arc<OnceLock<Result<PathBuf, String>>>;
 
-fn live(kernel: Kernel, trials: &mut Vec<Trial>) {
+fn live(kernel: Kernel, scenarios: Vec<&'static Scenario>, trials: &mut Vec<Trial>) {
     let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
     if let Err(reason) = kernel.available() {
         let name = format!("live::{}", kernel.name);
@@ -202,7 +223,7 @@ fn live(kernel: Kernel, trials: &mut Vec<Trial>) {
         move || fuzz(kernel),
     ));
     let recording: Recording = Arc::default();
-    for scenario in scenario::all() {
+    for scenario in scenarios {
         let recording = Arc::clone(&recording);
         trials.push(Trial::test(
             format!("live::{}::{}", kernel.name, scenario.name),

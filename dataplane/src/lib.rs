@@ -30,6 +30,7 @@ pub mod profile;
 pub mod replay;
 pub mod sad;
 pub mod security;
+mod slots;
 pub mod spd;
 pub mod sysctl;
 pub mod time;

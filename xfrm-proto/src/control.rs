@@ -283,6 +283,12 @@ pub enum Request {
     },
     /// Counters and table sizes as JSON, in the answer's payload.
     Stat,
+    /// Whether the daemon speaks from that port in some namespace: ENOENT if not. For sockets that
+    /// hear other namespaces' events (`NETLINK_LISTEN_ALL_NSID`).
+    Speaker {
+        /// The port id.
+        port: u32,
+    },
 }
 
 const CAP_ACK: u32 = 1;
@@ -325,6 +331,7 @@ impl Request {
             Self::Prove { socket } => header(10, &socket, [0; 3]),
             Self::Show { socket, encap } => header(11, &socket, [encap.into(), 0, 0]),
             Self::Stat => header(9, &Socket::default(), [0; 3]),
+            Self::Speaker { port } => header(12, &Socket::default(), [port, 0, 0]),
         }
     }
 
@@ -391,6 +398,7 @@ impl Request {
                 socket,
                 encap: a != 0,
             },
+            12 => Self::Speaker { port: a },
             _ => return None,
         };
         Some((request, payload))
@@ -578,6 +586,7 @@ mod tests {
                 encap: true,
             },
             Request::Stat,
+            Request::Speaker { port: 9 },
         ];
         for request in requests {
             let mut frame = request.encode().to_vec();

@@ -43,7 +43,8 @@ impl Netns {
             IPPROTO_COMP => u32::from(be16(header, 2)?),
             _ => return None,
         };
-        self.sad.lookup(mark, address, spi, inbound.protocol, family)?;
+        self.sad
+            .lookup(mark, address, spi, inbound.protocol, family)?;
         Some(LearnedMtu {
             family,
             destination: address,

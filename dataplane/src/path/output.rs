@@ -16,7 +16,7 @@ use crate::path::hold::{Held, HeldPacket, Queue};
 use crate::path::lookup::{Decision, Looked, Lookup};
 use crate::path::request::Request;
 use crate::path::route::Routes;
-use crate::path::worker::Worker;
+use crate::path::worker::{Tools, Worker};
 use crate::sad::Sa;
 use crate::sad::traffic::Limit;
 use crate::spd::{Flow, SocketKey};
@@ -46,6 +46,23 @@ pub struct OutputMeta {
     pub hop_limit: u8,
 }
 
+impl OutputMeta {
+    /// Of a packet that the engine itself has made.
+    pub(super) const fn of_own(mark: u32) -> Self {
+        Self {
+            mark,
+            if_id: 0,
+            ifindex: 0,
+            socket: None,
+            forwarded: false,
+            bypasses: false,
+            loopback: false,
+            mtu: u32::MAX,
+            hop_limit: 0,
+        }
+    }
+}
+
 /// A packet on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Departure {
@@ -67,6 +84,8 @@ pub enum Verdict {
     Sent(usize),
     /// It waits for SAs, and will come out of [`Worker::retry`].
     Held,
+    /// It waits in the queue of an IPTFS SA, and will come out of [`Worker::run_iptfs`].
+    Queued,
     /// It is gone.
     Dropped {
         /// Why.
@@ -95,18 +114,11 @@ impl Worker {
     ) -> Verdict {
         let mobility = netns.profile.decodes_mobility || !meta.forwarded;
         let Some(flow) = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility) else {
-            return self.drop(netns, header_reason(meta), errno::EINVAL);
+            return drop(netns, header_reason(meta), errno::EINVAL);
         };
-        let looked = self.look_up(netns, &flow, meta, routes);
-        for &policy in looked.policies.iter().flatten() {
-            netns.spd.mark_used(policy, now.real);
-        }
-        match &looked.decision {
-            Decision::Plain => Verdict::Plain,
-            Decision::Transform(bundle) => self.transform(netns, now, packet, meta, bundle, sink),
-            &Decision::Drop(reason, errno) => self.drop(netns, reason, errno),
-            Decision::Hold => self.hold(netns, packet, meta, &looked),
-        }
+        self.look_up(netns, &flow, meta, routes, |tools, looked| {
+            tools.carry_out(netns, now, packet, meta, looked, sink)
+        })
     }
 
     /// The most bytes of a packet like this that may leave in one piece (`dst_mtu`).
@@ -119,10 +131,46 @@ impl Worker {
     ) -> u32 {
         let mobility = netns.profile.decodes_mobility || !meta.forwarded;
         let flow = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility);
-        match flow.map(|flow| self.look_up(netns, &flow, meta, routes).decision) {
-            Some(Decision::Transform(bundle)) => bundle.mtu,
-            _ => meta.mtu,
+        let looked = flow.map(|flow| {
+            self.look_up(netns, &flow, meta, routes, |_, looked| {
+                match &looked.decision {
+                    Decision::Transform(bundle) => bundle.mtu,
+                    _ => meta.mtu,
+                }
+            })
+        });
+        looked.unwrap_or(meta.mtu)
+    }
+
+    /// Has `act` done with what is decided about a flow.
+    #[inline]
+    fn look_up<T>(
+        &mut self,
+        netns: &Netns,
+        flow: &Flow,
+        meta: &OutputMeta,
+        routes: &dyn Routes,
+        act: impl FnOnce(&mut Tools, &Looked) -> T,
+    ) -> T {
+        let Self { flows, tools, .. } = self;
+        let key = FlowKey::new(flow, meta);
+        if let Some(looked) = flows.find(netns, routes, &key) {
+            return act(tools, looked);
         }
+        let sad = netns.sad.choices.all();
+        let lookup = Lookup {
+            netns,
+            flow,
+            meta,
+            routes,
+            may_hold: true,
+            witness: None,
+        };
+        let looked = lookup.decide(tools);
+        if looked.lasts {
+            flows.remember(netns, routes, &key, sad, &looked);
+        }
+        act(tools, &looked)
     }
 
     /// [`Worker::output`] where there is one thread: what the packet asks for is done at once.
@@ -140,7 +188,8 @@ impl Worker {
         verdict
     }
 
-    /// [`Netns::handle_timeout`] and [`Worker::retry`] where there is one thread.
+    /// [`Netns::handle_timeout`], [`Worker::retry`] and [`Worker::run_iptfs`] where there is one
+    /// thread.
     pub fn timeout_alone(
         &mut self,
         netns: &mut Netns,
@@ -151,6 +200,10 @@ impl Worker {
         netns.handle_timeout(cx);
         for queue in netns.take_held(cx.now.boot) {
             self.retry(netns, cx.now, queue, routes, sink);
+            netns.handle_requests(cx, self.drain_requests());
+        }
+        for sa in netns.take_iptfs(cx.now.boot) {
+            self.run_iptfs(netns, cx.now, sa, sink);
             netns.handle_requests(cx, self.drain_requests());
         }
     }
@@ -168,17 +221,22 @@ impl Worker {
         let Some(first) = queue.packets.front() else {
             return;
         };
-        let looked = self.decide_held(netns, queue.policy, first, routes, true);
+        let looked = self
+            .tools
+            .decide_held(netns, queue.policy, first, routes, true);
         match looked.map(|looked| looked.decision) {
             None | Some(Decision::Drop(..)) => return,
             Some(Decision::Hold) => {
-                self.requests.push(Request::HoldOn(Box::new(queue)));
+                self.tools.requests.push(Request::HoldOn(Box::new(queue)));
                 return;
             }
             Some(Decision::Plain | Decision::Transform(_)) => {}
         }
         for held in &queue.packets {
-            let Some(looked) = self.decide_held(netns, queue.policy, held, routes, false) else {
+            let Some(looked) = self
+                .tools
+                .decide_held(netns, queue.policy, held, routes, false)
+            else {
                 continue;
             };
             for &policy in looked.policies.iter().flatten() {
@@ -187,44 +245,43 @@ impl Worker {
             let mut packet = PacketBuf::copy_of(&held.bytes);
             match looked.decision {
                 Decision::Transform(bundle) => {
-                    self.transform(netns, now, &mut packet, &held.meta, &bundle, sink);
+                    self.tools
+                        .transform(netns, now, &mut packet, &held.meta, &bundle, sink);
                 }
                 Decision::Plain => {
                     let to = departure(&packet, held.meta.mark);
                     sink(&mut packet, &to);
                 }
                 Decision::Drop(reason, errno) => {
-                    self.drop(netns, reason, errno);
+                    drop(netns, reason, errno);
                 }
                 Decision::Hold => {}
             }
         }
     }
+}
 
-    fn look_up(
+impl Tools {
+    /// Does what was decided about a packet's flow.
+    #[inline]
+    fn carry_out(
         &mut self,
         netns: &Netns,
-        flow: &Flow,
+        now: Now,
+        packet: &mut PacketBuf,
         meta: &OutputMeta,
-        routes: &dyn Routes,
-    ) -> Looked {
-        let key = FlowKey::new(flow, meta);
-        if let Some(looked) = self.flows.find(netns, routes, &key) {
-            return *looked;
+        looked: &Looked,
+        sink: &mut Sink<'_>,
+    ) -> Verdict {
+        for &policy in looked.policies.iter().flatten() {
+            netns.spd.mark_used(policy, now.real);
         }
-        let sad = netns.sad.choices.all();
-        let lookup = Lookup {
-            netns,
-            flow,
-            meta,
-            routes,
-            may_hold: true,
-        };
-        let looked = lookup.decide(self);
-        if looked.lasts {
-            self.flows.remember(netns, routes, &key, sad, &looked);
+        match &looked.decision {
+            Decision::Plain => Verdict::Plain,
+            Decision::Transform(bundle) => self.transform(netns, now, packet, meta, bundle, sink),
+            &Decision::Drop(reason, errno) => drop(netns, reason, errno),
+            Decision::Hold => self.hold(netns, packet, meta, looked),
         }
-        looked
     }
 
     /// Decides about a packet that has waited.
@@ -247,6 +304,7 @@ impl Worker {
             meta: &meta,
             routes,
             may_hold,
+            witness: None,
         };
         Some(lookup.decide(self))
     }
@@ -261,14 +319,14 @@ impl Worker {
         let first = looked.policies.first().copied().flatten();
         let policy = first.and_then(|id| netns.spd.handle(id));
         let Some(policy) = policy else {
-            return self.drop(netns, DropReason::OutNoStates, errno::EAGAIN);
+            return drop(netns, DropReason::OutNoStates, errno::EAGAIN);
         };
         let on_their_way = self.requests.iter().filter(|request| match request {
             Request::Hold(held) => held.is_for(policy),
             _ => false,
         });
         if !netns.holds.has_room(policy, on_their_way.count()) {
-            return self.drop(netns, DropReason::OutHoldFull, errno::EAGAIN);
+            return drop(netns, DropReason::OutHoldFull, errno::EAGAIN);
         }
         let packet = HeldPacket {
             bytes: (**packet).into(),
@@ -277,14 +335,6 @@ impl Worker {
         self.requests
             .push(Request::Hold(Box::new(Held { policy, packet })));
         Verdict::Held
-    }
-
-    /// Counts a packet's end.
-    fn drop(&mut self, netns: &Netns, reason: DropReason, errno: i32) -> Verdict {
-        if let Some(counter) = reason.counter() {
-            netns.mib.count(counter);
-        }
-        Verdict::Dropped { reason, errno }
     }
 
     fn transform(
@@ -301,10 +351,28 @@ impl Worker {
         {
             return Verdict::TooBig { mtu };
         }
+        self.pass_from(netns, now, packet, (bundle, 0), meta, sink)
+    }
+
+    /// Takes a packet through a bundle, from one of its steps on.
+    #[inline]
+    pub(super) fn pass_from(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        way: (&Bundle, usize),
+        meta: &OutputMeta,
+        sink: &mut Sink<'_>,
+    ) -> Verdict {
+        let (bundle, first) = way;
         let mut mark = meta.mark;
-        for step in bundle.steps() {
+        for (at, step) in bundle.steps().enumerate().skip(first) {
+            if step.aggregates {
+                return self.enqueue(netns, now, packet, meta, (bundle, at, mark), sink);
+            }
             if let Err((reason, errno)) = self.pass(netns, now, packet, step, &mut mark) {
-                let verdict = self.drop(netns, reason, errno);
+                let verdict = drop(netns, reason, errno);
                 return match reason {
                     DropReason::OutTooBig => Verdict::TooBig {
                         mtu: step.inner_mtu,
@@ -318,7 +386,7 @@ impl Worker {
 
     /// Takes a packet through one SA (`xfrm_output_one`).
     #[inline]
-    fn pass(
+    pub(super) fn pass(
         &mut self,
         netns: &Netns,
         now: Now,
@@ -403,7 +471,7 @@ impl Worker {
             Box::new(PacketBuf::with_capacity(crate::packet::buffer::MAX_PACKET))
         });
         let Some(mut cutter) = Fragmenter::new(packet, mtu, ident) else {
-            return self.drop(netns, DropReason::OutNoRoom, errno::EMSGSIZE);
+            return drop(netns, DropReason::OutNoRoom, errno::EMSGSIZE);
         };
         let mut count = 0;
         while cutter.next_into(part) == Some(true) {
@@ -414,10 +482,18 @@ impl Worker {
     }
 }
 
+/// Counts a packet's end.
+fn drop(netns: &Netns, reason: DropReason, errno: i32) -> Verdict {
+    if let Some(counter) = reason.counter() {
+        netns.mib.count(counter);
+    }
+    Verdict::Dropped { reason, errno }
+}
+
 /// Whether a packet may not enter a bundle, and what would have been right.
 ///
 /// QUIRK: ipv4_without_df_enters_whole. It is the outer packet that is cut.
-fn too_big(packet: &mut PacketBuf, meta: &OutputMeta, bundle: &Bundle) -> Option<u32> {
+pub(super) fn too_big(packet: &[u8], meta: &OutputMeta, bundle: &Bundle) -> Option<u32> {
     const LEAST_V6: u32 = 1280;
     let mtu = match Family::of(packet)? {
         Family::V4 if meta.forwarded && !may_be_cut(packet) => bundle.mtu,

@@ -18,7 +18,7 @@ use crate::packet::encap::{self, Datagram};
 use crate::packet::reassembly::Outcome;
 use crate::packet::{Family, PacketBuf, ip4, ip6};
 use crate::path::check::Question;
-use crate::path::input::{Approach, destination, source};
+use crate::path::input::{Approach, Arrival, destination, source};
 use crate::path::sec_path::SecPath;
 use crate::path::worker::Worker;
 use crate::spd::{Flow, SocketKey};
@@ -78,6 +78,8 @@ pub enum Received {
     Kept,
     /// It was a keepalive: done with.
     Consumed,
+    /// It was an IPTFS payload: what came out of it is in [`Worker::next_inner`].
+    Inner,
     /// It is gone.
     Dropped(DropReason),
 }
@@ -153,7 +155,7 @@ impl Worker {
                 Delivered::Done(received) => return Ok(Step::Done(received)),
             },
         };
-        self.open(
+        let arrival = self.open(
             netns,
             now,
             packet,
@@ -161,6 +163,10 @@ impl Worker {
             &mut meta.mark,
             &mut meta.path,
         )?;
+        if let Arrival::Aggfrag(sa, sequence) = arrival {
+            self.take_payload(netns, now, packet, (sa, sequence), meta);
+            return Ok(Step::Done(Received::Inner));
+        }
         Ok(Step::Again)
     }
 
@@ -170,8 +176,9 @@ impl Worker {
         packet: &mut PacketBuf,
         meta: &InputMeta,
     ) -> Result<Outcome, DropReason> {
-        self.reassembler.handle_timeout(now.boot);
-        self.reassembler
+        self.tools.reassembler.handle_timeout(now.boot);
+        self.tools
+            .reassembler
             .receive_from(now.boot, packet, meta.path.tag())
     }
 
@@ -247,8 +254,7 @@ impl Ask<'_> {
 
     fn flow(&self, packet: &[u8], meta: &InputMeta) -> Result<Flow, DropReason> {
         let mobility = self.netns.profile.decodes_mobility;
-        Flow::of_packet(packet, meta.mark, self.to.ifindex, mobility)
-            .ok_or(DropReason::InHeader)
+        Flow::of_packet(packet, meta.mark, self.to.ifindex, mobility).ok_or(DropReason::InHeader)
     }
 
     /// Input policies, and what kind of datagram it is.

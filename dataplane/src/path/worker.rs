@@ -6,21 +6,31 @@
 use crate::entropy::Entropy;
 use crate::packet::PacketBuf;
 use crate::packet::reassembly::{Limits, Reassembler};
+use crate::path::aggregate::Inner;
 use crate::path::flows::Flows;
 use crate::path::request::Request;
 use crate::transform::Scratch;
 
-/// One packet thread.
+/// One packet thread's part of one namespace.
 pub struct Worker {
+    pub(super) flows: Flows,
+    pub(super) tools: Tools,
+    /// What has come out of IPTFS SAs.
+    pub(super) inner: Inner,
+}
+
+/// What a packet needs on its way, whatever flow it is of.
+pub(super) struct Tools {
     /// The CPU that it runs on, as SA_PCPU numbers them.
     pub(super) cpu: u32,
     pub(super) entropy: Box<dyn Entropy + Send>,
     pub(super) scratch: Scratch,
-    pub(super) flows: Flows,
     /// Identification of the next outer header that needs one.
     pub(super) ident: u16,
     /// A fragment on its way out.
     pub(super) part: Option<Box<PacketBuf>>,
+    /// A payload of an IPTFS SA on its way out.
+    pub(super) payload: Option<Box<PacketBuf>>,
     /// Fragments that have come in.
     pub(super) reassembler: Reassembler,
     /// What the control thread has to do, in order.
@@ -34,25 +44,29 @@ impl Worker {
     pub fn new(cpu: u32, mut entropy: Box<dyn Entropy + Send>) -> Self {
         let [high, low, ..] = entropy.u32().to_be_bytes();
         Self {
-            cpu,
-            entropy,
-            scratch: Scratch::default(),
             flows: Flows::default(),
-            ident: u16::from_be_bytes([high, low]),
-            part: None,
-            reassembler: Reassembler::new(Limits::default()),
-            requests: Vec::new(),
+            inner: Inner::default(),
+            tools: Tools {
+                cpu,
+                entropy,
+                scratch: Scratch::default(),
+                ident: u16::from_be_bytes([high, low]),
+                part: None,
+                payload: None,
+                reassembler: Reassembler::new(Limits::default()),
+                requests: Vec::new(),
+            },
         }
     }
 
     /// Whether the control thread has something to do.
     #[must_use]
     pub fn has_requests(&self) -> bool {
-        !self.requests.is_empty()
+        !self.tools.requests.is_empty()
     }
 
     /// What packets have asked for, in order.
     pub fn drain_requests(&mut self) -> impl Iterator<Item = Request> + '_ {
-        self.requests.drain(..)
+        self.tools.requests.drain(..)
     }
 }

@@ -211,7 +211,7 @@ impl Daemon {
         self.arm();
     }
 
-    /// Gives packets back that have waited for SAs.
+    /// Gives packets back that have waited, for SAs or in them.
     pub(super) fn release_held(&mut self) {
         let now = clock::boot();
         for (&id, followed) in &self.following {
@@ -222,6 +222,10 @@ impl Daemon {
                 let queues = netns.take_held(now);
                 if !queues.is_empty() {
                     thread.retry(queues);
+                }
+                let due = netns.take_iptfs(now);
+                if !due.is_empty() {
+                    thread.run_iptfs(due);
                 }
             }
         }

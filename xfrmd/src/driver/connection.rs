@@ -303,6 +303,10 @@ impl Daemon {
             }
             Request::Show { socket, encap } => self.show(connection, socket, encap, fds),
             Request::Stat => Reply::Content(self.statistics().to_string().into_bytes()),
+            Request::Speaker { port } => match self.speaks_from(port) {
+                true => Reply::Answer(Answer::default()),
+                false => Reply::error(libc::ENOENT),
+            },
         }
     }
 

@@ -149,6 +149,7 @@ pub(crate) struct Daemon {
     by_cookie: HashMap<u64, NetnsId, RandomState>,
     writers: Vec<Option<Writer>>,
     group_members: [u32; 32],
+    native_groups: u32,
     overruns: bool,
     lingering: bool,
     following: Following,
@@ -198,6 +199,7 @@ impl Daemon {
             by_cookie: HashMap::default(),
             writers: Vec::new(),
             group_members: [0; 32],
+            native_groups: 0,
             overruns: false,
             lingering: false,
             following: Following::default(),
@@ -316,7 +318,7 @@ impl Daemon {
             let port = match batch.to {
                 Destination::Group(group) => {
                     for bytes in batch.datagrams() {
-                        self.overruns |= instance.multicast(group, bytes);
+                        self.overruns |= instance.multicast(group, self.native_groups, bytes);
                     }
                     continue;
                 }
@@ -364,7 +366,9 @@ impl Daemon {
     /// listener in any namespace counts for all (`netlink_update_listeners`).
     fn count_listeners(&mut self) {
         let mut counts = [0; 32];
+        self.native_groups = 0;
         for instance in self.instances.values() {
+            self.native_groups |= instance.native_groups();
             for (sum, count) in counts.iter_mut().zip(instance.listeners()) {
                 *sum += count;
             }
@@ -378,6 +382,14 @@ impl Daemon {
                 self.emulator.set_listeners(id, group, count);
             }
         }
+    }
+
+    /// Whether events of some namespace come from that port.
+    fn speaks_from(&self, port: u32) -> bool {
+        self.instances
+            .values()
+            .filter_map(|instance| instance.speakers.as_ref())
+            .any(|speakers| speakers.reply_port == port)
     }
 
     /// The listeners in an instance's namespace, where the host shows them.

@@ -13,6 +13,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use dataplane::Netns;
+use dataplane::Now;
 use dataplane::io::raw::Raw;
 use dataplane::io::tun::Tun;
 use dataplane::io::udp_encap::UdpEncap;
@@ -21,6 +22,7 @@ use dataplane::packet::buffer::MAX_PACKET;
 use dataplane::packet::{Family, PacketBuf, icmp};
 use dataplane::path::hold::Queue;
 use dataplane::path::{Departure, InputMeta, OutputMeta, Received, Request, Verdict, Worker};
+use dataplane::sad::SaHandle;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -96,6 +98,8 @@ fn wake_up_call() -> io::Result<EventFd> {
 enum Command {
     /// Packets have waited long enough.
     Retry(Vec<Queue>),
+    /// Timers of these IPTFS SAs are due.
+    Iptfs(Vec<SaHandle>),
     /// Sockets that take ESP in UDP, one a port.
     EncapSockets(Vec<EncapSocket>),
     Stop,
@@ -154,6 +158,11 @@ impl PacketThread {
     /// Looks packets up again that have waited for SAs.
     pub(super) fn retry(&self, queues: Vec<Queue>) {
         self.tell(Command::Retry(queues));
+    }
+
+    /// Does what the timers of IPTFS SAs are for.
+    pub(super) fn run_iptfs(&self, sas: Vec<SaHandle>) {
+        self.tell(Command::Iptfs(sas));
     }
 
     /// Takes ESP in UDP that comes to these sockets, one a port.
@@ -357,6 +366,7 @@ impl Road {
                 Command::Stop => return false,
                 Command::EncapSockets(sockets) => self.set_encap_sockets(sockets),
                 Command::Retry(queues) => self.retry(queues),
+                Command::Iptfs(sas) => self.run_iptfs(&sas),
             }
         }
         true
@@ -384,6 +394,17 @@ impl Road {
                 &mut |packet, to| wire.push(packet, *to),
             );
         }
+    }
+
+    fn run_iptfs(&mut self, sas: &[SaHandle]) {
+        let netns = self.netns.read().unwrap_or_else(PoisonError::into_inner);
+        let (wire, now) = (&mut self.wire, clock::now());
+        for &sa in sas {
+            self.worker
+                .run_iptfs(&netns, now, sa, &mut |packet, to| wire.push(packet, *to));
+        }
+        let routes = &self.sockets.routes;
+        receive_inner(&mut self.worker, &netns, now, routes, &mut self.host);
     }
 
     /// Plain packets that the host wants protected.
@@ -444,7 +465,7 @@ impl Road {
                 }
                 // The host's packet filter sends us what policies select, as long as they do.
                 Verdict::Plain => tracing::trace!("a packet without a policy"),
-                Verdict::Sent(_) | Verdict::Held | Verdict::Dropped { .. } => {}
+                Verdict::Sent(_) | Verdict::Held | Verdict::Queued | Verdict::Dropped { .. } => {}
             }
         }
     }
@@ -492,10 +513,11 @@ impl Road {
                     .receive(&netns, now, packet, &mut meta, &*routes);
                 match received {
                     Received::Local | Received::Forward => self.host.push(packet, HOST),
-                    Received::Kept | Received::Consumed => {}
+                    Received::Kept | Received::Consumed | Received::Inner => {}
                     Received::Dropped(reason) => tracing::trace!(?reason, "dropped"),
                 }
             }
+            receive_inner(&mut self.worker, &netns, now, routes, &mut self.host);
         }
     }
 
@@ -520,6 +542,27 @@ impl Road {
             // The control thread ends after us.
             let _ = self.line.sender.send(asked);
             let _ = self.line.wake.write(1);
+        }
+    }
+}
+
+/// Receives what came out of IPTFS payloads.
+fn receive_inner(
+    worker: &mut Worker,
+    netns: &Netns,
+    now: Now,
+    routes: &HostRoutes,
+    host: &mut Outbox,
+) {
+    if !worker.has_inner() {
+        return;
+    }
+    let mut packet = PacketBuf::with_capacity(MAX_PACKET);
+    let mut meta = InputMeta::default();
+    while worker.next_inner(&mut packet, &mut meta) {
+        let received = worker.receive(netns, now, &mut packet, &mut meta, routes);
+        if matches!(received, Received::Local | Received::Forward) {
+            host.push(&mut packet, HOST);
         }
     }
 }

@@ -60,6 +60,11 @@ pub(crate) static CASES: &[Case] = &[
     ),
     ("ip_in_namespaces", Need::Ip, ip_in_namespaces),
     (
+        "events_of_other_namespaces",
+        Need::Ip,
+        events_of_other_namespaces,
+    ),
+    (
         "an_instance_ends_with_its_namespace",
         Need::Ip,
         instance_ends,
@@ -487,6 +492,44 @@ fn ip_in_namespaces() {
         counts[..3],
         ["1 OUT 1 FWD 0", "0 OUT 0 FWD 1", "0 OUT 1 FWD 0"]
     );
+}
+
+fn events_of_other_namespaces() {
+    // The second socket of the same kind hears its own namespace alone.
+    let script = "
+        ip netns add one; ip netns add two; ip -n one netns set two 5
+        ip netns exec one ip xfrm monitor all-nsid >all & all=$!
+        ip netns exec one ip xfrm monitor >own & own=$!
+        added() { grep -c 'src 10' all; }
+        tries=0
+        until [ \"$(added)\" -gt 1 ] || [ $tries -ge 200 ]; do
+            ip -n two xfrm policy update src 10.1.0.0/16 dst 11.0.0.0/8 dir in
+            tries=$((tries + 1)); sleep 0.02
+        done
+        ip -n one xfrm policy add src 12.1.0.0/16 dst 11.0.0.0/8 dir in
+        until grep -q '^src 12' own && grep -q 'src 12' all || [ $tries -ge 400 ]; do
+            tries=$((tries + 1)); sleep 0.02
+        done
+        kill $all $own; wait
+        grep -h 'src 10' all | sort -u; grep -h 'src 12' all own; grep -c 'src 10' own
+        ip netns del one; ip netns del two";
+    let directory = scratch("nsid");
+    std::fs::create_dir(&directory).unwrap();
+    let output = outcome(
+        xfrmd()
+            .args(["run", "--", "unshare"])
+            .args(in_private_mounts(script))
+            .current_dir(&directory),
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(
+        text,
+        "[nsid 5]Updated src 10.1.0.0/16 dst 11.0.0.0/8 \n\
+         [nsid current]src 12.1.0.0/16 dst 11.0.0.0/8 \n\
+         src 12.1.0.0/16 dst 11.0.0.0/8 \n\
+         0\n"
+    );
+    std::fs::remove_dir_all(&directory).unwrap();
 }
 
 fn instance_ends() {
