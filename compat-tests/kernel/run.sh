@@ -52,10 +52,11 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs run /run
 mount -t devtmpfs dev /dev 2>/dev/null
-mkdir -p /dev/shm
+mkdir -p /dev/shm /dev/net
+[ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200
 mount --bind $home/lib/modules /lib/modules
 for module in xfrm_user esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm4_tunnel xfrm6_tunnel ip6_tunnel ipip \\
-  mip6 esp4_offload esp6_offload authenc echainiv seqiv gcm ccm chacha20poly1305; do
+  mip6 tun esp4_offload esp6_offload authenc echainiv seqiv gcm ccm chacha20poly1305; do
   modprobe -q \$module
 done
 ip link set lo up

@@ -12,6 +12,7 @@
 //! * [`golden`]: recorded transcripts of the kernels, and the list of
 //!   divergences that are allowed.
 //! * [`clients`]: whole programs (`ip`, libnl) whose printed output is compared.
+//! * [`traffic`]: scenarios of packets, through links.
 //! * [`fuzz`]: sequences of messages at random, compared where the kernel runs.
 //! * [`kernel`]: boots a reference kernel to record from.
 #![allow(
@@ -32,4 +33,5 @@ pub mod normalize;
 pub mod scenario;
 pub mod session;
 pub mod subject;
+pub mod traffic;
 pub mod transcript;

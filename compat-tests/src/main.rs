@@ -12,6 +12,7 @@ use compat_tests::golden::{self, Divergences};
 use compat_tests::kernel::{self, Kernel};
 use compat_tests::scenario::{self, Scenario};
 use compat_tests::subject::{InProcess, RawSocket};
+use compat_tests::traffic;
 
 /// How often a scenario whose sleepers wake late is tried.
 const MOST_ATTEMPTS: u32 = 8;
@@ -38,6 +39,9 @@ enum Command {
         /// Where the transcripts go; without it they are printed.
         #[arg(long)]
         out: Option<PathBuf>,
+        /// The scenarios of traffic instead of those of netlink.
+        #[arg(long)]
+        traffic: bool,
         /// Scenarios, or parts of their names; all when none is given.
         names: Vec<String>,
     },
@@ -46,6 +50,9 @@ enum Command {
         /// Which kernel; all when none is given.
         #[arg(long)]
         kernel: Option<String>,
+        /// The scenarios of traffic instead of those of netlink.
+        #[arg(long)]
+        traffic: bool,
         /// Scenarios, or parts of their names; all when none is given.
         names: Vec<String>,
     },
@@ -54,6 +61,9 @@ enum Command {
         /// Which kernel; all when none is given.
         #[arg(long)]
         kernel: Option<String>,
+        /// The scenarios of traffic instead of those of netlink.
+        #[arg(long)]
+        traffic: bool,
         /// Scenarios, or parts of their names; all when none is given.
         names: Vec<String>,
     },
@@ -106,10 +116,19 @@ fn main() -> Result<ExitCode> {
             subject,
             kernel,
             out,
+            traffic,
             names,
-        } => run(subject, &kernel, out.as_deref(), &names)?,
-        Command::Diff { kernel, names } => return diff(kernel.as_deref(), &names),
-        Command::Record { kernel, names } => record(kernel.as_deref(), &names)?,
+        } => run(subject, &kernel, out.as_deref(), &selected(traffic, &names))?,
+        Command::Diff {
+            kernel,
+            traffic,
+            names,
+        } => return diff(kernel.as_deref(), &selected(traffic, &names)),
+        Command::Record {
+            kernel,
+            traffic,
+            names,
+        } => record(kernel.as_deref(), traffic, &names)?,
         Command::Fuzz {
             kernel,
             seed,
@@ -139,22 +158,32 @@ fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn selected(names: &[String]) -> Vec<&'static Scenario> {
+fn selected(of_traffic: bool, names: &[String]) -> Vec<&'static Scenario> {
     let wanted = |name: &str| names.is_empty() || names.iter().any(|part| name.contains(part));
-    scenario::all()
-        .filter(|scenario| wanted(scenario.name))
-        .collect()
+    let mut scenarios: Vec<_> = if of_traffic {
+        traffic::all().collect()
+    } else {
+        scenario::all().collect()
+    };
+    scenarios.retain(|scenario| wanted(scenario.name));
+    scenarios
 }
 
-fn run(subject: SubjectKind, kernel: &str, out: Option<&Path>, names: &[String]) -> Result<()> {
+fn run(
+    subject: SubjectKind,
+    kernel: &str,
+    out: Option<&Path>,
+    scenarios: &[&'static Scenario],
+) -> Result<()> {
     let kernel = Kernel::by_name(kernel).with_context(|| format!("no kernel {kernel}"))?;
     let profile = kernel.profile();
-    if let Some(out) = out {
-        fs::create_dir_all(out)?;
-    }
     let keep = |scenario: &Scenario, text: &str| -> Result<()> {
         match out {
-            Some(out) => fs::write(out.join(format!("{}.txt", scenario.name)), text)?,
+            Some(out) => {
+                let path = out.join(format!("{}.txt", scenario.name));
+                fs::create_dir_all(path.parent().unwrap_or(out))?;
+                fs::write(path, text)?;
+            }
             None => println!("== {}\n{text}", scenario.name),
         }
         Ok(())
@@ -177,9 +206,8 @@ fn run(subject: SubjectKind, kernel: &str, out: Option<&Path>, names: &[String])
     };
     // Scenarios that wait do so together; every scenario has a thread, because
     // a thread is what has a network namespace.
-    let (waiting, quick): (Vec<_>, Vec<_>) = selected(names)
-        .into_iter()
-        .partition(|scenario| scenario.sleeps);
+    let (waiting, quick): (Vec<&Scenario>, Vec<_>) =
+        scenarios.iter().partition(|scenario| scenario.sleeps);
     let waiting: Vec<_> = waiting
         .into_iter()
         .map(|scenario| (scenario, thread::spawn(move || transcript(scenario))))
@@ -211,12 +239,12 @@ fn kernels(name: Option<&str>) -> Result<Vec<Kernel>> {
     }
 }
 
-fn diff(kernel: Option<&str>, names: &[String]) -> Result<ExitCode> {
+fn diff(kernel: Option<&str>, scenarios: &[&'static Scenario]) -> Result<ExitCode> {
     let divergences = Divergences::of_project();
     let (mut agree, mut differ) = (0, 0);
     for kernel in kernels(kernel)? {
         let profile = kernel.profile();
-        for scenario in selected(names) {
+        for scenario in scenarios.iter().copied() {
             let expected = fs::read_to_string(golden::path(kernel, scenario.name))
                 .with_context(|| format!("golden of {} on {}", scenario.name, kernel.name))?;
             let actual = thread::spawn(move || scenario.transcript(&mut InProcess::new(profile)))
@@ -240,7 +268,7 @@ fn diff(kernel: Option<&str>, names: &[String]) -> Result<ExitCode> {
     })
 }
 
-fn record(kernel: Option<&str>, names: &[String]) -> Result<()> {
+fn record(kernel: Option<&str>, traffic: bool, names: &[String]) -> Result<()> {
     let program = std::env::current_exe()?;
     for kernel in kernels(kernel)? {
         kernel.available().map_err(anyhow::Error::msg)?;
@@ -249,6 +277,9 @@ fn record(kernel: Option<&str>, names: &[String]) -> Result<()> {
             .map(String::from)
             .into();
         args.push(out.display().to_string());
+        if traffic {
+            args.push("--traffic".into());
+        }
         args.extend_from_slice(names);
         let status = kernel.run_sealed(300, &program, &args)?;
         if !status.success() {

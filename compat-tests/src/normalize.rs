@@ -3,15 +3,17 @@
 //! * clock values that lie within the run become `CLOCK` plus, where a
 //!   scenario asks for it, the seconds since it began;
 //! * SPIs that the other side drew at random are numbered as they appear;
-//! * the acquire sequence, which all namespaces of a kernel share, counts from
-//!   the first one seen;
+//! * the acquire sequence, which all namespaces of a kernel share, is numbered
+//!   as it appears;
 //! * the sizes of hash tables once they grow: a worker grows them when it gets
 //!   to it;
 //! * the SPI of the hidden IPv6 tunnel SA below an IPCOMP one counts up in the
 //!   kernel, but whether it does depends on when a worker has freed the last;
 //! * `XFRMA_PAD` goes: whether it is sent depends on the machine's alignment
 //!   rules, not on the kernel's release. Lengths are corrected. The same goes
-//!   for the padding in an error's copy of an attribute's policy.
+//!   for the padding in an error's copy of an attribute's policy;
+//! * what Linux forgets to write: sequence number and port id of a NEWAE that
+//!   traffic or a timer causes, the unused bytes of an IPv4 address in a MAPPING.
 //!
 //! Port ids and sequence numbers need nothing: scenarios choose them.
 
@@ -22,6 +24,7 @@ use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{NlAttr, NlMsgHdr, Pod, UserSaInfo};
 
 use crate::decode::fixed_bytes;
+use crate::subject::Received;
 
 /// Stands for a time within the run.
 pub const CLOCK: u64 = 0xcccc_cccc_0000_0000;
@@ -44,7 +47,9 @@ pub struct Normalizer {
     begin: u64,
     seconds_matter: bool,
     spis: BTreeMap<u32, u32>,
-    first_acqseq: Option<u32>,
+    acqseqs: Vec<u32>,
+    /// The datagram came to a group.
+    is_event: bool,
     /// The SPI of every NEWSA is a random one.
     pub learns_spis: bool,
     /// Hash tables have grown before: their sizes say nothing.
@@ -59,7 +64,8 @@ impl Normalizer {
             begin,
             seconds_matter,
             spis: BTreeMap::new(),
-            first_acqseq: None,
+            acqseqs: Vec::new(),
+            is_event: false,
             learns_spis: false,
             ignores_hash_sizes: false,
         }
@@ -75,9 +81,10 @@ impl Normalizer {
 
     /// Renames everything in a datagram.
     #[must_use]
-    pub fn datagram(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(bytes.len());
-        let mut rest = bytes;
+    pub fn datagram(&mut self, received: &Received) -> Vec<u8> {
+        let mut out = Vec::with_capacity(received.bytes.len());
+        let mut rest = &received.bytes[..];
+        self.is_event = received.groups != 0;
         while let Some(header) = NlMsgHdr::read(rest) {
             let len = header.len as usize;
             if len < NLMSG_HDRLEN || len > rest.len() {
@@ -126,6 +133,9 @@ impl Normalizer {
         }
         let attrs = start + NLMSG_HDRLEN + fixed_bytes(header.kind);
         self.attributes(out, attrs);
+        if header.kind == XFRM_MSG_NEWAE && self.is_event && by_itself(&out[start..]) {
+            out[start + 8..start + NLMSG_HDRLEN].fill(0);
+        }
         let len = (out.len() - start) as u32;
         out[start..start + 4].copy_from_slice(&len.to_ne_bytes());
     }
@@ -139,13 +149,26 @@ impl Normalizer {
         };
         let body = &mut out[start + NLMSG_HDRLEN..];
         match header.kind {
-            XFRM_MSG_NEWSA | XFRM_MSG_UPDSA | XFRM_MSG_EXPIRE | XFRM_MSG_ALLOCSPI => {
+            XFRM_MSG_EXPIRE => {
                 self.sa_info(body);
+                let is_larval = body.get(72..76) == Some(&[0; 4]);
+                if is_larval {
+                    self.acqseq(body, 204);
+                }
             }
+            XFRM_MSG_NEWSA | XFRM_MSG_UPDSA | XFRM_MSG_ALLOCSPI => self.sa_info(body),
             XFRM_MSG_DELSA | XFRM_MSG_GETSA | XFRM_MSG_NEWAE | XFRM_MSG_GETAE => {
                 self.spi(body, 16);
             }
-            XFRM_MSG_MIGRATE_STATE | XFRM_MSG_MAPPING => self.spi(body, 16),
+            XFRM_MSG_MAPPING => {
+                self.spi(body, 16);
+                if body.get(20..22) == Some(&AF_INET.to_ne_bytes())
+                    && let Some(unused) = body.get_mut(48..60)
+                {
+                    unused.fill(0);
+                }
+            }
+            XFRM_MSG_MIGRATE_STATE => self.spi(body, 16),
             XFRM_MSG_NEWPOLICY | XFRM_MSG_UPDPOLICY | XFRM_MSG_POLEXPIRE => {
                 self.policy_info(body, 0);
             }
@@ -214,8 +237,15 @@ impl Normalizer {
             return;
         };
         let seq = u32::from_ne_bytes(*field);
-        let first = *self.first_acqseq.get_or_insert(seq);
-        *field = ACQSEQ.wrapping_add(seq.wrapping_sub(first)).to_ne_bytes();
+        if seq == 0 {
+            return;
+        }
+        let known = self.acqseqs.iter().position(|&known| known == seq);
+        let nth = known.unwrap_or_else(|| {
+            self.acqseqs.push(seq);
+            self.acqseqs.len() - 1
+        });
+        *field = (ACQSEQ + nth as u32).to_ne_bytes();
     }
 
     fn clock(&self, bytes: &mut [u8], at: usize) {
@@ -240,6 +270,15 @@ impl Normalizer {
             *field = (CLOCK + seconds).to_ne_bytes();
         }
     }
+}
+
+/// Whether traffic or a timer caused a NEWAE.
+fn by_itself(message: &[u8]) -> bool {
+    let flags = message
+        .get(NLMSG_HDRLEN + 40..)
+        .and_then(<[u8]>::first_chunk);
+    let flags = flags.map(|flags| u32::from_ne_bytes(*flags));
+    matches!(flags, Some(XFRM_AE_CR | XFRM_AE_CE))
 }
 
 /// `SAD_CNT, SAD_HINFO` or `SPD_INFO, SPD_HINFO`: entries, then the size.

@@ -10,7 +10,7 @@ use xfrm_proto::uapi::{NlMsgHdr, Pod, UserSaInfo};
 use crate::decode::kind_name;
 use crate::message::Message;
 use crate::normalize::Normalizer;
-use crate::subject::{Received, Socket, SocketOptions, Subject, UdpSocket};
+use crate::subject::{Packets, Received, Socket, SocketOptions, Subject, UdpSocket};
 use crate::transcript::Transcript;
 
 /// A buffer that everything fits.
@@ -290,7 +290,7 @@ impl<'s> Session<'s> {
         let name = self.name(socket);
         match self.subject.recv(socket, buffer_bytes) {
             Ok(received) => {
-                let bytes = self.normalizer.datagram(&received.bytes);
+                let bytes = self.normalizer.datagram(&received);
                 self.transcript
                     .datagram(&name, received.groups, received.sender, &bytes);
                 if received.full_len > received.bytes.len() {
@@ -356,7 +356,7 @@ impl<'s> Session<'s> {
                 .iter()
                 .all(|(header, _)| header.kind >= NLMSG_MIN_TYPE);
             if !in_dump {
-                let bytes = self.normalizer.datagram(&received.bytes);
+                let bytes = self.normalizer.datagram(&received);
                 self.transcript
                     .datagram(&name, received.groups, received.sender, &bytes);
                 continue;
@@ -409,6 +409,11 @@ impl<'s> Session<'s> {
             .act("sysctl", &format!("{name} = {value}"), result);
     }
 
+    /// Sets `net.core.NAME`; nothing goes into the transcript.
+    pub(crate) fn set_sysctl_silently(&mut self, name: &str, value: u32) {
+        let _ = self.subject.set_sysctl(name, value);
+    }
+
     /// Lets time pass, then takes everything that any socket has received.
     pub fn sleep(&mut self, time: Duration) {
         self.transcript
@@ -443,6 +448,33 @@ impl<'s> Session<'s> {
     #[must_use]
     pub fn is_late(&self) -> bool {
         self.late
+    }
+
+    /// Sends a request whose answer is wanted, not its place in the transcript: the messages of
+    /// the answer, renamed.
+    pub(crate) fn fetch(&mut self, socket: Socket, mut message: Message) -> Vec<Vec<u8>> {
+        message.number(&mut self.next_seq);
+        let mut found = Vec::new();
+        if self.subject.send(socket, &message.bytes()).is_ok() {
+            while let Ok(received) = self.subject.recv(socket, LARGE_BUFFER) {
+                let bytes = self.normalizer.datagram(&received);
+                found.extend(messages(&bytes).map(|(_, message)| message.to_vec()));
+            }
+        }
+        found
+    }
+
+    /// A line of the transcript.
+    pub(crate) fn line(&mut self, text: &str) {
+        self.transcript.line(text);
+    }
+
+    /// The subject's links.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub(crate) fn packets(&mut self) -> &mut dyn Packets {
+        self.subject.packets().expect("a subject with links")
     }
 
     fn name(&self, socket: Socket) -> String {

@@ -16,6 +16,11 @@ impl Transcript {
         let _ = writeln!(self.0, "# {text}");
     }
 
+    /// Something seen, as it is.
+    pub fn line(&mut self, text: &str) {
+        let _ = writeln!(self.0, "{text}");
+    }
+
     /// Something done at socket `name`, and how it ended if not well.
     pub fn act(&mut self, name: &str, text: &str, result: Result<(), i32>) {
         let _ = match result {

@@ -41,6 +41,34 @@ reasons! {
     InHeaderShort => Some(Counter::InHdrError), "shorter than the protocol's header";
     /// Sequence number 0, outside the window, or seen already.
     InReplay => Some(Counter::InStateSeqError), "the sequence number is a replay or too old";
+    /// No SA has the SPI.
+    InNoStates => Some(Counter::InNoStates), "no SA has that SPI";
+    /// The SA is an outbound one.
+    InDirection => Some(Counter::InStateDirError), "the SA is not for input";
+    /// The SA waits for its key manager.
+    InLarval => Some(Counter::AcquireError), "the SA has no keys yet";
+    /// The SA is on its way out.
+    InInvalid => Some(Counter::InStateInvalid), "the SA is not valid";
+    /// In UDP where the SA knows no encapsulation, or the other way round.
+    InEncap => Some(Counter::InStateMismatch), "the encapsulation is not the SA's";
+    /// A hard limit in bytes or packets is reached.
+    InExpired => Some(Counter::InStateExpired), "the SA has reached its limit";
+    /// More SAs than a sec path holds.
+    InDepth => Some(Counter::InBufferError), "the packet passes too many SAs";
+    /// The engine has no packet path for the SA's mode.
+    InUnsupported => Some(Counter::InStateModeError), "the SA's mode has no packet path";
+    /// An SA that brought the packet is not for such packets.
+    InSelector => Some(Counter::InStateMismatch), "the packet is not what the SA's selector is for";
+    /// No policy, and a tunnel brought it, or that means block.
+    InNoPolicy => Some(Counter::InNoPols), "no policy is for the packet";
+    /// The policy's action.
+    InPolicyBlock => Some(Counter::InPolBlock), "a policy blocks it";
+    /// Too many templates.
+    InPolicyDepth => Some(Counter::InBufferError), "the policies have more templates than a sec path holds";
+    /// A template has no SA, or a tunnel no template.
+    InTemplate => Some(Counter::InTmplMismatch), "the SAs that brought it are not what the policy wants";
+    /// The host does not know where it goes.
+    InNoRoute => None, "no route to the packet's destination";
     /// No room for an IV, or nothing behind it.
     EspShort => Some(Counter::InStateProtoError), "shorter than ESP header, IV and ICV";
     /// Ciphertext is no whole number of blocks.
@@ -79,6 +107,34 @@ reasons! {
     InnerTruncated => None, "the inner packet is shorter than it says";
     /// Fragments that overlap, exceed 64 KiB, or do not fit the bounds.
     Reassembly => None, "the fragment cannot be part of a packet";
+    /// An SA is missing, or waits for its key manager.
+    OutNoStates => Some(Counter::OutNoStates), "there is no SA for a template";
+    /// The same, for a socket's own policy.
+    OutSocketNoStates => None, "there is no SA for a template of the socket's policy";
+    /// The policy's action.
+    OutPolicyBlock => Some(Counter::OutPolBlock), "a policy blocks it";
+    /// No policy, and that means block.
+    OutDefaultBlock => None, "no policy is for it, which the default blocks";
+    /// Too many templates.
+    OutDepth => Some(Counter::OutPolError), "the policies have more templates than a packet can pass SAs";
+    /// The SA is an inbound one.
+    OutDirection => Some(Counter::OutPolError), "the SA is not for output";
+    /// The template names an SPI that another SA has.
+    OutSpiTaken => Some(Counter::OutPolError), "the template's SPI belongs to an SA that does not fit";
+    /// No source address for a tunnel.
+    OutSource => Some(Counter::OutPolError), "the host has no source address for the tunnel";
+    /// No route for the outer packet.
+    OutRoute => Some(Counter::OutBundleGenError), "no route to the other end";
+    /// The engine has no packet path for the SA's mode.
+    OutUnsupported => Some(Counter::OutStateModeError), "the SA's mode has no packet path";
+    /// Too many packets wait for an SA.
+    OutHoldFull => None, "as many packets wait for an SA as may";
+    /// The SA went away or expired while the packet was on its way.
+    OutInvalid => Some(Counter::OutStateInvalid), "the SA is not valid";
+    /// A hard limit in bytes or packets is reached.
+    OutExpired => Some(Counter::OutStateExpired), "the SA has reached its limit";
+    /// A packet on its way through whose headers do not parse.
+    ForwardHeader => Some(Counter::FwdHdrError), "the IP header does not parse";
     /// No room in the buffer.
     OutNoRoom => Some(Counter::OutError), "no headroom or tailroom left";
     /// Not an IP packet, or its headers do not parse.

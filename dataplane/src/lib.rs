@@ -23,6 +23,7 @@ pub mod event;
 pub mod mib;
 pub mod netns;
 pub mod packet;
+pub mod path;
 pub mod profile;
 pub mod replay;
 pub mod sad;

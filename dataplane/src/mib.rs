@@ -3,6 +3,8 @@
 //! Order and names are those of `net/xfrm/xfrm_proc.c`; which of them a
 //! release has, its [`Profile`] says.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::profile::Profile;
 
 macro_rules! counters {
@@ -95,26 +97,33 @@ counters! {
     OutNoQueueSpace since 2,
 }
 
-/// The counters of one namespace.
-#[derive(Clone, Debug)]
+/// The counters of one namespace; packets count under a shared borrow.
+#[derive(Debug)]
 pub struct Mib {
-    values: Vec<u64>,
+    values: Box<[AtomicU64]>,
 }
 
 impl Default for Mib {
     fn default() -> Self {
         Self {
-            values: vec![0; Counter::ALL.len()],
+            values: Counter::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
         }
     }
 }
 
 impl Mib {
     /// Counts one.
-    pub fn count(&mut self, counter: Counter) {
-        if let Some(value) = self.values.get_mut(counter as usize) {
-            *value = value.wrapping_add(1);
+    pub fn count(&self, counter: Counter) {
+        if let Some(value) = self.values.get(counter as usize) {
+            value.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// How often it was counted.
+    #[must_use]
+    pub fn value(&self, counter: Counter) -> u64 {
+        let value = self.values.get(counter as usize);
+        value.map_or(0, |value| value.load(Ordering::Relaxed))
     }
 
     /// Names and values of the counters that `profile`'s release has, in its order.
@@ -126,7 +135,6 @@ impl Mib {
         Counter::ALL
             .iter()
             .filter(move |counter| counter.since() <= release)
-            .zip(&self.values)
-            .map(|(counter, &value)| (format!("Xfrm{}", counter.short_name()), value))
+            .map(|&counter| (format!("Xfrm{}", counter.short_name()), self.value(counter)))
     }
 }

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use crate::entropy::Entropy;
 use crate::event::Event;
 use crate::mib::Mib;
+use crate::path::hold::Holds;
+use crate::path::notify::AeventTimers;
 use crate::profile::Profile;
 use crate::sad::Sad;
 use crate::spd::Spd;
@@ -21,6 +23,14 @@ pub struct Context<'a> {
     pub acqseq: &'a mut u32,
 }
 
+impl Context<'_> {
+    /// The number of the next acquire, never 0 (`xfrm_get_acqseq`).
+    pub fn next_acqseq(&mut self) -> u32 {
+        *self.acqseq = self.acqseq.checked_add(1).unwrap_or(1);
+        *self.acqseq
+    }
+}
+
 /// One network namespace.
 pub struct Netns {
     /// Which kernel it behaves as.
@@ -33,7 +43,21 @@ pub struct Netns {
     pub sysctls: Sysctls,
     /// Counters.
     pub mib: Mib,
-    events: VecDeque<Event>,
+    /// Who listens.
+    pub listeners: Listeners,
+    pub(crate) events: VecDeque<Event>,
+    /// Packets that wait for SAs.
+    pub(crate) holds: Holds,
+    pub(crate) aevent_timers: AeventTimers,
+}
+
+/// Whether key managers listen; without, some events are not even prepared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listeners {
+    /// For acquires (`km_is_alive`): without, no larval SA is made.
+    pub acquire: bool,
+    /// For aevents (`xfrm_aevent_is_on`).
+    pub aevents: bool,
 }
 
 impl Netns {
@@ -46,7 +70,10 @@ impl Netns {
             spd: Spd::new(profile, limits),
             sysctls: Sysctls::default(),
             mib: Mib::default(),
+            listeners: Listeners::default(),
             events: VecDeque::new(),
+            holds: Holds::default(),
+            aevent_timers: AeventTimers::default(),
         }
     }
 
@@ -58,21 +85,26 @@ impl Netns {
     /// Does what Linux leaves to workers; they run between requests.
     pub fn run_workers(&mut self) {
         self.sad.run_workers();
+        self.holds.follow(&self.spd);
     }
 
     /// Runs every timer that is due; their events wait in [`Netns::poll_event`].
     pub fn handle_timeout(&mut self, cx: &mut Context<'_>) {
         self.sad.handle_timeout(cx, &mut self.events);
         self.spd.handle_timeout(cx, &mut self.events);
+        self.run_aevent_timers(cx);
     }
 
-    /// When [`Netns::handle_timeout`] wants to be called next.
+    /// When [`Netns::handle_timeout`], or [`Netns::take_held`], wants to be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<BootNanos> {
-        [self.sad.poll_timeout(), self.spd.poll_timeout()]
-            .into_iter()
-            .flatten()
-            .min()
+        let timers = [
+            self.sad.poll_timeout(),
+            self.spd.poll_timeout(),
+            self.holds.poll_timeout(),
+            self.aevent_timers.first().map(|&(due, _)| due),
+        ];
+        timers.into_iter().flatten().min()
     }
 }
 

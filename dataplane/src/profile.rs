@@ -69,6 +69,10 @@ pub struct Profile {
     pub migrate_inits_early: bool,
     /// Policies know OFFLOAD_DEV.
     pub policy_offload: bool,
+    /// Packets on their way through show policies the type of a mobility header.
+    pub decodes_mobility: bool,
+    /// An ICMP error may pass by the policies of the packet that it is about.
+    pub icmp_errors_follow_their_flow: bool,
 }
 
 /// What `xfrm_dev_state_add` checks before it looks for a device.
@@ -120,6 +124,8 @@ pub static V6_1: Profile = Profile {
     policies_have_positions: true,
     migrate_by_selector: true,
     policy_offload: false,
+    decodes_mobility: true,
+    icmp_errors_follow_their_flow: false,
 };
 
 /// Linux 6.12 (Debian 13).
@@ -158,6 +164,8 @@ pub static V6_12: Profile = Profile {
     policies_have_positions: false,
     migrate_by_selector: false,
     policy_offload: true,
+    decodes_mobility: false,
+    icmp_errors_follow_their_flow: true,
 };
 
 /// Linux 7.2.
@@ -196,6 +204,8 @@ pub static V7_2: Profile = Profile {
     policies_have_positions: false,
     migrate_by_selector: false,
     policy_offload: true,
+    decodes_mobility: false,
+    icmp_errors_follow_their_flow: true,
 };
 
 impl Profile {
@@ -210,6 +220,12 @@ impl Profile {
         } else {
             XfrmError::new(errno)
         }
+    }
+
+    /// Whether SAs have a direction.
+    #[must_use]
+    pub const fn knows_direction(&self) -> bool {
+        self.attr_max >= XFRMA_SA_DIR
     }
 
     /// The release of that name.

@@ -64,6 +64,8 @@ pub(crate) unsafe fn set(
             entry.cap_ack.store(on, Ordering::Relaxed);
         } else if option == netlink::NETLINK_EXT_ACK {
             entry.ext_ack.store(on, Ordering::Relaxed);
+        } else if option == libc::NETLINK_LISTEN_ALL_NSID {
+            entry.all_nsid.store(on, Ordering::Relaxed);
         }
     }
     result

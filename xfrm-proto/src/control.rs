@@ -274,6 +274,12 @@ pub enum Request {
     },
     /// Counters and table sizes as JSON, in the answer's payload.
     Stat,
+    /// Whether the daemon speaks from that port in some namespace: ENOENT if not. For sockets that
+    /// hear other namespaces' events (`NETLINK_LISTEN_ALL_NSID`).
+    Speaker {
+        /// The port id.
+        port: u32,
+    },
 }
 
 const CAP_ACK: u32 = 1;
@@ -315,6 +321,7 @@ impl Request {
             } => header(8, &socket, [family, option_family, set.into()]),
             Self::Prove { socket } => header(10, &socket, [0; 3]),
             Self::Stat => header(9, &Socket::default(), [0; 3]),
+            Self::Speaker { port } => header(11, &Socket::default(), [port, 0, 0]),
         }
     }
 
@@ -377,6 +384,7 @@ impl Request {
             },
             9 => Self::Stat,
             10 => Self::Prove { socket },
+            11 => Self::Speaker { port: a },
             _ => return None,
         };
         Some((request, payload))
@@ -560,6 +568,7 @@ mod tests {
                 set: true,
             },
             Request::Stat,
+            Request::Speaker { port: 9 },
         ];
         for request in requests {
             let mut frame = request.encode().to_vec();

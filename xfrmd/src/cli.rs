@@ -253,7 +253,7 @@ fn with_daemon<T>(
 
 fn environment(socket: &SocketOption) -> Result<ExitCode> {
     with_daemon(socket, |address| {
-        let statistics = client::statistics(address).context("asking the daemon")?;
+        let statistics = client::statistics(address)?;
         let Some(shim) = statistics.get("shim").and_then(Value::as_str) else {
             bail!("the daemon has found no place for the shim");
         };
@@ -275,9 +275,7 @@ fn quoted(text: &str) -> String {
 }
 
 fn statistics(socket: &SocketOption, json: bool) -> Result<ExitCode> {
-    let statistics = with_daemon(socket, |address| {
-        client::statistics(address).context("asking the daemon")
-    })?;
+    let statistics = with_daemon(socket, client::statistics)?;
     let text = if json {
         format!("{statistics:#}\n")
     } else {

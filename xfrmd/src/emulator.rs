@@ -11,9 +11,10 @@
 
 use std::collections::BTreeMap;
 
-use dataplane::netns::Limits;
+use dataplane::netns::{Limits, Listeners};
 use dataplane::spd::SocketKey;
 use dataplane::{BootNanos, Context, Entropy, Netns, Now, Profile};
+use xfrm_proto::consts::group;
 use xfrm_proto::extack::AckOptions;
 
 use crate::netlink::Sockets;
@@ -183,7 +184,29 @@ impl Emulator {
     pub fn set_listeners(&mut self, netns: NetnsId, group: u32, count: u32) {
         if let Some(ns) = self.namespaces.get_mut(&netns) {
             ns.sockets.set_listeners(group, count);
+            ns.netns.listeners = Listeners {
+                acquire: ns.sockets.has_listeners(group::ACQUIRE),
+                aevents: ns.sockets.has_listeners(group::AEVENTS),
+            };
         }
+    }
+
+    /// Lets packets pass through a namespace; what they cause waits in [`Emulator::poll_datagram`].
+    pub fn with_packets<T>(
+        &mut self,
+        inputs: Inputs<'_>,
+        id: NetnsId,
+        pass: impl FnOnce(&mut Netns, &mut Context<'_>) -> T,
+    ) -> Option<T> {
+        let ns = self.namespaces.get_mut(&id)?;
+        let mut cx = Context {
+            now: inputs.now,
+            entropy: inputs.entropy,
+            acqseq: &mut self.acqseq,
+        };
+        let passed = pass(&mut ns.netns, &mut cx);
+        deliver_events(&mut ns.netns, &mut self.outbox, id);
+        Some(passed)
     }
 
     /// Runs the timers that are due.

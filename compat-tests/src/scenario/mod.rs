@@ -54,7 +54,7 @@ enum Script {
 }
 
 impl Scenario {
-    const fn new(name: &'static str, run: fn(&mut Session<'_>)) -> Self {
+    pub(crate) const fn new(name: &'static str, run: fn(&mut Session<'_>)) -> Self {
         Self {
             name,
             script: Script::Code(run),
@@ -62,7 +62,7 @@ impl Scenario {
         }
     }
 
-    const fn sleeping(name: &'static str, run: fn(&mut Session<'_>)) -> Self {
+    pub(crate) const fn sleeping(name: &'static str, run: fn(&mut Session<'_>)) -> Self {
         Self {
             sleeps: true,
             ..Self::new(name, run)

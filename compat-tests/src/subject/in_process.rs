@@ -4,15 +4,18 @@
 //! `netlink_recvmsg` pulls them.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use dataplane::netns::Limits;
+use dataplane::netns::{Context, Limits};
 use dataplane::spd::SocketKey;
-use dataplane::{BootNanos, Now, Profile, SeededEntropy, WallSecs};
+use dataplane::{BootNanos, Netns, Now, Profile, SeededEntropy, WallSecs};
 use xfrm_proto::consts::errno;
 use xfrm_proto::extack::AckOptions;
 use xfrmd::emulator::{Destination, Emulator, Inputs, NetnsId, Peer};
 
+use super::host::ModelHost;
+use super::packets::{Datagram as UdpDatagram, Link, Packets, UdpOptions};
 use super::{Errno, Received, Socket, SocketOptions, Subject, UdpSocket};
 
 const EPOCH: u64 = 1_700_000_000;
@@ -33,6 +36,7 @@ pub struct InProcess {
     clock: Duration,
     sockets: Vec<Queue>,
     udp_families: Vec<u16>,
+    host: ModelHost,
 }
 
 impl InProcess {
@@ -48,6 +52,7 @@ impl InProcess {
             clock: Duration::from_millis(100),
             sockets: Vec::new(),
             udp_families: Vec::new(),
+            host: ModelHost::new(),
         }
     }
 
@@ -93,6 +98,54 @@ impl InProcess {
             let count = self.sockets.iter().filter(listens).count();
             self.emulator.set_listeners(self.netns, group, count as u32);
         }
+    }
+}
+
+impl InProcess {
+    /// Lets packets pass, and delivers what they cause.
+    fn pass<T>(
+        &mut self,
+        act: impl FnOnce(&mut ModelHost, &mut Netns, &mut Context<'_>) -> T,
+    ) -> T {
+        let now = self.now();
+        let inputs = Inputs {
+            now,
+            entropy: &mut self.entropy,
+        };
+        let host = &mut self.host;
+        let passed = self
+            .emulator
+            .with_packets(inputs, self.netns, |netns, cx| act(host, netns, cx));
+        self.deliver();
+        passed.expect("the subject's own namespace")
+    }
+}
+
+impl Packets for InProcess {
+    fn inject(&mut self, link: Link, packet: &[u8]) {
+        self.pass(|host, netns, cx| host.inject(netns, cx, link, packet));
+    }
+
+    fn take(&mut self, link: Link) -> Option<Vec<u8>> {
+        self.host.take(link)
+    }
+
+    fn configure_udp(&mut self, socket: UdpSocket, options: &UdpOptions) -> Result<(), Errno> {
+        self.host.configure_udp(socket.0, options);
+        Ok(())
+    }
+
+    fn send_udp(&mut self, socket: UdpSocket, to: SocketAddr, payload: &[u8]) -> Result<(), Errno> {
+        self.pass(|host, netns, cx| host.send_udp(netns, cx, socket.0, to, payload))
+    }
+
+    fn receive_udp(&mut self, socket: UdpSocket) -> Result<Option<UdpDatagram>, Errno> {
+        Ok(self.host.receive_udp(socket.0))
+    }
+
+    fn mib(&mut self) -> Vec<(String, u64)> {
+        let netns = self.emulator.netns(self.netns).expect("its namespace");
+        netns.mib.rows(netns.profile).collect()
     }
 }
 
@@ -218,11 +271,16 @@ impl Subject for InProcess {
             };
             self.emulator.handle_timeout(inputs);
             self.deliver();
+            self.pass(ModelHost::handle_timeout);
         }
         self.clock = end;
     }
 
     fn wall(&self) -> Duration {
         Duration::from_secs(EPOCH) + self.clock
+    }
+
+    fn packets(&mut self) -> Option<&mut dyn Packets> {
+        Some(self)
     }
 }

@@ -3,12 +3,16 @@
 //! A [`Subject`] is a fresh network namespace with nothing in it, and the
 //! netlink sockets that a scenario opens there.
 
+mod host;
 mod in_process;
+pub mod packets;
 mod raw_socket;
+mod tun;
 
 use std::time::Duration;
 
 pub use in_process::InProcess;
+pub use packets::Packets;
 pub use raw_socket::RawSocket;
 
 /// A positive errno.
@@ -111,4 +115,9 @@ pub trait Subject {
 
     /// The wall clock.
     fn wall(&self) -> Duration;
+
+    /// Its links and what its UDP sockets do, if it has any; made on first use.
+    fn packets(&mut self) -> Option<&mut dyn Packets> {
+        None
+    }
 }

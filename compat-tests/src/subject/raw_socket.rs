@@ -7,12 +7,15 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use libc::{c_int, c_void, sockaddr, sockaddr_nl, socklen_t};
 
+use super::packets::{Datagram, Link, Packets, UdpOptions};
+use super::tun::{self, Links};
 use super::{Errno, Received, Socket, SocketOptions, Subject, UdpSocket};
 
 const CAP_NET_ADMIN: u32 = 12;
@@ -22,6 +25,7 @@ const LINUX_CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 pub struct RawSocket {
     sockets: Vec<Option<(OwnedFd, bool)>>,
     udp: Vec<Option<OwnedFd>>,
+    links: Option<Links>,
 }
 
 impl RawSocket {
@@ -35,12 +39,48 @@ impl RawSocket {
         Ok(Self {
             sockets: Vec::new(),
             udp: Vec::new(),
+            links: None,
         })
     }
 
     fn fd(&self, socket: Socket) -> (c_int, bool) {
         let (fd, privileged) = self.sockets[socket.0].as_ref().unwrap();
         (fd.as_raw_fd(), *privileged)
+    }
+
+    fn links(&mut self) -> &mut Links {
+        self.links.get_or_insert_with(Links::new)
+    }
+
+    fn udp(&self, socket: UdpSocket) -> &OwnedFd {
+        self.udp[socket.0].as_ref().unwrap()
+    }
+}
+
+impl Packets for RawSocket {
+    fn inject(&mut self, link: Link, packet: &[u8]) {
+        self.links().inject(link, packet);
+    }
+
+    fn take(&mut self, link: Link) -> Option<Vec<u8>> {
+        self.links().take(link)
+    }
+
+    fn configure_udp(&mut self, socket: UdpSocket, options: &UdpOptions) -> Result<(), Errno> {
+        self.links();
+        tun::configure_udp(self.udp(socket), options)
+    }
+
+    fn send_udp(&mut self, socket: UdpSocket, to: SocketAddr, payload: &[u8]) -> Result<(), Errno> {
+        tun::send_udp(self.udp(socket), to, payload)
+    }
+
+    fn receive_udp(&mut self, socket: UdpSocket) -> Result<Option<Datagram>, Errno> {
+        tun::receive_udp(self.udp(socket))
+    }
+
+    fn mib(&mut self) -> Vec<(String, u64)> {
+        tun::mib()
     }
 }
 
@@ -136,7 +176,7 @@ impl Subject for RawSocket {
             libc::AF_INET6 => (libc::IPPROTO_IPV6, IPV6_XFRM_POLICY),
             _ => (libc::IPPROTO_IP, IP_XFRM_POLICY),
         };
-        let fd = self.udp[socket.0].as_ref().unwrap().as_raw_fd();
+        let fd = self.udp(socket).as_raw_fd();
         let (pointer, len) = value.map_or((ptr::null(), 0), |value| (value.as_ptr(), value.len()));
         // SAFETY: the value is valid for its length, or null with length 0.
         let result =
@@ -160,6 +200,10 @@ impl Subject for RawSocket {
         )]
         let now = SystemTime::now();
         now.duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    fn packets(&mut self) -> Option<&mut dyn Packets> {
+        Some(self)
     }
 }
 

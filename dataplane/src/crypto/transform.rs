@@ -105,7 +105,7 @@ impl EspTransform {
         key: &[u8],
         icv_bytes: usize,
         esn: bool,
-        entropy: &mut impl Entropy,
+        entropy: &mut (impl Entropy + ?Sized),
     ) -> Result<Self, BadKey> {
         let layout = Layout {
             iv_bytes: aead::IV_BYTES,
@@ -127,7 +127,7 @@ impl EspTransform {
         (auth, auth_key): (AuthAlgorithm, &[u8]),
         icv_bytes: usize,
         esn: bool,
-        entropy: &mut impl Entropy,
+        entropy: &mut (impl Entropy + ?Sized),
     ) -> Result<Self, BadKey> {
         let iv_seed = [entropy.u64(), entropy.u64()];
         let cipher = cipher::new(cipher, key, iv_seed)?;

@@ -40,6 +40,15 @@ impl Family {
         }
     }
 
+    /// `AF_INET` or `AF_INET6`.
+    #[must_use]
+    pub const fn af(self) -> u16 {
+        match self {
+            Self::V4 => AF_INET,
+            Self::V6 => AF_INET6,
+        }
+    }
+
     /// The family that a packet's first four bits name.
     #[must_use]
     #[inline]

@@ -44,6 +44,8 @@ struct Key {
     dst: [u8; 16],
     ident: u32,
     protocol: u8,
+    /// Which way it came: fragments of one packet come the same way.
+    path: u64,
 }
 
 /// A fragment's place in its packet.
@@ -150,9 +152,23 @@ impl Reassembler {
         now: BootNanos,
         packet: &mut PacketBuf,
     ) -> Result<Outcome, DropReason> {
-        let Some(piece) = Piece::of(packet)? else {
+        self.receive_from(now, packet, 0)
+    }
+
+    /// The same, where fragments that came by different ways are never put together.
+    ///
+    /// # Errors
+    /// As [`Reassembler::receive`].
+    pub fn receive_from(
+        &mut self,
+        now: BootNanos,
+        packet: &mut PacketBuf,
+        path: u64,
+    ) -> Result<Outcome, DropReason> {
+        let Some(mut piece) = Piece::of(packet)? else {
             return Ok(Outcome::Whole);
         };
+        piece.key.path = path;
         let key = piece.key;
         if !self.queues.contains_key(&key) {
             self.open(now, key)?;
@@ -233,6 +249,7 @@ impl Piece {
                     dst: [0; 16],
                     ident: u32::from(header.ident),
                     protocol: header.protocol,
+                    path: 0,
                 };
                 put(&mut key.src, 0, &header.src);
                 put(&mut key.dst, 0, &header.dst);
@@ -266,6 +283,7 @@ impl Piece {
                         dst: header.dst,
                         ident,
                         protocol: 0,
+                        path: 0,
                     },
                     header_bytes: place.at,
                     payload_at: place.at + 8,

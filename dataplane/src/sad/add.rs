@@ -81,6 +81,7 @@ impl Sad {
     /// Puts an SA in and starts its timer (`xfrm_state_insert`).
     pub(super) fn insert(&mut self, mut sa: Box<Sa>, now: Now) -> SaId {
         sa.mark.v &= sa.mark.m;
+        sa.inserted = now.boot;
         let id = self.link(sa);
         self.arm(id, now.boot.plus_secs(1));
         id
@@ -113,16 +114,17 @@ impl Sad {
             if changes_smark {
                 options.smark = wanted.smark;
             }
+            old.refresh_engine();
         }
         if !has_spi(new.id.proto) {
             old.sel = new.sel;
         }
         old.lft = new.lft;
-        old.dying = false;
+        old.traffic.set_dying(false);
         if new.if_id != 0 {
             old.if_id = new.if_id;
         }
-        let is_used = old.curlft.use_time != 0;
+        let is_used = old.traffic.use_time() != 0;
         self.arm(id, now.boot.plus_secs(1));
         Ok(is_used.then(|| self.check_expire(id, now)).flatten())
     }

@@ -149,12 +149,11 @@ impl Sad {
         {
             sa.options_mut().security = Some(context);
         }
-        if let Some(attr) = request.params.esn {
-            sa.esn = EsnReplay::read(attr).map(Box::new);
-        }
         sa.seq = request.info.seq;
         sa.replay_maxdiff = sysctls.aevent_rseqth;
         sa.replay_maxage = sysctls.aevent_etime.wrapping_mul(profile.hz) / 10;
+        let esn = request.params.esn.and_then(EsnReplay::read);
+        replay::begin(sa, esn.as_ref());
         replay::init(profile, sa)?;
         AeventParams {
             esn: None,

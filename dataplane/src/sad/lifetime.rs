@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use xfrm_proto::uapi::LifetimeCfg;
 
+use super::traffic::Limit;
 use super::{Sa, SaId, Sad};
 use crate::event::{Event, SaExpire};
 use crate::netns::Context;
@@ -67,18 +68,12 @@ impl Sad {
     /// Marks an SA as used and checks its limits in bytes and packets; what there is to tell.
     /// An SA that has reached a hard one is removed.
     pub(super) fn check_expire(&mut self, id: SaId, now: Now) -> Option<SaExpire> {
-        let sa = self.get_mut(id)?;
-        if sa.curlft.use_time == 0 {
-            sa.curlft.use_time = now.real.0;
+        let sa = self.get(id)?;
+        match sa.traffic.check(&sa.lft, now.real) {
+            Limit::Within => None,
+            Limit::Soft => Some(sa.expire(false)),
+            Limit::Hard => Some(self.delete(id)?.expire(true)),
         }
-        let (cur, lft) = (sa.curlft, sa.lft);
-        if cur.bytes >= lft.hard_byte_limit || cur.packets >= lft.hard_packet_limit {
-            return Some(self.delete(id)?.expire(true));
-        }
-        let soft =
-            !sa.dying && (cur.bytes >= lft.soft_byte_limit || cur.packets >= lft.soft_packet_limit);
-        sa.dying |= soft;
-        soft.then(|| sa.expire(false))
     }
 
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>, events: &mut VecDeque<Event>) {
@@ -140,19 +135,20 @@ fn run(sa: &mut Sa, now: Now) -> Verdict {
     let lft = sa.lft;
     let real = now.real.0;
     let left = |limit: u64, since: u64| limit.wrapping_add(since).wrapping_sub(real).cast_signed();
-    let used_since = |sa: &Sa| match sa.curlft.use_time {
+    let used_since = |sa: &Sa| match sa.traffic.use_time() {
         0 => real,
         used => used,
     };
     let mut next = i64::MAX;
     if lft.hard_add_expires_seconds != 0 {
-        let mut tmo = left(lft.hard_add_expires_seconds, sa.curlft.add_time);
+        let mut tmo = left(lft.hard_add_expires_seconds, sa.traffic.add_time());
         if tmo <= 0 {
             // The clock was set past both limits: the soft one has its turn first.
             let Some(saved) = sa.expiry.soft_wait else {
                 return Verdict::Hard;
             };
-            sa.curlft.add_time = real.wrapping_sub(saved.cast_unsigned()).wrapping_sub(1);
+            let add_time = real.wrapping_sub(saved.cast_unsigned()).wrapping_sub(1);
+            sa.traffic.set_add_time(add_time);
             tmo = lft
                 .hard_add_expires_seconds
                 .wrapping_sub(saved.cast_unsigned())
@@ -168,9 +164,9 @@ fn run(sa: &mut Sa, now: Now) -> Verdict {
         next = next.min(tmo);
     }
     let mut soft = false;
-    if !sa.dying {
+    if !sa.traffic.is_dying() {
         if lft.soft_add_expires_seconds != 0 {
-            let tmo = left(lft.soft_add_expires_seconds, sa.curlft.add_time);
+            let tmo = left(lft.soft_add_expires_seconds, sa.traffic.add_time());
             if tmo <= 0 {
                 soft = true;
                 sa.expiry.soft_wait = None;
@@ -187,7 +183,7 @@ fn run(sa: &mut Sa, now: Now) -> Verdict {
                 next = next.min(tmo);
             }
         }
-        sa.dying = soft;
+        sa.traffic.set_dying(soft);
     }
     match (next, soft) {
         (i64::MAX, true) => Verdict::RestSoft,

@@ -7,6 +7,8 @@
 //! xfrm_state_clone_and_setup, xfrm_state_migrate_create,
 //! xfrm_state_migrate_install`; `net/xfrm/xfrm_policy.c xfrm_migrate`.
 
+use std::sync::Mutex;
+
 use xfrm_proto::consts::*;
 use xfrm_proto::extack::XfrmError;
 use xfrm_proto::uapi::{Address, EncapTmpl, Mark, Selector, UserMigrate, UserOffload};
@@ -218,12 +220,12 @@ fn clone_of(original: &Sa, migration: &Migration, keeps_mapping: bool) -> Sa {
         seq: original.seq,
         sel: migration.sel,
         lft: original.lft,
-        curlft: original.curlft,
-        replay: original.replay,
-        esn: original.esn.clone(),
+        traffic: original
+            .traffic
+            .of_clone(original.is_esn(), original.may_wrap()),
+        window: Mutex::new(original.window().clone()),
         replay_maxage: original.replay_maxage,
         replay_maxdiff: original.replay_maxdiff,
-        lastused: original.lastused,
         aead: original.aead.clone(),
         auth: original.auth.clone(),
         crypt: original.crypt.clone(),

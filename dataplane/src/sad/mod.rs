@@ -5,8 +5,9 @@
 //! operation costs the same at a thousand SAs and at a million.
 //!
 //! * [`sa`]: what an SA is. [`construct`], `init`: how one is made of a request.
-//! * `find`: lookups. [`add`]: NEWSA and UPDSA. [`spi`]: larval SAs and ALLOCSPI.
+//! * `find`: lookups. `choose`: the SA for a template, or the acquire of one. [`add`]: NEWSA and UPDSA. [`spi`]: larval SAs and ALLOCSPI.
 //! * [`lifetime`]: limits in time. [`replay`]: sequence numbers, aevents.
+//! * [`traffic`]: what packets count. [`transform`]: what an SA does to them.
 //! * [`walk`]: dumps. [`migrate`]: new addresses. [`tunnel`]: hidden IPCOMP tunnels.
 //!
 //! Invariant: what is in the slab is in the age order, in the buckets, and in
@@ -15,6 +16,8 @@
 
 pub mod add;
 mod buckets;
+pub(crate) mod choices;
+pub(crate) mod choose;
 pub mod construct;
 mod find;
 mod index;
@@ -24,6 +27,8 @@ pub mod migrate;
 pub mod replay;
 pub mod sa;
 pub mod spi;
+pub mod traffic;
+pub mod transform;
 pub mod tunnel;
 pub mod walk;
 
@@ -32,12 +37,15 @@ use std::hash::BuildHasher;
 
 use xfrm_proto::uapi::{Address, SadHinfo};
 
+use crate::event::SaExpire;
 use crate::netns::Limits;
 use crate::profile::Profile;
 use buckets::Buckets;
+use choices::Choices;
+pub use choose::Misfit;
 use index::Index;
 use lifetime::Timers;
-pub use sa::{Lifecycle, Sa, SaId};
+pub use sa::{Lifecycle, Sa, SaHandle, SaId};
 use tunnel::Tunnels;
 
 type Hasher = foldhash::fast::RandomState;
@@ -60,6 +68,8 @@ pub struct Sad {
     by_spi_alone: Index,
     timers: Timers,
     tunnels: Tunnels,
+    /// Counts what may change which SA serves a template.
+    pub(crate) choices: Choices,
 }
 
 impl Sad {
@@ -83,6 +93,7 @@ impl Sad {
             by_spi_alone: Index::default(),
             timers: Timers::default(),
             tunnels: Tunnels::default(),
+            choices: Choices::default(),
         }
     }
 
@@ -134,7 +145,22 @@ impl Sad {
 
     /// An SA, to change its counters and limits.
     pub fn get_mut(&mut self, id: SaId) -> Option<&mut Sa> {
-        self.slots.get_mut(id.0 as usize)?.as_deref_mut()
+        let sa = self.slots.get_mut(id.0 as usize)?.as_deref_mut()?;
+        self.choices.change(sa);
+        Some(sa)
+    }
+
+    /// The SA of a handle, if it is still there.
+    #[must_use]
+    #[inline]
+    pub fn by_handle(&self, handle: SaHandle) -> Option<&Sa> {
+        self.get(handle.id).filter(|sa| sa.serial == handle.serial)
+    }
+
+    /// Removes an SA that has reached a hard limit; what there is to tell.
+    pub(crate) fn expire(&mut self, handle: SaHandle) -> Option<SaExpire> {
+        self.by_handle(handle)?;
+        Some(self.delete(handle.id)?.expire(true))
     }
 
     /// Every SA, oldest first.
@@ -178,6 +204,7 @@ impl Sad {
         let id = SaId(place);
         sa.serial = self.next_serial;
         self.next_serial += 1;
+        self.choices.change(&sa);
         self.by_age.insert(sa.serial, id);
         let hash = buckets::hash_by_addresses(sa.id.daddr, sa.saddr, sa.reqid, sa.family);
         self.buckets.insert(place, hash, self.by_age.len());
@@ -255,6 +282,7 @@ impl Sad {
         self.buckets.remove(id.0);
         let sa = self.slots.get_mut(id.0 as usize)?.take()?;
         self.by_age.remove(&sa.serial);
+        self.choices.change(&sa);
         self.free.push(id.0);
         Some(sa)
     }

@@ -3,12 +3,27 @@
 //! Source: `net/xfrm/xfrm_replay.c xfrm_init_replay`; `net/xfrm/xfrm_user.c
 //! xfrm_alloc_replay_state_esn, xfrm_replay_verify_len, xfrm_update_ae_params`.
 
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
 use xfrm_proto::consts::*;
 use xfrm_proto::extack::XfrmError;
 use xfrm_proto::uapi::{LifetimeCur, Pod, ReplayState, ReplayStateEsn};
+use zerocopy::IntoBytes;
 
 use super::sa::Sa;
 use crate::profile::Profile;
+use crate::replay::{Numbers, ReplayWindow, Ring};
+use crate::time::BootNanos;
+use crate::transform::Sequence;
+
+/// The sequence numbers of an SA as messages have them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplayValue {
+    /// REPLAY_VAL.
+    Legacy(ReplayState),
+    /// REPLAY_ESN_VAL.
+    Esn(EsnReplay),
+}
 
 /// REPLAY_ESN_VAL: numbers and bitmap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +54,78 @@ impl EsnReplay {
     pub fn wire_bytes(&self) -> usize {
         ReplayStateEsn::SIZE + self.bitmap.len()
     }
+
+    fn ring(&self) -> Box<Ring> {
+        let (words, _) = self.bitmap.as_chunks();
+        Box::new(Ring {
+            seq: self.head.seq,
+            seq_hi: self.head.seq_hi,
+            idle_oseq_hi: self.head.oseq_hi,
+            window: self.head.replay_window,
+            bitmap: words.iter().map(|&word| u32::from_ne_bytes(word)).collect(),
+        })
+    }
+}
+
+impl Sa {
+    /// The numbers as they are told.
+    #[must_use]
+    pub fn replay_value(&self) -> ReplayValue {
+        let sent = self.traffic.numbers.last();
+        match &*self.window() {
+            &ReplayWindow::Legacy { seq, bitmap, .. } => ReplayValue::Legacy(ReplayState {
+                oseq: sent.low(),
+                seq,
+                bitmap,
+            }),
+            ReplayWindow::Bitmap(ring) => {
+                ReplayValue::Esn(value_of(ring, sent.low(), ring.idle_oseq_hi))
+            }
+            ReplayWindow::Esn(ring) => ReplayValue::Esn(value_of(ring, sent.low(), sent.high())),
+        }
+    }
+
+    /// Takes REPLAY_ESN_VAL.
+    pub(super) fn set_esn(&mut self, value: &EsnReplay) {
+        let ring = value.ring();
+        let esn = self.is_esn();
+        let window = if esn {
+            ReplayWindow::Esn(ring)
+        } else {
+            ReplayWindow::Bitmap(ring)
+        };
+        *self.window() = window;
+        self.set_sent(value.head.oseq, value.head.oseq_hi);
+    }
+
+    /// Takes REPLAY_VAL, which means nothing to an SA that has REPLAY_ESN_VAL.
+    fn set_legacy(&mut self, value: ReplayState) {
+        if let ReplayWindow::Legacy { seq, bitmap, .. } = &mut *self.window() {
+            (*seq, *bitmap) = (value.seq, value.bitmap);
+        } else {
+            return;
+        }
+        self.set_sent(value.oseq, 0);
+    }
+
+    fn set_sent(&mut self, low: u32, high: u32) {
+        let (esn, may_wrap) = (self.is_esn(), self.may_wrap());
+        self.traffic.numbers.set(low, high, esn, may_wrap);
+    }
+}
+
+fn value_of(ring: &Ring, oseq: u32, oseq_hi: u32) -> EsnReplay {
+    EsnReplay {
+        head: ReplayStateEsn {
+            bmp_len: u32::try_from(ring.bitmap.len()).unwrap_or(u32::MAX),
+            oseq,
+            seq: ring.seq,
+            oseq_hi,
+            seq_hi: ring.seq_hi,
+            replay_window: ring.window,
+        },
+        bitmap: ring.bitmap.as_bytes().into(),
+    }
 }
 
 /// Bytes of the bitmap that `head` announces; the request check keeps them at 512.
@@ -50,16 +137,36 @@ fn window_fits(head: &ReplayStateEsn) -> bool {
     u64::from(head.replay_window) <= u64::from(head.bmp_len) * 32
 }
 
+/// Gives a new SA its window and its first number.
+pub(super) fn begin(sa: &mut Sa, esn: Option<&EsnReplay>) {
+    sa.traffic.numbers = Numbers::new(Sequence(0), sa.is_esn(), sa.may_wrap());
+    match esn {
+        Some(esn) => {
+            sa.set_esn(esn);
+            sa.told = OnceLock::from(Told::nothing_since(sa.replay_value()));
+        }
+        None => {
+            *sa.window() = ReplayWindow::Legacy {
+                window: sa.replay_window,
+                seq: 0,
+                bitmap: 0,
+            };
+        }
+    }
+}
+
 /// Checks an SA's window (`xfrm_init_replay`).
 pub(super) fn init(profile: &Profile, sa: &Sa) -> Result<(), XfrmError> {
-    let Some(esn) = &sa.esn else { return Ok(()) };
+    let ReplayValue::Esn(esn) = sa.replay_value() else {
+        return Ok(());
+    };
     if !window_fits(&esn.head) {
         return Err(XfrmError::invalid(
             "ESN replay window is too large for the chosen bitmap size",
         ));
     }
     let spared = profile.esn_output_needs_no_window && sa.dir == XFRM_SA_DIR_OUT;
-    if sa.flags & XFRM_STATE_ESN != 0 && esn.head.replay_window == 0 && !spared {
+    if sa.is_esn() && esn.head.replay_window == 0 && !spared {
         return Err(XfrmError::invalid("ESN replay window must be > 0"));
     }
     Ok(())
@@ -89,7 +196,7 @@ impl AeventParams<'_> {
     /// # Errors
     /// EINVAL.
     pub fn verify(&self, profile: &Profile, sa: &Sa) -> Result<(), XfrmError> {
-        let (Some(old), Some(attr)) = (&sa.esn, self.esn) else {
+        let (ReplayValue::Esn(old), Some(attr)) = (sa.replay_value(), self.esn) else {
             return Ok(());
         };
         let refuse = |text| Err(profile.late_error(errno::EINVAL, text));
@@ -113,14 +220,15 @@ impl AeventParams<'_> {
 
     /// Takes them over (`xfrm_update_ae_params`).
     pub fn apply(&self, sa: &mut Sa) {
-        if let (Some(old), Some(new)) = (&mut sa.esn, self.esn.and_then(EsnReplay::read)) {
-            **old = new;
+        let has_ring = !matches!(*sa.window(), ReplayWindow::Legacy { .. });
+        if let Some(new) = self.esn.filter(|_| has_ring).and_then(EsnReplay::read) {
+            sa.set_esn(&new);
         }
         if let Some(replay) = self.replay {
-            sa.replay = replay;
+            sa.set_legacy(replay);
         }
         if let Some(curlft) = self.curlft {
-            sa.curlft = curlft;
+            sa.traffic.set_lifetime(curlft);
         }
         if let Some(maxage) = self.maxage {
             sa.replay_maxage = maxage;
@@ -131,5 +239,74 @@ impl AeventParams<'_> {
         if let Some(secs) = self.mapping_maxage_secs {
             sa.options_mut().mapping_maxage_secs = secs;
         }
+    }
+}
+
+/// What key managers were told of an SA's numbers, and when they will be again.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// `preplay`, `preplay_esn`.
+    pub(crate) value: ReplayValue,
+    /// When the timer runs out, while it runs.
+    pub(crate) timer: Option<BootNanos>,
+    /// Somebody looks at it then. Nobody needs to while nothing has changed.
+    pub(crate) is_set: bool,
+    /// The timer ran out and there was nothing to tell (`XFRM_TIME_DEFER`).
+    pub(crate) deferred: bool,
+    /// The timer that began with the SA has been thought of.
+    began: bool,
+}
+
+impl Told {
+    pub(super) fn nothing_since(value: ReplayValue) -> Box<Mutex<Self>> {
+        Box::new(Mutex::new(Self {
+            value,
+            timer: None,
+            is_set: false,
+            deferred: false,
+            began: false,
+        }))
+    }
+
+    /// Notes what is being told; `next` is when the timer runs out again.
+    pub(crate) fn tell(&mut self, value: ReplayValue, next: Option<BootNanos>) {
+        self.value = value;
+        if next.is_some() {
+            self.deferred &= self.timer.is_some();
+            self.timer = next;
+            self.is_set = false;
+        }
+    }
+}
+
+impl ReplayValue {
+    /// How far the input and the output number have gone on.
+    pub(crate) fn since(&self, before: &Self) -> [u32; 2] {
+        let numbers = |value: &Self| match value {
+            Self::Legacy(state) => [state.seq, state.oseq],
+            Self::Esn(EsnReplay { head, .. }) => [head.seq, head.oseq],
+        };
+        let ([seq, oseq], [old_seq, old_oseq]) = (numbers(self), numbers(before));
+        [seq.wrapping_sub(old_seq), oseq.wrapping_sub(old_oseq)]
+    }
+}
+
+impl Sa {
+    /// What key managers were told, held for as short as possible.
+    pub(crate) fn told(&self, hz: u32) -> MutexGuard<'_, Told> {
+        let nothing = || Told::nothing_since(ReplayValue::Legacy(ReplayState::default()));
+        let told = self.told.get_or_init(nothing);
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !told.began {
+            told.began = true;
+            told.timer = self.aevent_wait(hz, self.inserted);
+        }
+        told
+    }
+
+    /// When the aevent timer runs out that starts at `now`; `None` when it does not run.
+    pub(crate) fn aevent_wait(&self, hz: u32, now: BootNanos) -> Option<BootNanos> {
+        let nanos = u64::from(self.replay_maxage) * 1_000_000_000 / u64::from(hz.max(1));
+        (self.replay_maxage != 0).then(|| now.plus_nanos(nanos))
     }
 }

@@ -2,25 +2,39 @@
 //!
 //! What most SAs have sits in [`Sa`] itself; what few have is boxed, so that a
 //! million of them stay cheap. Identity and keys never change once an SA is in
-//! the SAD; counters (`curlft`, `stats`, `replay`, `lastused`) do.
+//! the SAD; what packets change ([`Traffic`], [`Sa::window`]) changes under a
+//! shared borrow.
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use xfrm_proto::algo::Key;
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{
-    Address, EncapTmpl, LifetimeCfg, LifetimeCur, Mark, ReplayState, Selector, Stats, UserExpire,
-    UserSaInfo, XfrmId,
+    Address, AeventId, EncapTmpl, LifetimeCfg, Mark, Selector, UserExpire, UserSaId, UserSaInfo,
+    XfrmId,
 };
 
 use super::lifetime::Expiry;
-use super::replay::EsnReplay;
+use super::replay::Told;
+use super::traffic::Traffic;
+use super::transform::Engine;
 use super::tunnel::TunnelKey;
 use crate::crypto::Algorithm;
-use crate::event::SaExpire;
+use crate::event::{Aevent, SaExpire};
+use crate::replay::ReplayWindow;
 use crate::security::SecurityContext;
+use crate::time::BootNanos;
 
 /// Place of an SA in its SAD; another SA may have it later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SaId(pub(super) u32);
+
+/// An SA, whatever has happened since: it is not found once it is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SaHandle {
+    pub(super) id: SaId,
+    pub(super) serial: u64,
+}
 
 /// No CPU in particular.
 pub const ANY_CPU: u32 = u32::MAX;
@@ -115,8 +129,16 @@ pub struct Sa {
     pub replay_window: u8,
     /// Where it is in its life.
     pub state: Lifecycle,
-    /// A soft limit has been told (`x->km.dying`).
-    pub dying: bool,
+    /// What packets count.
+    pub traffic: Traffic,
+    /// Which sequence numbers have come in.
+    pub(super) window: Mutex<ReplayWindow>,
+    /// What key managers were told of sequence numbers; `None` for nothing yet.
+    pub(super) told: OnceLock<Box<Mutex<Told>>>,
+    /// When it was put into the SAD.
+    pub(super) inserted: BootNanos,
+    /// What the packet path needs beside, from the first packet on.
+    pub(super) engine: OnceLock<Box<Engine>>,
     /// Interface id.
     pub if_id: u32,
     /// CPU it is for, or [`ANY_CPU`].
@@ -125,20 +147,10 @@ pub struct Sa {
     pub sel: Selector,
     /// Limits.
     pub lft: LifetimeCfg,
-    /// Bytes, packets and times so far.
-    pub curlft: LifetimeCur,
-    /// Errors so far.
-    pub stats: Stats,
-    /// Sequence numbers, unless `esn` has them.
-    pub replay: ReplayState,
-    /// Sequence numbers of an SA with a bitmap (REPLAY_ESN_VAL).
-    pub esn: Option<Box<EsnReplay>>,
     /// Ticks between aevents, 0 for never.
     pub replay_maxage: u32,
     /// Packets between aevents, 0 for never.
     pub replay_maxdiff: u32,
-    /// Wall-clock second of the last packet, 0 before the first.
-    pub lastused: u64,
     /// AEAD.
     pub aead: Option<KeyedAlgorithm>,
     /// Authentication.
@@ -171,7 +183,15 @@ impl Sa {
             flags: 0,
             replay_window: 0,
             state: Lifecycle::Valid,
-            dying: false,
+            traffic: Traffic::added_at(add_time),
+            window: Mutex::new(ReplayWindow::Legacy {
+                window: 0,
+                seq: 0,
+                bitmap: 0,
+            }),
+            told: OnceLock::new(),
+            inserted: BootNanos(0),
+            engine: OnceLock::new(),
             reqid: 0,
             mark: Mark::default(),
             if_id: 0,
@@ -185,16 +205,8 @@ impl Sa {
                 hard_packet_limit: XFRM_INF,
                 ..LifetimeCfg::default()
             },
-            curlft: LifetimeCur {
-                add_time,
-                ..LifetimeCur::default()
-            },
-            stats: Stats::default(),
-            replay: ReplayState::default(),
-            esn: None,
             replay_maxage: 0,
             replay_maxdiff: 0,
-            lastused: 0,
             aead: None,
             auth: None,
             crypt: None,
@@ -235,6 +247,37 @@ impl Sa {
         self.is_tunnel
     }
 
+    /// The engine's name for it; of an SA outside the SAD, one that finds nothing.
+    #[must_use]
+    pub const fn handle(&self, id: SaId) -> SaHandle {
+        SaHandle {
+            id,
+            serial: self.serial,
+        }
+    }
+
+    /// Whether packets may use it (`XFRM_STATE_VALID`).
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.state == Lifecycle::Valid && !self.traffic.is_expired()
+    }
+
+    /// `XFRM_STATE_ESN`.
+    #[must_use]
+    pub const fn is_esn(&self) -> bool {
+        self.flags & XFRM_STATE_ESN != 0
+    }
+
+    /// `XFRM_SA_XFLAG_OSEQ_MAY_WRAP`.
+    pub(super) fn may_wrap(&self) -> bool {
+        self.options().extra_flags & XFRM_SA_XFLAG_OSEQ_MAY_WRAP != 0
+    }
+
+    /// The sequence numbers that have come in; held for as short as possible.
+    pub fn window(&self) -> MutexGuard<'_, ReplayWindow> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether a lookup with that mark finds it.
     #[must_use]
     pub fn matches_mark(&self, mark: u32) -> bool {
@@ -249,8 +292,8 @@ impl Sa {
             id: self.id,
             saddr: self.saddr,
             lft: self.lft,
-            curlft: self.curlft,
-            stats: self.stats,
+            curlft: self.traffic.lifetime(),
+            stats: self.traffic.stats(),
             seq: self.seq,
             reqid: self.reqid,
             family: self.family,
@@ -258,6 +301,39 @@ impl Sa {
             replay_window: self.replay_window,
             flags: self.flags,
             pad: [0; 7],
+        }
+    }
+
+    /// What a NEWAE message tells of it (`build_aevent`).
+    #[must_use]
+    pub fn aevent(&self, flags: u32) -> Aevent {
+        Aevent {
+            body: AeventId {
+                sa_id: self.user_id(),
+                saddr: self.saddr,
+                flags,
+                reqid: self.reqid,
+            },
+            replay: self.replay_value(),
+            lifetime: self.traffic.lifetime(),
+            maxdiff: self.replay_maxdiff,
+            maxage: self.replay_maxage,
+            mark: self.mark,
+            if_id: self.if_id,
+            pcpu: self.pcpu,
+            dir: self.dir,
+        }
+    }
+
+    /// How messages name it.
+    #[must_use]
+    pub fn user_id(&self) -> UserSaId {
+        UserSaId {
+            daddr: self.id.daddr,
+            spi: self.id.spi,
+            family: self.family,
+            proto: self.id.proto,
+            pad: 0,
         }
     }
 

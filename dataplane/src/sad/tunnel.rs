@@ -66,6 +66,15 @@ impl Tunnels {
 }
 
 impl Sad {
+    /// The SPI that packets of plain IP in IP have (`xfrm_tunnel_rcv`, `xfrm6_tunnel_rcv`);
+    /// `None` for an IPv6 source that no hidden tunnel is for.
+    pub(crate) fn tunnel_spi(&self, proto: u8, source: Address) -> Option<u32> {
+        match proto {
+            IPPROTO_IPV6 => self.tunnels.spis.get(&source).map(|(spi, _)| *spi),
+            _ => Some(source.v4_bits()),
+        }
+    }
+
     /// Gives an IPCOMP tunnel SA its hidden SA, a new one if there is none.
     pub(super) fn attach_tunnel(&mut self, sa: &mut Sa, cx: &Context<'_>) {
         let found = match sa.family {

@@ -38,7 +38,7 @@ pub(super) enum Verdict {
 /// arithmetic, so that a limit near 2^64 seconds lies in the past.
 pub(super) fn check(policy: &Policy, now: WallSecs) -> Verdict {
     let lft = &policy.lft;
-    let used = match policy.use_time {
+    let used = match policy.used.secs() {
         0 => policy.add_time,
         time => time,
     };

@@ -105,6 +105,7 @@ impl Spd {
     pub fn migrate(&mut self, id: PolicyId, entries: &[UserMigrate]) -> Result<(), XfrmError> {
         let profile = self.profile;
         let mut matched = false;
+        self.generation += 1;
         let templates = self.store.get_mut(id.0).map(|policy| &mut policy.templates);
         for tmpl in templates.into_iter().flat_map(|t| t.iter_mut()) {
             for entry in entries {

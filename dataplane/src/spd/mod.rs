@@ -43,8 +43,10 @@ use index::{Find, Index};
 use lifetime::{Timers, Verdict};
 pub use migrate::Migration;
 pub use order::Thresholds;
+pub use policy::{
+    LastUse, Mismatch, Policy, PolicyKey, Templates, selector_matches, selector_mismatch,
+};
 use policy::{Place, hash_state};
-pub use policy::{Policy, PolicyKey, Templates, selector_matches};
 use position::Positions;
 pub use socket::SocketKey;
 use socket::SocketPolicies;
@@ -57,6 +59,21 @@ const MOST_BUCKETS: u32 = 1 << 20;
 /// A policy of the database, until the database next changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PolicyId(u32);
+
+/// A policy, whatever has happened since: it is not found once it is gone or replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PolicyHandle {
+    id: PolicyId,
+    age: u64,
+}
+
+impl PolicyHandle {
+    /// Its place, which another policy may have by now.
+    #[must_use]
+    pub const fn id(self) -> PolicyId {
+        self.id
+    }
+}
 
 /// The policies of one namespace.
 #[derive(Debug)]
@@ -73,6 +90,8 @@ pub struct Spd {
     sockets: SocketPolicies,
     /// Counts the insertions and replacements.
     age: u64,
+    /// Counts what may change the result of a lookup.
+    generation: u64,
     /// `idx_generator`.
     next_index: u32,
     counts: SpdInfo,
@@ -100,6 +119,7 @@ impl Spd {
             timers: Timers::new(profile),
             sockets: SocketPolicies::default(),
             age: 0,
+            generation: 0,
             next_index: 0,
             counts: SpdInfo::default(),
             subs: 0,
@@ -139,9 +159,10 @@ impl Spd {
         exclusive: bool,
         now: Now,
     ) -> Result<PolicyId, XfrmError> {
+        self.generation += 1;
         policy.key.mark.v &= policy.key.mark.m;
         policy.add_time = now.real.0;
-        policy.use_time = 0;
+        policy.used = LastUse::default();
         let slot = match self.find_key(&policy.key) {
             Some(_) if exclusive => return Err(XfrmError::new(errno::EEXIST)),
             Some(slot) => {
@@ -273,6 +294,27 @@ impl Spd {
         same.then_some(PolicyId(slot))
     }
 
+    /// Goes up whenever a lookup may come out differently; until then ids stay what they are.
+    #[must_use]
+    #[inline]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The handle of a policy.
+    #[must_use]
+    pub fn handle(&self, id: PolicyId) -> Option<PolicyHandle> {
+        let age = self.get(id)?.place.age;
+        Some(PolicyHandle { id, age })
+    }
+
+    /// The policy of a handle, if it is still there.
+    #[must_use]
+    pub fn by_handle(&self, handle: PolicyHandle) -> Option<&Policy> {
+        self.get(handle.id)
+            .filter(|policy| policy.place.age == handle.age)
+    }
+
     /// The policy of that id.
     #[must_use]
     pub fn get(&self, id: PolicyId) -> Option<&Policy> {
@@ -282,6 +324,7 @@ impl Spd {
     /// Takes a policy out (`xfrm_policy_delete`).
     pub fn remove(&mut self, id: PolicyId) -> Option<Policy> {
         let policy = self.store.remove(id.0)?;
+        self.generation += 1;
         self.by_key.remove(policy.key.hash(), id.0);
         self.by_index.remove(hash_index(policy.index), id.0);
         self.flows.remove(id.0, &policy);
@@ -305,6 +348,7 @@ impl Spd {
                 })
             })
             .collect();
+        self.generation += 1;
         if doomed.len() == self.store.len() {
             self.store.clear();
             self.by_key = SlotTable::default();
@@ -353,10 +397,25 @@ impl Spd {
         slot.map(PolicyId)
     }
 
+    /// The policies of a direction, in the order in which a lookup prefers them: type sub first,
+    /// then by priority and age. Made for people: it costs a walk over all policies.
+    #[must_use]
+    pub fn in_order(&self, dir: u8) -> Vec<PolicyId> {
+        let all = self.store.slots().filter_map(|slot| {
+            let policy = self.store.get(slot)?;
+            let is_main = policy.key.kind == XFRM_POLICY_TYPE_MAIN;
+            let rank = (is_main, policy.priority, policy.place.age);
+            (policy.key.dir == dir).then_some((rank, PolicyId(slot)))
+        });
+        let mut all: Vec<_> = all.collect();
+        all.sort_unstable_by_key(|&(rank, _)| rank);
+        all.into_iter().map(|(_, id)| id).collect()
+    }
+
     /// Notes that a packet used the policy.
-    pub fn mark_used(&mut self, id: PolicyId, now: WallSecs) {
-        if let Some(policy) = self.store.get_mut(id.0) {
-            policy.use_time = now.0;
+    pub fn mark_used(&self, id: PolicyId, now: WallSecs) {
+        if let Some(policy) = self.store.get(id.0) {
+            policy.used.note(now);
         }
     }
 
@@ -436,6 +495,7 @@ impl Spd {
     /// Sets them (`xfrm_hash_rebuild`): every policy is sorted in anew, by age.
     pub fn set_thresholds(&mut self, thresholds: Thresholds) {
         self.thresholds = thresholds;
+        self.generation += 1;
         self.flows = Index::default();
         self.positions = no_positions(self.profile);
         let slots: Vec<u32> = self.store.slots().collect();
@@ -458,6 +518,7 @@ impl Spd {
 
     /// Sets it; a value that is neither block nor accept leaves its direction alone.
     pub fn set_defaults(&mut self, wanted: UserPolicyDefault) {
+        self.generation += 1;
         let set = |current: &mut u8, wanted| {
             if matches!(wanted, XFRM_USERPOLICY_BLOCK | XFRM_USERPOLICY_ACCEPT) {
                 *current = wanted;

@@ -1,6 +1,7 @@
 //! A policy as the database keeps it (`struct xfrm_policy`).
 
 use std::hash::{BuildHasher, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{
@@ -10,6 +11,7 @@ use zerocopy::IntoBytes;
 
 use super::flow::Flow;
 use crate::security::SecurityContext;
+use crate::time::WallSecs;
 
 /// What tells one policy from another: everything but what it does.
 ///
@@ -119,11 +121,45 @@ pub struct Policy {
     pub lft: LifetimeCfg,
     /// Wall-clock second of addition.
     pub add_time: u64,
-    /// Wall-clock second of last use, 0 before the first.
-    pub use_time: u64,
+    /// Wall-clock second of last use.
+    pub used: LastUse,
     /// Its place among the database's; the database's own.
     pub(super) place: Place,
 }
+
+/// The wall-clock second of something that packets do, 0 for never.
+#[derive(Debug, Default)]
+pub struct LastUse(AtomicU64);
+
+impl LastUse {
+    /// The second.
+    #[must_use]
+    pub fn secs(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// It happens now. Many packets a second write once.
+    #[inline]
+    pub fn note(&self, now: WallSecs) {
+        if self.secs() != now.0 {
+            self.0.store(now.0, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Clone for LastUse {
+    fn clone(&self) -> Self {
+        Self(AtomicU64::new(self.secs()))
+    }
+}
+
+impl PartialEq for LastUse {
+    fn eq(&self, other: &Self) -> bool {
+        self.secs() == other.secs()
+    }
+}
+
+impl Eq for LastUse {}
 
 /// Where a policy stands among the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -160,7 +196,7 @@ impl Policy {
             security: None,
             lft: info.lft,
             add_time: 0,
-            use_time: 0,
+            used: LastUse::default(),
             place: Place::default(),
         }
     }
@@ -175,7 +211,7 @@ impl Policy {
                 bytes: 0,
                 packets: 0,
                 add_time: self.add_time,
-                use_time: self.use_time,
+                use_time: self.used.secs(),
             },
             priority: self.priority,
             index: self.index,
@@ -190,11 +226,21 @@ impl Policy {
     /// Whether it is for that flow (`xfrm_policy_match`).
     #[must_use]
     pub fn matches(&self, flow: &Flow, kind: u8, if_id: u32) -> bool {
+        self.key.kind == kind && self.mismatch(flow, if_id).is_none()
+    }
+
+    /// Why it is not for that flow, its type apart.
+    #[inline]
+    #[must_use]
+    pub fn mismatch(&self, flow: &Flow, if_id: u32) -> Option<Mismatch> {
         let mark = self.key.mark;
-        self.key.if_id == if_id
-            && flow.mark & mark.m == mark.v
-            && self.key.kind == kind
-            && selector_matches(&self.key.selector, flow)
+        if self.key.if_id != if_id {
+            Some(Mismatch::IfId)
+        } else if flow.mark & mark.m != mark.v {
+            Some(Mismatch::Mark)
+        } else {
+            selector_mismatch(&self.key.selector, flow)
+        }
     }
 
     /// Whether any timer can end it.
@@ -211,16 +257,74 @@ impl Policy {
 /// Whether a selector is for that flow (`xfrm_selector_match`); family 0 is for both.
 #[must_use]
 pub fn selector_matches(sel: &Selector, flow: &Flow) -> bool {
+    selector_mismatch(sel, flow).is_none()
+}
+
+/// Why a selector is not for that flow.
+#[inline]
+#[must_use]
+pub fn selector_mismatch(sel: &Selector, flow: &Flow) -> Option<Mismatch> {
+    let same =
+        |one, other, bits| prefix(one, flow.family, bits) == prefix(other, flow.family, bits);
     let port = |value: u16, want: u16, mask: u16| (value ^ want) & mask == 0;
-    (sel.family == flow.family || sel.family == AF_UNSPEC)
-        && prefix(flow.daddr, flow.family, sel.prefixlen_d)
-            == prefix(sel.daddr, flow.family, sel.prefixlen_d)
-        && prefix(flow.saddr, flow.family, sel.prefixlen_s)
-            == prefix(sel.saddr, flow.family, sel.prefixlen_s)
-        && port(flow.dport, sel.dport.get(), sel.dport_mask.get())
-        && port(flow.sport, sel.sport.get(), sel.sport_mask.get())
-        && (sel.proto == 0 || sel.proto == flow.proto)
-        && (sel.ifindex == 0 || sel.ifindex == flow.ifindex)
+    if sel.family != flow.family && sel.family != AF_UNSPEC {
+        Some(Mismatch::Family)
+    } else if !same(flow.daddr, sel.daddr, sel.prefixlen_d) {
+        Some(Mismatch::Destination)
+    } else if !same(flow.saddr, sel.saddr, sel.prefixlen_s) {
+        Some(Mismatch::Source)
+    } else if !port(flow.dport, sel.dport.get(), sel.dport_mask.get()) {
+        Some(Mismatch::DestinationPort)
+    } else if !port(flow.sport, sel.sport.get(), sel.sport_mask.get()) {
+        Some(Mismatch::SourcePort)
+    } else if sel.proto != 0 && sel.proto != flow.proto {
+        Some(Mismatch::Protocol)
+    } else if sel.ifindex != 0 && sel.ifindex != flow.ifindex {
+        Some(Mismatch::Interface)
+    } else {
+        None
+    }
+}
+
+/// What of a policy or selector is not for a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mismatch {
+    /// `XFRMA_IF_ID`.
+    IfId,
+    /// The mark.
+    Mark,
+    /// The address family.
+    Family,
+    /// The destination.
+    Destination,
+    /// The source.
+    Source,
+    /// The destination port.
+    DestinationPort,
+    /// The source port.
+    SourcePort,
+    /// The protocol.
+    Protocol,
+    /// The interface.
+    Interface,
+}
+
+impl Mismatch {
+    /// In words.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::IfId => "another interface id",
+            Self::Mark => "another mark",
+            Self::Family => "another address family",
+            Self::Destination => "another destination",
+            Self::Source => "another source",
+            Self::DestinationPort => "another destination port",
+            Self::SourcePort => "another source port",
+            Self::Protocol => "another protocol",
+            Self::Interface => "another interface",
+        }
+    }
 }
 
 /// The first `bits` of an address, at the top of the number.

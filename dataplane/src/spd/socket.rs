@@ -62,7 +62,10 @@ impl Spd {
         Ok(PolicyId(self.link_socket_policy(socket, dir, policy)))
     }
 
-    fn link_socket_policy(&mut self, socket: SocketKey, dir: u8, policy: Policy) -> u32 {
+    fn link_socket_policy(&mut self, socket: SocketKey, dir: u8, mut policy: Policy) -> u32 {
+        self.generation += 1;
+        self.age += 1;
+        policy.place.age = self.age;
         *self.count_mut(policy.key.dir) += 1;
         let slot = self.store.insert(policy);
         if let Some(old) = self.sockets.slots.insert((socket, dir), slot) {
@@ -72,6 +75,7 @@ impl Spd {
     }
 
     fn unlink_socket_policy(&mut self, slot: u32) {
+        self.generation += 1;
         if let Some(policy) = self.store.remove(slot) {
             *self.count_mut(policy.key.dir) -= 1;
         }
@@ -96,6 +100,12 @@ impl Spd {
                 self.link_socket_policy(to, dir, policy);
             }
         }
+    }
+
+    /// Whether a socket has a policy for a direction, whatever it is for.
+    #[must_use]
+    pub fn has_socket_policy(&self, socket: SocketKey, dir: u8) -> bool {
+        self.sockets.slots.contains_key(&(socket, dir))
     }
 
     /// A socket's own policy for a flow, if it has one that matches.

@@ -498,7 +498,7 @@ fn expiries(lft: LifetimeCfg, used: Option<u64>, secs: u64) -> Vec<(u64, bool)> 
         spd.handle_timeout(&mut cx, &mut events);
         seen.extend(events.drain(..).map(|event| match event {
             Event::PolicyExpire(expiry) => (second, expiry.hard),
-            Event::SaExpire(_) => unreachable!(),
+            _ => unreachable!(),
         }));
     }
     seen

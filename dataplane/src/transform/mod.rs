@@ -232,19 +232,26 @@ impl Transform {
     /// Puts a mode and a protocol together. `encap` is for ESP alone.
     #[must_use]
     pub fn new(mode: &ModeParams, protocol: Protocol, encap: Option<Encap>) -> Self {
-        let own = match &protocol {
+        let mut transform = Self {
+            mode: mode::ModeTransform::new(mode),
+            protocol,
+            encap: None,
+            gap: 0,
+        };
+        transform.set_encap(encap);
+        transform
+    }
+
+    /// Changes the encapsulation.
+    pub fn set_encap(&mut self, encap: Option<Encap>) {
+        let own = match &self.protocol {
             Protocol::Esp(esp) => esp.header_bytes(),
             Protocol::Ah(ah) => ah.header_bytes(),
             Protocol::IpComp(_) | Protocol::Tunnel => 0,
             Protocol::RouteOptimization(header) => header.header_bytes(),
         };
-        let gap = own + encap.map_or(0, |encap| encap.header_bytes());
-        Self {
-            mode: mode::ModeTransform::new(mode),
-            protocol,
-            encap,
-            gap,
-        }
+        self.gap = own + encap.map_or(0, |encap| encap.header_bytes());
+        self.encap = encap;
     }
 
     /// The protocol.

@@ -5,14 +5,14 @@ use dataplane::crypto::{AeadAlgorithm, AuthAlgorithm, CipherAlgorithm, EspTransf
 use dataplane::entropy::Entropy;
 use dataplane::packet::Family;
 use dataplane::packet::encap::Encap;
-use dataplane::replay::{Replay, Ring};
+use dataplane::replay::{ReplayWindow, Ring};
 use dataplane::transform::ah::{Ah, AhParams};
 use dataplane::transform::esp::Esp;
 use dataplane::transform::ipcomp::IpComp;
 use dataplane::transform::route_optimization::{Kind, RouteOptimization};
 use dataplane::transform::{Mode, ModeParams, Protocol, Sequence, Transform};
 use xfrm_proto::consts::*;
-use xfrm_proto::uapi::{Address, ReplayState, ReplayStateEsn};
+use xfrm_proto::uapi::Address;
 
 use crate::recording::{Case, Exchange, Params, unhex};
 
@@ -29,7 +29,7 @@ pub(crate) struct Sa {
     pub(crate) spi: u32,
     pub(crate) protocol: u8,
     pub(crate) transform: Transform,
-    pub(crate) replay: Replay,
+    pub(crate) replay: ReplayWindow,
     encap: Option<Encap>,
     esn: bool,
     first_high: u32,
@@ -242,34 +242,32 @@ impl Sa {
     }
 
     fn wraps(&self) -> bool {
-        matches!(&self.replay, Replay::Esn(ring) if ring.head.seq > u32::MAX - 4)
+        matches!(&self.replay, ReplayWindow::Esn(ring) if ring.seq > u32::MAX - 4)
     }
 }
 
-fn replay(params: &Params, esn: bool) -> Replay {
+fn replay(params: &Params, esn: bool) -> ReplayWindow {
     let window = number(params, "replay-window");
     let words = window.div_ceil(32);
+    let seq = number(params, "replay-seq");
     if !esn && window <= 32 {
-        let state = ReplayState {
-            seq: number(params, "replay-seq"),
-            ..ReplayState::default()
+        return ReplayWindow::Legacy {
+            window: u8::try_from(window).unwrap(),
+            seq,
+            bitmap: 0,
         };
-        return Replay::Legacy { window, state };
     }
-    let ring = Ring {
-        head: ReplayStateEsn {
-            bmp_len: words,
-            seq: number(params, "replay-seq"),
-            seq_hi: number(params, "replay-seq-hi"),
-            replay_window: window,
-            ..ReplayStateEsn::default()
-        },
+    let ring = Box::new(Ring {
+        seq,
+        seq_hi: number(params, "replay-seq-hi"),
+        idle_oseq_hi: 0,
+        window,
         bitmap: vec![0; usize::try_from(words).unwrap()].into(),
-    };
+    });
     if esn {
-        Replay::Esn(ring)
+        ReplayWindow::Esn(ring)
     } else {
-        Replay::Bitmap(ring)
+        ReplayWindow::Bitmap(ring)
     }
 }
 

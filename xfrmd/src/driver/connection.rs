@@ -302,6 +302,10 @@ impl Daemon {
                 self.socket_policy(connection, socket, (family, option_family), value)
             }
             Request::Stat => Reply::Content(self.statistics().to_string().into_bytes()),
+            Request::Speaker { port } => match self.speaks_from(port) {
+                true => Reply::Answer(Answer::default()),
+                false => Reply::error(libc::ENOENT),
+            },
         }
     }
 

@@ -15,9 +15,10 @@
 //! * [`privilege`]: who may configure.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
-//! * [`command`], [`program`]: `xfrmd run`.
+//! * [`command`], [`program`], [`bypass`]: `xfrmd run`.
 //! * [`client`]: `xfrmd stat` and `xfrmd env`.
 
+mod bypass;
 pub(crate) mod client;
 mod clock;
 pub(crate) mod command;
@@ -139,6 +140,7 @@ pub(crate) struct Daemon {
     by_cookie: HashMap<u64, NetnsId, RandomState>,
     writers: Vec<Option<Writer>>,
     group_members: [u32; 32],
+    native_groups: u32,
     overruns: bool,
     lingering: bool,
     frame: Vec<u8>,
@@ -181,6 +183,7 @@ impl Daemon {
             by_cookie: HashMap::default(),
             writers: Vec::new(),
             group_members: [0; 32],
+            native_groups: 0,
             overruns: false,
             lingering: false,
             frame: vec![0; LARGEST_FRAME],
@@ -294,7 +297,7 @@ impl Daemon {
             let port = match batch.to {
                 Destination::Group(group) => {
                     for bytes in batch.datagrams() {
-                        self.overruns |= instance.multicast(group, bytes);
+                        self.overruns |= instance.multicast(group, self.native_groups, bytes);
                     }
                     continue;
                 }
@@ -342,7 +345,9 @@ impl Daemon {
     /// listener in any namespace counts for all (`netlink_update_listeners`).
     fn count_listeners(&mut self) {
         let mut counts = [0; 32];
+        self.native_groups = 0;
         for instance in self.instances.values() {
+            self.native_groups |= instance.native_groups();
             for (sum, count) in counts.iter_mut().zip(instance.listeners()) {
                 *sum += count;
             }
@@ -356,6 +361,14 @@ impl Daemon {
                 self.emulator.set_listeners(id, group, count);
             }
         }
+    }
+
+    /// Whether events of some namespace come from that port.
+    fn speaks_from(&self, port: u32) -> bool {
+        self.instances
+            .values()
+            .filter_map(|instance| instance.speakers.as_ref())
+            .any(|speakers| speakers.reply_port == port)
     }
 
     /// The listeners in an instance's namespace, where the host shows them.

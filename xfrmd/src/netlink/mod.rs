@@ -57,6 +57,6 @@ impl Sockets {
 /// Turns the engine's events into multicast messages.
 pub(crate) fn deliver_events(ns: &mut Netns, out: &mut Outbox, netns: NetnsId) {
     while let Some(event) = ns.poll_event() {
-        notify::event(out, netns, &event);
+        notify::event(out, ns.profile, netns, &event);
     }
 }

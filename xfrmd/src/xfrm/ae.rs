@@ -39,7 +39,7 @@ pub(crate) fn new_ae(call: &mut Call<'_, '_>, request: &Request<'_>) -> Result<(
     if call.sockets.has_listeners(group::AEVENTS) {
         let to = super::Destination::Group(group::AEVENTS);
         call.out.send(call.netns, to, |out| {
-            encode::aevent(out, profile, origin_of(request), XFRM_AE_CU, sa);
+            encode::aevent(out, profile, origin_of(request), &sa.aevent(XFRM_AE_CU));
         });
     }
     Ok(())
@@ -53,7 +53,7 @@ pub(crate) fn get_ae(call: &mut Call<'_, '_>, request: &Request<'_>) -> Result<(
         // QUIRK: getae_replies_with_the_requests_pid.
         let to = super::Destination::Port(request.port);
         call.out.send(call.netns, to, |out| {
-            encode::aevent(out, profile, origin_of(request), flags, sa);
+            encode::aevent(out, profile, origin_of(request), &sa.aevent(flags));
         });
     }
     Ok(())

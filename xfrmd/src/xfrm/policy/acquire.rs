@@ -2,9 +2,10 @@
 //!
 //! Source: `net/xfrm/xfrm_user.c xfrm_add_acquire`, `build_acquire`.
 
+use dataplane::event::Acquire;
+use dataplane::sad::sa::ANY_CPU;
 use xfrm_proto::consts::*;
 use xfrm_proto::extack::XfrmError;
-use xfrm_proto::reply::Writer;
 use xfrm_proto::uapi::{Mark, UserAcquire, UserPolicyInfo};
 
 use super::{construct, encode, verify};
@@ -35,24 +36,19 @@ pub(crate) fn acquire(call: &mut Call<'_, '_>, request: &Request<'_>) -> Result<
                 dir: XFRM_POLICY_OUT,
                 ..policy.info()
             },
-            seq: next_sequence(call.cx.acqseq),
+            seq: call.cx.next_acqseq(),
             ..wanted
         };
-        call.multicast(group::ACQUIRE, |out| {
-            let mut w = Writer::begin(out, XFRM_MSG_ACQUIRE, 0, 0, 0);
-            w.body(&body);
-            encode::attributes(&mut w, &policy);
-            if let Some(cpu) = pcpu {
-                w.attr_u32(XFRMA_SA_PCPU, cpu);
-            }
-            w.end();
-        });
+        let event = Acquire {
+            body,
+            templates: policy.templates.clone(),
+            security: None,
+            kind: policy.key.kind,
+            mark: policy.key.mark,
+            if_id: policy.key.if_id,
+            pcpu: pcpu.unwrap_or(ANY_CPU),
+        };
+        call.multicast(group::ACQUIRE, |out| encode::acquire(out, &event));
     }
     Ok(())
-}
-
-/// `xfrm_get_acqseq`: counts up and never is 0.
-fn next_sequence(acqseq: &mut u32) -> u32 {
-    *acqseq = acqseq.checked_add(1).unwrap_or(1);
-    *acqseq
 }

@@ -3,11 +3,15 @@
 //! Source: `net/xfrm/xfrm_user.c dump_one_policy`, `xfrm_notify_policy`,
 //! `xfrm_notify_policy_flush`, `build_polexpire`.
 
-use dataplane::spd::Policy;
+use dataplane::event::Acquire;
+use dataplane::security::SecurityContext;
+use dataplane::spd::{Policy, Templates};
 use xfrm_proto::consts::*;
 use xfrm_proto::reply::Writer;
 use xfrm_proto::uapi::{NlMsgHdr, Selector, UserPolExpire, UserPolicyId, UserPolicyType};
 use zerocopy::IntoBytes;
+
+use crate::xfrm::sa::encode;
 
 /// A policy as GETPOLICY and dumps show it.
 pub(super) fn new_policy(out: &mut Vec<u8>, policy: &Policy, flags: u16, seq: u32, port: u32) {
@@ -66,37 +70,49 @@ pub(in crate::xfrm) fn expired(out: &mut Vec<u8>, policy: &Policy, hard: bool, p
 
 /// The attributes of a policy, in the kernel's order. Most events leave the context out.
 fn labelled_attributes(w: &mut Writer<'_>, policy: &Policy) {
-    templates(w, policy);
-    if let Some(context) = &policy.security {
+    templates(w, &policy.templates);
+    security(w, policy.security.as_ref());
+    other_attributes(w, policy);
+}
+
+fn security(w: &mut Writer<'_>, context: Option<&SecurityContext>) {
+    if let Some(context) = context {
         let head = context.head();
         w.attr_parts(XFRMA_SEC_CTX, &[head.as_bytes(), context.bytes()]);
     }
-    other_attributes(w, policy);
+}
+
+/// Appends an ACQUIRE message.
+pub(in crate::xfrm) fn acquire(out: &mut Vec<u8>, event: &Acquire) {
+    let mut w = Writer::begin(out, XFRM_MSG_ACQUIRE, 0, 0, 0);
+    w.body(&event.body);
+    templates(&mut w, &event.templates);
+    security(&mut w, event.security.as_ref());
+    policy_type(&mut w, event.kind);
+    encode::mark(&mut w, event.mark);
+    encode::nonzero(&mut w, XFRMA_IF_ID, event.if_id);
+    encode::cpu(&mut w, event.pcpu);
+    w.end();
 }
 
 /// The same without the context.
 pub(super) fn attributes(w: &mut Writer<'_>, policy: &Policy) {
-    templates(w, policy);
+    templates(w, &policy.templates);
     other_attributes(w, policy);
 }
 
 fn other_attributes(w: &mut Writer<'_>, policy: &Policy) {
     policy_type(w, policy.key.kind);
-    let mark = policy.key.mark;
-    if mark.v | mark.m != 0 {
-        w.attr_pod(XFRMA_MARK, &mark);
-    }
-    if policy.key.if_id != 0 {
-        w.attr_u32(XFRMA_IF_ID, policy.key.if_id);
-    }
+    encode::mark(w, policy.key.mark);
+    encode::nonzero(w, XFRMA_IF_ID, policy.key.if_id);
 }
 
-fn templates(w: &mut Writer<'_>, policy: &Policy) {
+fn templates(w: &mut Writer<'_>, given: &Templates) {
     let mut parts: [&[u8]; XFRM_MAX_DEPTH] = [&[]; XFRM_MAX_DEPTH];
-    for (part, tmpl) in parts.iter_mut().zip(policy.templates.iter()) {
+    for (part, tmpl) in parts.iter_mut().zip(given.iter()) {
         *part = tmpl.as_bytes();
     }
-    if !policy.templates.is_empty() {
+    if !given.is_empty() {
         w.attr_parts(XFRMA_TMPL, &parts);
     }
 }

@@ -7,14 +7,14 @@
 //! build_expire, build_aevent, xfrm_notify_sa_flush`.
 
 use dataplane::Profile;
-use dataplane::event::SaExpire;
+use dataplane::event::{Aevent, SaExpire};
 use dataplane::sad::Sa;
-use dataplane::sad::replay::EsnReplay;
+use dataplane::sad::replay::{EsnReplay, ReplayValue};
 use dataplane::sad::sa::{ANY_CPU, KeyedAlgorithm};
 use xfrm_proto::algo::NAME_BYTES;
 use xfrm_proto::consts::*;
 use xfrm_proto::reply::Writer;
-use xfrm_proto::uapi::{AeventId, EncapTmpl, Mark, UserSaFlush, UserSaId};
+use xfrm_proto::uapi::{EncapTmpl, Mark, UserMapping, UserSaFlush};
 use zerocopy::IntoBytes;
 
 /// Where a message says it comes from.
@@ -35,7 +35,7 @@ pub(crate) fn sa(out: &mut Vec<u8>, kind: u16, flags: u16, origin: Origin, sa: &
 /// Appends a DELSA message.
 pub(crate) fn deleted(out: &mut Vec<u8>, origin: Origin, sa: &Sa) {
     let mut writer = Writer::begin(out, XFRM_MSG_DELSA, 0, origin.seq, origin.pid);
-    writer.body(&sa_id(sa));
+    writer.body(&sa.user_id());
     writer.attr_pod(XFRMA_SA, &sa.info());
     attributes(&mut writer, sa);
     writer.end();
@@ -60,39 +60,31 @@ pub(crate) fn expired(out: &mut Vec<u8>, pid: u32, expire: &SaExpire) {
 }
 
 /// Appends a NEWAE message with the given `XFRM_AE_*` flags.
-pub(crate) fn aevent(out: &mut Vec<u8>, profile: &Profile, origin: Origin, flags: u32, sa: &Sa) {
+pub(crate) fn aevent(out: &mut Vec<u8>, profile: &Profile, origin: Origin, event: &Aevent) {
     let mut writer = Writer::begin(out, XFRM_MSG_NEWAE, 0, origin.seq, origin.pid);
-    writer.body(&AeventId {
-        sa_id: sa_id(sa),
-        saddr: sa.saddr,
-        flags,
-        reqid: sa.reqid,
-    });
-    replay(&mut writer, sa);
-    writer.attr_pod(XFRMA_LTIME_VAL, &sa.curlft);
-    if flags & XFRM_AE_RTHR != 0 {
-        writer.attr_u32(XFRMA_REPLAY_THRESH, sa.replay_maxdiff);
+    writer.body(&event.body);
+    replay(&mut writer, &event.replay);
+    writer.attr_pod(XFRMA_LTIME_VAL, &event.lifetime);
+    if event.body.flags & XFRM_AE_RTHR != 0 {
+        writer.attr_u32(XFRMA_REPLAY_THRESH, event.maxdiff);
     }
-    if flags & XFRM_AE_ETHR != 0 {
+    if event.body.flags & XFRM_AE_ETHR != 0 {
         // QUIRK: etimer_is_set_in_ticks_and_told_in_tenths.
-        let tenths = sa.replay_maxage.wrapping_mul(10) / profile.hz;
+        let tenths = event.maxage.wrapping_mul(10) / profile.hz;
         writer.attr_u32(XFRMA_ETIMER_THRESH, tenths);
     }
-    mark(&mut writer, sa.mark);
-    nonzero(&mut writer, XFRMA_IF_ID, sa.if_id);
-    cpu(&mut writer, sa.pcpu);
-    direction(&mut writer, sa.dir);
+    mark(&mut writer, event.mark);
+    nonzero(&mut writer, XFRMA_IF_ID, event.if_id);
+    cpu(&mut writer, event.pcpu);
+    direction(&mut writer, event.dir);
     writer.end();
 }
 
-fn sa_id(sa: &Sa) -> UserSaId {
-    UserSaId {
-        daddr: sa.id.daddr,
-        spi: sa.id.spi,
-        family: sa.family,
-        proto: sa.id.proto,
-        pad: 0,
-    }
+/// Appends a MAPPING message.
+pub(crate) fn mapping(out: &mut Vec<u8>, body: &UserMapping) {
+    let mut writer = Writer::begin(out, XFRM_MSG_MAPPING, 0, 0, 0);
+    writer.body(body);
+    writer.end();
 }
 
 fn attributes(writer: &mut Writer<'_>, sa: &Sa) {
@@ -101,8 +93,9 @@ fn attributes(writer: &mut Writer<'_>, sa: &Sa) {
     if let Some(coaddr) = &options.coaddr {
         writer.attr_pod(XFRMA_COADDR, coaddr);
     }
-    if sa.lastused != 0 {
-        writer.attr(XFRMA_LASTUSED, &sa.lastused.to_ne_bytes());
+    let last_used = sa.traffic.last_used();
+    if last_used != 0 {
+        writer.attr(XFRMA_LASTUSED, &last_used.to_ne_bytes());
     }
     if let Some(aead) = &sa.aead {
         with_icv(writer, XFRMA_ALG_AEAD, aead);
@@ -127,7 +120,7 @@ fn attributes(writer: &mut Writer<'_>, sa: &Sa) {
     nonzero(writer, XFRMA_TFCPAD, options.tfcpad);
     mark(writer, sa.mark);
     set_mark(writer, options.smark);
-    replay(writer, sa);
+    replay(writer, &sa.replay_value());
     nonzero(writer, XFRMA_IF_ID, sa.if_id);
     if let Some(context) = &options.security {
         let head = context.head();
@@ -157,12 +150,12 @@ fn attributes(writer: &mut Writer<'_>, sa: &Sa) {
     );
 }
 
-fn replay(writer: &mut Writer<'_>, sa: &Sa) {
-    match sa.esn.as_deref() {
-        Some(EsnReplay { head, bitmap }) => {
+fn replay(writer: &mut Writer<'_>, value: &ReplayValue) {
+    match value {
+        ReplayValue::Esn(EsnReplay { head, bitmap }) => {
             writer.attr_parts(XFRMA_REPLAY_ESN_VAL, &[head.as_bytes(), bitmap]);
         }
-        None => writer.attr_pod(XFRMA_REPLAY_VAL, &sa.replay),
+        ReplayValue::Legacy(state) => writer.attr_pod(XFRMA_REPLAY_VAL, state),
     }
 }
 
@@ -218,7 +211,7 @@ pub(crate) fn nonzero(writer: &mut Writer<'_>, kind: u16, value: u32) {
     }
 }
 
-fn cpu(writer: &mut Writer<'_>, cpu: u32) {
+pub(crate) fn cpu(writer: &mut Writer<'_>, cpu: u32) {
     if cpu != ANY_CPU {
         writer.attr_u32(XFRMA_SA_PCPU, cpu);
     }

@@ -1,0 +1,242 @@
+//! Whether the SAs that brought a packet are what policies want.
+//!
+//! Every SA's selector must be for the packet; then the policies of the flow
+//! are looked up, and their templates are held against the sec path: the last
+//! template against the outermost SA, in order, with transport SAs that no
+//! template names let through and tunnels that none names refused.
+//!
+//! Source: `net/xfrm/xfrm_policy.c __xfrm_policy_check, xfrm_policy_ok,
+//! xfrm_state_ok`.
+
+use xfrm_proto::consts::*;
+use xfrm_proto::uapi::UserTmpl;
+
+use crate::drop_reason::DropReason;
+use crate::netns::Netns;
+use crate::packet::Family;
+use crate::path::sec_path::SecPath;
+use crate::sad::Sa;
+use crate::spd::{Flow, Policy, PolicyId, SocketKey, selector_matches};
+use crate::time::Now;
+
+/// A packet before its policies.
+#[derive(Clone, Copy)]
+pub(super) struct Question<'a> {
+    pub(super) netns: &'a Netns,
+    pub(super) now: Now,
+    pub(super) packet: &'a [u8],
+    pub(super) flow: &'a Flow,
+    /// `XFRM_POLICY_IN` or `_FWD`.
+    pub(super) dir: u8,
+    /// The socket that it is for, which may have a policy of its own.
+    pub(super) socket: Option<SocketKey>,
+    /// Interface id, 0 but for packets of an XFRM interface.
+    pub(super) if_id: u32,
+}
+
+/// The policies of a packet: one, or one of type sub and one of type main.
+type Policies<'a> = [Option<&'a Policy>; 2];
+
+impl<'a> Question<'a> {
+    /// Lets the packet pass, or says why not.
+    pub(super) fn check(&self, path: &mut SecPath) -> Result<(), DropReason> {
+        let netns = self.netns;
+        for sa in path.iter(&netns.sad, 0).rev() {
+            let sa = sa.ok_or(DropReason::InSelector)?;
+            if !selector_matches(&sa.sel, self.flow) && !self.is_error_for(sa) {
+                return Err(DropReason::InSelector);
+            }
+        }
+        let Some(first) = self.policy() else {
+            return self.without_policy(path);
+        };
+        let policies = self.expand(first);
+        if policies[0].is_some_and(|policy| policy.action != XFRM_POLICY_ALLOW) {
+            return Err(DropReason::InPolicyBlock);
+        }
+        self.match_templates(&policies, path)
+    }
+
+    fn policy(&self) -> Option<PolicyId> {
+        let (spd, flow) = (&self.netns.spd, self.flow);
+        let own = self
+            .socket
+            .and_then(|socket| spd.lookup_socket(socket, self.dir, flow, self.if_id));
+        own.or_else(|| spd.lookup(flow, self.dir, self.if_id))
+            .or_else(|| {
+                let errors_pass = self.netns.profile.icmp_errors_follow_their_flow;
+                let flow = (self.dir == XFRM_POLICY_FWD && errors_pass).then(|| self.inner_flow());
+                spd.lookup(&flow??, XFRM_POLICY_FWD, self.if_id)
+            })
+    }
+
+    fn without_policy(&self, path: &SecPath) -> Result<(), DropReason> {
+        let netns = self.netns;
+        let defaults = netns.spd.defaults();
+        let default = match self.dir {
+            XFRM_POLICY_FWD => defaults.fwd,
+            _ => defaults.input,
+        };
+        // QUIRK: transport_without_policy_passes.
+        if default == XFRM_USERPOLICY_BLOCK || has_tunnel(netns, path, 0) {
+            return Err(DropReason::InNoPolicy);
+        }
+        Ok(())
+    }
+
+    /// Adds the main policy to one of type sub, and marks both as used.
+    ///
+    /// QUIRK: forwarding_asks_the_main_input_policy: whatever the direction of the sub policy.
+    fn expand(&self, first: PolicyId) -> Policies<'a> {
+        let spd = &self.netns.spd;
+        let (policy, now) = (spd.get(first), self.now.real);
+        spd.mark_used(first, now);
+        let is_sub = policy.is_some_and(|policy| policy.key.kind != XFRM_POLICY_TYPE_MAIN);
+        if !is_sub {
+            return [policy, None];
+        }
+        let kind = XFRM_POLICY_TYPE_MAIN;
+        let second = spd.lookup_type(self.flow, XFRM_POLICY_IN, kind, self.if_id);
+        if let Some(second) = second {
+            spd.mark_used(second, now);
+        }
+        [policy, second.and_then(|id| spd.get(id))]
+    }
+
+    fn match_templates(
+        &self,
+        policies: &Policies<'_>,
+        path: &mut SecPath,
+    ) -> Result<(), DropReason> {
+        let mut templates = [None; XFRM_MAX_DEPTH];
+        let mut count = 0;
+        for policy in policies.iter().flatten() {
+            if policy.action != XFRM_POLICY_ALLOW {
+                return Err(DropReason::InPolicyBlock);
+            }
+            if count + policy.templates.len() >= XFRM_MAX_DEPTH {
+                return Err(DropReason::InPolicyDepth);
+            }
+            for (place, template) in templates
+                .iter_mut()
+                .skip(count)
+                .zip(policy.templates.iter())
+            {
+                *place = Some(template);
+                count += 1;
+            }
+        }
+        if policies.iter().flatten().count() > 1 && self.flow.family == AF_INET6 {
+            templates.sort_by_key(|template| template.map_or(u8::MAX, sort_class));
+        }
+        let mut next = 0;
+        for template in templates.iter().rev().flatten() {
+            next = self.match_template(template, path, next)?;
+        }
+        if has_tunnel(self.netns, path, next) {
+            return Err(DropReason::InTemplate);
+        }
+        path.verified = next;
+        Ok(())
+    }
+
+    /// Finds the SA of a template from place `start` on; the place behind it (`xfrm_policy_ok`).
+    ///
+    /// QUIRK: an_optional_transport_template_matches_nothing: it is passed without a look.
+    fn match_template(
+        &self,
+        template: &UserTmpl,
+        path: &SecPath,
+        start: usize,
+    ) -> Result<usize, DropReason> {
+        let optional = template.optional != 0;
+        if optional && template.mode == XFRM_MODE_TRANSPORT {
+            return Ok(start);
+        }
+        for (place, sa) in (start..).zip(path.iter(&self.netns.sad, start)) {
+            let sa = sa.ok_or(DropReason::InTemplate)?;
+            if serves(sa, template, self.flow.family, self.if_id) {
+                return Ok(place + 1);
+            }
+            if sa.mode != XFRM_MODE_TRANSPORT && place >= path.verified {
+                break;
+            }
+        }
+        if optional {
+            Ok(start)
+        } else {
+            Err(DropReason::InTemplate)
+        }
+    }
+
+    /// Whether the packet is an ICMP error about a packet that the SA's selector is for.
+    fn is_error_for(&self, sa: &Sa) -> bool {
+        self.netns.profile.icmp_errors_follow_their_flow
+            && sa.flags & XFRM_STATE_ICMP != 0
+            && self
+                .inner_flow()
+                .is_some_and(|flow| selector_matches(&sa.sel, &flow))
+    }
+
+    /// The flow, as seen from here, of the packet that an ICMP error is about
+    /// (`xfrm_icmp_flow_decode`).
+    fn inner_flow(&self) -> Option<Flow> {
+        let (header_bytes, is_error) = match (self.flow.family, self.flow.proto) {
+            (AF_INET, IPPROTO_ICMP) => (28, matches!(self.flow.sport, 3 | 11)),
+            (AF_INET6, IPPROTO_ICMPV6) => (48, matches!(self.flow.sport, 1..=3)),
+            _ => return None,
+        };
+        let quoted = self.packet.get(header_bytes..).filter(|_| is_error)?;
+        let mobility = self.netns.profile.decodes_mobility;
+        let flow = Flow::of_packet(quoted, self.flow.mark, self.flow.ifindex, mobility)?;
+        Some(flow.reversed())
+    }
+}
+
+/// Whether an SA other than of transport mode is in the path from a place on
+/// (`secpath_has_nontransport`).
+fn has_tunnel(netns: &Netns, path: &SecPath, first: usize) -> bool {
+    path.iter(&netns.sad, first)
+        .any(|sa| sa.is_none_or(|sa| sa.mode != XFRM_MODE_TRANSPORT))
+}
+
+/// Whether an SA is what a template wants (`xfrm_state_ok`).
+///
+/// QUIRK: destinations_are_not_compared: nor are sources by the template's own family, but by
+/// the packet's.
+fn serves(sa: &Sa, template: &UserTmpl, family: u16, if_id: u32) -> bool {
+    if sa.is_kernel_owned() {
+        return template.optional != 0 && source_fits(sa, template, template.family);
+    }
+    let all = template.aalgos & template.ealgos & template.calgos == u32::MAX;
+    let auth = sa.auth.as_ref().map_or(0, |auth| auth.algorithm.id);
+    let bit = 1u32.wrapping_shl(u32::from(auth));
+    let spi = template.id.spi.get();
+    sa.id.proto == template.id.proto
+        && (spi == 0 || sa.id.spi.get() == spi)
+        && (template.reqid == 0 || sa.reqid == template.reqid)
+        && sa.mode == template.mode
+        && (all || template.aalgos & bit != 0 || !has_algorithms(template.id.proto))
+        && (sa.mode == XFRM_MODE_TRANSPORT || source_fits(sa, template, family))
+        && (if_id == 0 || sa.if_id == if_id)
+}
+
+const fn has_algorithms(proto: u8) -> bool {
+    matches!(proto, IPPROTO_AH | IPPROTO_ESP | IPPROTO_COMP)
+}
+
+/// `xfrm_state_addr_cmp`.
+fn source_fits(sa: &Sa, template: &UserTmpl, family: u16) -> bool {
+    Family::from_af(family).is_some()
+        && (template.saddr.is_any(family) || template.saddr.equal(sa.saddr, family))
+}
+
+/// `__xfrm6_tmpl_sort_cmp`.
+const fn sort_class(template: &UserTmpl) -> u8 {
+    match template.mode {
+        XFRM_MODE_TRANSPORT => 1,
+        XFRM_MODE_ROUTEOPTIMIZATION | XFRM_MODE_IN_TRIGGER => 2,
+        XFRM_MODE_TUNNEL | XFRM_MODE_BEET | XFRM_MODE_IPTFS => 3,
+        _ => 4,
+    }
+}

@@ -1,0 +1,257 @@
+//! Packets that arrive protected: through their SAs, one after the other.
+//!
+//! For each SA: lookup, direction, state, encapsulation, replay window, limits,
+//! then the transform, the window again, counters, mode. A tunnel gives back
+//! another packet, which enters anew with its [`SecPath`]; after a transport SA
+//! the next header is looked at, which may be another SA's.
+//!
+//! Source: `net/xfrm/xfrm_input.c xfrm_input`; the end of `net/ipv4/esp4.c
+//! esp_input_done2` and of its IPv6 twin; `net/xfrm/xfrm_state.c km_new_mapping`.
+
+use xfrm_proto::consts::*;
+use xfrm_proto::uapi::{Address, BeU16, UserMapping};
+
+use crate::drop_reason::DropReason;
+use crate::event::Event;
+use crate::netns::Netns;
+use crate::packet::checksum::addresses;
+use crate::packet::{Family, PacketBuf, be16};
+use crate::path::bundle::set_mark;
+use crate::path::request::Request;
+use crate::path::sec_path::SecPath;
+use crate::path::worker::Worker;
+use crate::replay::Refusal;
+use crate::sad::traffic::Limit;
+use crate::sad::{Lifecycle, Sa, SaHandle};
+use crate::time::Now;
+use crate::transform::{Delivery, Inbound, Opened, Sequence};
+
+/// How a packet came to its first SA.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Approach {
+    /// Where the protocol is in the packet.
+    pub(super) inbound: Inbound,
+    /// The SPI, where the packet itself has none.
+    pub(super) spi: Option<u32>,
+    /// Encapsulation type of the UDP socket that it came through, 0 for none.
+    pub(super) encap: u16,
+}
+
+/// What came out of the last SA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// The buffer holds a packet that was in a tunnel.
+    Inner,
+    /// The buffer holds the packet without the headers of its SAs.
+    Bare,
+}
+
+impl Worker {
+    /// Takes a packet through its SAs.
+    pub(super) fn open(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        approach: &Approach,
+        mark: &mut u32,
+        path: &mut SecPath,
+    ) -> Result<Arrival, DropReason> {
+        let looked_up_by = *mark;
+        let mut inbound = approach.inbound;
+        let (mut spi, mut low) = match approach.spi {
+            Some(spi) => (spi, 0),
+            None => inbound.spi(packet)?.ok_or(DropReason::InHeaderShort)?,
+        };
+        let mut encap = approach.encap;
+        let (mut daddr, mut family) = destination(packet).ok_or(DropReason::InHeader)?;
+        loop {
+            if path.len() == XFRM_MAX_DEPTH {
+                return Err(DropReason::InDepth);
+            }
+            let id = netns
+                .sad
+                .lookup(looked_up_by, daddr, spi, inbound.protocol, family);
+            let id = id.ok_or(DropReason::InNoStates)?;
+            let sa = netns.sad.get(id).ok_or(DropReason::InNoStates)?;
+            if sa.dir != 0 && sa.dir != XFRM_SA_DIR_IN {
+                return Err(DropReason::InDirection);
+            }
+            *mark = set_mark(*mark, sa);
+            let handle = sa.handle(id);
+            path.push(handle).ok_or(DropReason::InDepth)?;
+            let arrived = Arrived {
+                sa,
+                handle,
+                inbound: &inbound,
+                low,
+                encap,
+            };
+            let delivery = self.pass_in(netns, now, packet, &arrived)?;
+            encap = 0;
+            match delivery {
+                Delivery::Packet(_) => return Ok(Arrival::Inner),
+                Delivery::Next(next) => inbound = next,
+            }
+            // Transport mode: the addresses are still the outer ones.
+            (daddr, family) = (sa.id.daddr, sa.family);
+            match inbound.spi(packet)? {
+                Some(next) => (spi, low) = next,
+                None => {
+                    inbound.finish(packet)?;
+                    return Ok(Arrival::Bare);
+                }
+            }
+        }
+    }
+
+    /// Takes a packet through one SA.
+    fn pass_in(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        arrived: &Arrived<'_>,
+    ) -> Result<Delivery, DropReason> {
+        let sa = arrived.sa;
+        let sequence = self.admit(netns, now, arrived)?;
+        let transform = sa
+            .transform(netns.profile, &mut *self.tools.entropy)
+            .ok_or(DropReason::InUnsupported)?;
+        let opened = transform.open(packet, arrived.inbound, sequence, &mut self.tools.scratch);
+        if let Err(DropReason::EspIcv | DropReason::AhIcv) = opened {
+            sa.traffic.count_integrity_failure();
+        }
+        if matches!(opened, Ok(_) | Err(DropReason::EspDummy)) {
+            self.tell_mapping(now, packet, arrived);
+        }
+        let opened = opened?;
+        self.accept(netns, now, packet, arrived, sequence, &opened)?;
+        transform.unwrap(packet, arrived.inbound, &opened)
+    }
+
+    /// What is checked before any crypto.
+    fn admit(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        arrived: &Arrived<'_>,
+    ) -> Result<Sequence, DropReason> {
+        let sa = arrived.sa;
+        if sa.state == Lifecycle::Larval {
+            return Err(DropReason::InLarval);
+        }
+        if !sa.is_valid() {
+            return Err(DropReason::InInvalid);
+        }
+        if sa.encap().map_or(0, |encap| encap.kind) != arrived.encap {
+            return Err(DropReason::InEncap);
+        }
+        let sequence = {
+            let window = sa.window();
+            window
+                .check(arrived.low)
+                .map_err(|refusal| refuse(sa, refusal))?;
+            window.infer(arrived.low)
+        };
+        match sa.traffic.check(&sa.lft, now.real) {
+            Limit::Within => {}
+            limit => self
+                .tools
+                .reach(netns, sa, arrived.handle, limit, DropReason::InExpired)
+                .map_err(|(reason, _)| reason)?,
+        }
+        Ok(sequence)
+    }
+
+    /// What is done once the packet has proved to be genuine: it counts, and its number is used up.
+    fn accept(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &PacketBuf,
+        arrived: &Arrived<'_>,
+        sequence: Sequence,
+        opened: &Opened,
+    ) -> Result<(), DropReason> {
+        let sa = arrived.sa;
+        let follows = {
+            let mut window = sa.window();
+            window
+                .recheck(sequence)
+                .map_err(|refusal| refuse(sa, refusal))?;
+            window.advance(arrived.low);
+            window.is_open()
+        };
+        if follows && netns.listeners.aevents {
+            self.tools.notify_replay(netns, now, sa, arrived.handle);
+        }
+        let bytes = packet.len().saturating_sub(opened.at);
+        let bytes = u64::try_from(bytes).unwrap_or(0);
+        sa.traffic.count(1, bytes, now.real);
+        Ok(())
+    }
+
+    /// Tells key managers that the other end's address or port is not the SA's.
+    ///
+    /// QUIRK: a_mapping_is_told_with_every_packet. Nothing is learned from it; key managers
+    /// update the SA. Even a dummy packet moves Linux to tell.
+    fn tell_mapping(&mut self, now: Now, packet: &[u8], arrived: &Arrived<'_>) {
+        let sa = arrived.sa;
+        let (Some(encap), true) = (sa.encap(), sa.id.proto == IPPROTO_ESP) else {
+            return;
+        };
+        let source = source(packet).zip(be16(packet, arrived.inbound.header_bytes));
+        let Some((saddr, port)) = source else { return };
+        if saddr.equal(sa.saddr, sa.family) && port == encap.sport {
+            return;
+        }
+        let rate = sa.options().mapping_maxage_secs;
+        if rate != 0 && !sa.traffic.mapping_is_due(now.boot, port, rate) {
+            return;
+        }
+        let mapping = UserMapping {
+            id: sa.user_id(),
+            reqid: sa.reqid,
+            old_saddr: sa.saddr,
+            new_saddr: saddr,
+            old_sport: BeU16::new(encap.sport),
+            new_sport: BeU16::new(port),
+        };
+        let event = Event::Mapping(Box::new(mapping));
+        self.tools.requests.push(Request::Tell(event));
+    }
+}
+
+/// A packet at one SA.
+struct Arrived<'a> {
+    sa: &'a Sa,
+    handle: SaHandle,
+    inbound: &'a Inbound,
+    /// The low half of its sequence number.
+    low: u32,
+    encap: u16,
+}
+
+fn refuse(sa: &Sa, refusal: Refusal) -> DropReason {
+    sa.traffic.count_refusal(refusal);
+    DropReason::InReplay
+}
+
+/// The destination of an IP packet, and its family.
+pub(super) fn destination(packet: &[u8]) -> Option<(Address, u16)> {
+    end(packet, |addresses| addresses.len() / 2)
+}
+
+/// The source of an IP packet.
+pub(super) fn source(packet: &[u8]) -> Option<Address> {
+    Some(end(packet, |_| 0)?.0)
+}
+
+fn end(packet: &[u8], at: impl FnOnce(&[u8]) -> usize) -> Option<(Address, u16)> {
+    let both = addresses(packet)?;
+    let one = both.get(at(both)..)?.get(..both.len() / 2)?;
+    let mut address = Address::ANY;
+    address.0.get_mut(..one.len())?.copy_from_slice(one);
+    Some((address, Family::of(packet)?.af()))
+}

@@ -1,0 +1,321 @@
+//! Packets that arrive: the part of an IP stack that IPsec needs.
+//!
+//! A packet for this host is put together from its fragments, and if it is
+//! protected it passes its SAs; what a tunnel gives back enters anew. In the end
+//! input policies are asked for what is delivered here, forward policies for
+//! what goes on; what is done with it then is the caller's.
+//!
+//! Source: `net/ipv4/ip_input.c ip_local_deliver`, `net/ipv4/ip_forward.c`,
+//! `net/ipv4/xfrm4_input.c`, `net/ipv4/udp.c udp_queue_rcv_one_skb`,
+//! `net/ipv4/icmp.c icmp_rcv`, `net/ipv4/tunnel4.c`, and their IPv6 twins.
+
+use xfrm_proto::consts::*;
+use xfrm_proto::uapi::Address;
+
+use crate::drop_reason::DropReason;
+use crate::netns::{Context, Netns};
+use crate::packet::encap::{self, Datagram};
+use crate::packet::reassembly::Outcome;
+use crate::packet::{Family, PacketBuf, ip4, ip6};
+use crate::path::check::Question;
+use crate::path::input::{Approach, destination, source};
+use crate::path::sec_path::SecPath;
+use crate::path::worker::Worker;
+use crate::spd::{Flow, SocketKey};
+use crate::time::Now;
+use crate::transform::Inbound;
+
+/// What comes with a packet, and changes on its way through SAs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InputMeta {
+    /// Firewall mark.
+    pub mark: u32,
+    /// Interface id, 0 but for packets of an XFRM interface.
+    pub if_id: u32,
+    /// Interface that it arrived at.
+    pub ifindex: i32,
+    /// That interface asks no policies (`disable_policy`).
+    pub no_policy: bool,
+    /// The SAs that brought it, outermost first.
+    pub path: SecPath,
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// It ends here.
+    pub is_local: bool,
+    /// The interface that it leaves through, the loopback's if it ends here.
+    pub ifindex: i32,
+}
+
+/// A socket that a datagram is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// It.
+    pub socket: SocketKey,
+    /// Its encapsulation type (`UDP_ENCAP`), 0 for none.
+    pub encap: u16,
+}
+
+/// What has to be known of the host that packets arrive at.
+pub trait Host {
+    /// Where packets to an address go; `None` for nowhere.
+    fn destination(&self, family: u16, address: Address) -> Option<Destination>;
+
+    /// The socket that a packet is for, if it is one that may have policies or take ESP.
+    fn owner(&self, flow: &Flow) -> Option<Owner>;
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// The buffer holds a packet that is to be delivered on this host.
+    Local,
+    /// The buffer holds a packet that may go on its way.
+    Forward,
+    /// A fragment, kept until the rest is there.
+    Kept,
+    /// It was a keepalive: done with.
+    Consumed,
+    /// It is gone.
+    Dropped(DropReason),
+}
+
+impl Worker {
+    /// Takes a packet that has arrived.
+    pub fn receive(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        meta: &mut InputMeta,
+        host: &dyn Host,
+    ) -> Received {
+        // Each round but the last passes an SA, of which there are no more than a sec path holds.
+        loop {
+            match self.step(netns, now, packet, meta, host) {
+                Ok(Step::Again) => {}
+                Ok(Step::Done(received)) => return received,
+                Err(reason) => {
+                    if let Some(counter) = reason.counter() {
+                        netns.mib.count(counter);
+                    }
+                    return Received::Dropped(reason);
+                }
+            }
+        }
+    }
+
+    /// [`Worker::receive`] where there is one thread: what the packet asks for is done at once.
+    pub fn receive_alone(
+        &mut self,
+        netns: &mut Netns,
+        cx: &mut Context<'_>,
+        packet: &mut PacketBuf,
+        meta: &mut InputMeta,
+        host: &dyn Host,
+    ) -> Received {
+        let received = self.receive(netns, cx.now, packet, meta, host);
+        netns.handle_requests(cx, self.drain_requests());
+        received
+    }
+
+    fn step(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        meta: &mut InputMeta,
+        host: &dyn Host,
+    ) -> Result<Step, DropReason> {
+        match Family::of(packet).ok_or(DropReason::InnerHeader)? {
+            Family::V4 => ip4::receive(packet).map(drop)?,
+            Family::V6 => ip6::receive(packet).map(drop)?,
+        }
+        let (address, family) = destination(packet).ok_or(DropReason::InnerHeader)?;
+        let to = host
+            .destination(family, address)
+            .ok_or(DropReason::InNoRoute)?;
+        let ask = Ask { netns, now, to };
+        if !to.is_local {
+            ask.policies(packet, meta, XFRM_POLICY_FWD, None)?;
+            return Ok(Step::Done(Received::Forward));
+        }
+        if self.put_together(now, packet, meta)? == Outcome::Kept {
+            return Ok(Step::Done(Received::Kept));
+        }
+        let inbound = Inbound::locate(packet, 0)?;
+        let approach = match self.protected(netns, packet, &inbound)? {
+            Some(approach) => approach,
+            None => match ask.deliver(packet, meta, &inbound, host)? {
+                Delivered::Esp(approach) => approach,
+                Delivered::Done(received) => return Ok(Step::Done(received)),
+            },
+        };
+        self.open(
+            netns,
+            now,
+            packet,
+            &approach,
+            &mut meta.mark,
+            &mut meta.path,
+        )?;
+        Ok(Step::Again)
+    }
+
+    fn put_together(
+        &mut self,
+        now: Now,
+        packet: &mut PacketBuf,
+        meta: &InputMeta,
+    ) -> Result<Outcome, DropReason> {
+        self.tools.reassembler.handle_timeout(now.boot);
+        self.tools
+            .reassembler
+            .receive_from(now.boot, packet, meta.path.tag())
+    }
+
+    /// The SAs' protocols; the hidden tunnel beside IPCOMP is one of them.
+    fn protected(
+        &self,
+        netns: &Netns,
+        packet: &[u8],
+        inbound: &Inbound,
+    ) -> Result<Option<Approach>, DropReason> {
+        let spi = match inbound.protocol {
+            IPPROTO_ESP | IPPROTO_AH | IPPROTO_COMP => None,
+            // QUIRK: ip_in_ip_counts_as_ipsec: with IPCOMP loaded, a tunnel that nobody set up.
+            IPPROTO_IPIP | IPPROTO_IPV6 => {
+                let source = source(packet).ok_or(DropReason::InHeader)?;
+                let spi = netns.sad.tunnel_spi(inbound.protocol, source);
+                Some(spi.ok_or(DropReason::InHeaderShort)?)
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(Approach {
+            inbound: *inbound,
+            spi,
+            encap: 0,
+        }))
+    }
+}
+
+/// What one round of the loop came to.
+enum Step {
+    Again,
+    Done(Received),
+}
+
+/// What delivery on this host comes to.
+enum Delivered {
+    /// It is ESP in UDP.
+    Esp(Approach),
+    Done(Received),
+}
+
+/// Policies that a packet is held against.
+struct Ask<'a> {
+    netns: &'a Netns,
+    now: Now,
+    to: Destination,
+}
+
+impl Ask<'_> {
+    fn policies(
+        &self,
+        packet: &[u8],
+        meta: &mut InputMeta,
+        dir: u8,
+        owner: Option<Owner>,
+    ) -> Result<(), DropReason> {
+        let flow = self.flow(packet, meta)?;
+        let own = |owner: Owner| self.netns.spd.has_socket_policy(owner.socket, dir);
+        if meta.no_policy && !owner.is_some_and(own) {
+            return Ok(());
+        }
+        let question = Question {
+            netns: self.netns,
+            now: self.now,
+            packet,
+            flow: &flow,
+            dir,
+            socket: owner.map(|owner| owner.socket),
+            if_id: meta.if_id,
+        };
+        question.check(&mut meta.path)
+    }
+
+    fn flow(&self, packet: &[u8], meta: &InputMeta) -> Result<Flow, DropReason> {
+        let mobility = self.netns.profile.decodes_mobility;
+        Flow::of_packet(packet, meta.mark, self.to.ifindex, mobility).ok_or(DropReason::InHeader)
+    }
+
+    /// Input policies, and what kind of datagram it is.
+    fn deliver(
+        &self,
+        packet: &[u8],
+        meta: &mut InputMeta,
+        inbound: &Inbound,
+        host: &dyn Host,
+    ) -> Result<Delivered, DropReason> {
+        let owner = host.owner(&self.flow(packet, meta)?);
+        let checked = self.policies(packet, meta, XFRM_POLICY_IN, owner);
+        if let Err(reason) = checked {
+            self.icmp(packet, meta, inbound, reason)?;
+        }
+        let kind = owner.map_or(0, |owner| owner.encap);
+        if kind == 0 || inbound.protocol != IPPROTO_UDP {
+            return Ok(Delivered::Done(Received::Local));
+        }
+        let datagram = packet.get(inbound.at..).unwrap_or_default();
+        Ok(match encap::classify(datagram, kind) {
+            Datagram::Keepalive => Delivered::Done(Received::Consumed),
+            Datagram::Ike => Delivered::Done(Received::Local),
+            Datagram::Esp { at } => Delivered::Esp(Approach {
+                inbound: Inbound {
+                    at: inbound.at + at,
+                    protocol: IPPROTO_ESP,
+                    ..*inbound
+                },
+                spi: None,
+                encap: kind,
+            }),
+        })
+    }
+
+    /// An ICMP error that its own policies refuse may pass by those of the packet that it is about,
+    /// if the SA that brought it says so (`XFRM_STATE_ICMP`).
+    fn icmp(
+        &self,
+        packet: &[u8],
+        meta: &mut InputMeta,
+        inbound: &Inbound,
+        reason: DropReason,
+    ) -> Result<(), DropReason> {
+        let is_icmp = matches!(inbound.protocol, IPPROTO_ICMP | IPPROTO_ICMPV6);
+        let sa = meta.path.last(&self.netns.sad).filter(|_| is_icmp);
+        if sa.is_none_or(|sa| sa.flags & XFRM_STATE_ICMP == 0) {
+            return Err(reason);
+        }
+        // Linux has counted the first refusal by now.
+        if let Some(counter) = reason.counter() {
+            self.netns.mib.count(counter);
+        }
+        let quoted = packet.get(inbound.at + 8..).unwrap_or_default();
+        let mobility = self.netns.profile.decodes_mobility;
+        let flow = Flow::of_packet(quoted, meta.mark, meta.ifindex, mobility)
+            .ok_or(DropReason::InHeader)?
+            .reversed();
+        let question = Question {
+            netns: self.netns,
+            now: self.now,
+            packet: quoted,
+            flow: &flow,
+            dir: XFRM_POLICY_IN,
+            socket: None,
+            if_id: meta.if_id,
+        };
+        question.check(&mut meta.path)
+    }
+}

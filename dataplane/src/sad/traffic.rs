@@ -1,0 +1,208 @@
+//! What packets change of an SA.
+//!
+//! Packets pass under a shared borrow of the namespace, so everything here is
+//! atomic, and on cache lines of its own. What Linux changes under `x->lock` is
+//! changed field by field: one worker sees exactly Linux's order, several on
+//! the same SA may together pass a limit by as many packets as there are workers.
+//!
+//! Source: `net/xfrm/xfrm_state.c xfrm_state_check_expire`, `struct xfrm_state`.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use xfrm_proto::uapi::{LifetimeCfg, LifetimeCur, Stats};
+
+use crate::replay::{Numbers, Refusal};
+use crate::time::{BootNanos, WallSecs};
+
+/// Counters of one SA.
+#[repr(align(64))]
+#[derive(Debug, Default)]
+pub struct Traffic {
+    bytes: AtomicU64,
+    packets: AtomicU64,
+    add_time: u64,
+    use_time: AtomicU64,
+    last_used: AtomicU64,
+    /// The number sent last.
+    pub numbers: Numbers,
+    replay_window: AtomicU32,
+    replay: AtomicU32,
+    integrity_failed: AtomicU32,
+    /// Port and second of the last MAPPING where these are limited (`x->new_mapping`), 0 before it.
+    mapping: AtomicU64,
+    /// A soft limit has been told (`x->km.dying`).
+    dying: AtomicBool,
+    /// A hard limit in bytes or packets is reached (`XFRM_STATE_EXPIRED`).
+    expired: AtomicBool,
+}
+
+/// What a packet finds an SA's limits to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Not reached.
+    Within,
+    /// A soft one is reached, and has not been told.
+    Soft,
+    /// A hard one is reached; the SA is no longer valid.
+    Hard,
+}
+
+impl Traffic {
+    pub(super) fn added_at(add_time: u64) -> Self {
+        Self {
+            add_time,
+            ..Self::default()
+        }
+    }
+
+    /// What a clone of the SA begins with.
+    pub(super) fn of_clone(&self, esn: bool, may_wrap: bool) -> Self {
+        let mut clone = Self {
+            numbers: Numbers::new(self.numbers.last(), esn, may_wrap),
+            ..Self::default()
+        };
+        clone.set_lifetime(self.lifetime());
+        clone.last_used = AtomicU64::new(self.last_used());
+        clone
+    }
+
+    /// Bytes, packets and times so far.
+    #[must_use]
+    pub fn lifetime(&self) -> LifetimeCur {
+        LifetimeCur {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            packets: self.packets.load(Ordering::Relaxed),
+            add_time: self.add_time,
+            use_time: self.use_time.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn set_lifetime(&mut self, lifetime: LifetimeCur) {
+        *self.bytes.get_mut() = lifetime.bytes;
+        *self.packets.get_mut() = lifetime.packets;
+        self.add_time = lifetime.add_time;
+        *self.use_time.get_mut() = lifetime.use_time;
+    }
+
+    pub(super) const fn set_add_time(&mut self, secs: u64) {
+        self.add_time = secs;
+    }
+
+    /// Wall-clock second of addition.
+    #[must_use]
+    pub const fn add_time(&self) -> u64 {
+        self.add_time
+    }
+
+    /// Wall-clock second of the first packet, 0 before it.
+    #[must_use]
+    pub fn use_time(&self) -> u64 {
+        self.use_time.load(Ordering::Relaxed)
+    }
+
+    /// Errors so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats {
+            replay_window: self.replay_window.load(Ordering::Relaxed),
+            replay: self.replay.load(Ordering::Relaxed),
+            integrity_failed: self.integrity_failed.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Wall-clock second of the last packet, 0 before the first.
+    #[must_use]
+    pub fn last_used(&self) -> u64 {
+        self.last_used.load(Ordering::Relaxed)
+    }
+
+    /// Whether a soft limit has been told.
+    #[must_use]
+    pub fn is_dying(&self) -> bool {
+        self.dying.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_dying(&mut self, dying: bool) {
+        *self.dying.get_mut() = dying;
+    }
+
+    /// Whether a hard limit in bytes or packets is reached.
+    #[must_use]
+    pub fn is_expired(&self) -> bool {
+        self.expired.load(Ordering::Relaxed)
+    }
+
+    /// Whether a hard limit in bytes or packets leaves nothing.
+    #[inline]
+    #[must_use]
+    pub fn is_used_up(&self, lft: &LifetimeCfg) -> bool {
+        self.bytes.load(Ordering::Relaxed) >= lft.hard_byte_limit
+            || self.packets.load(Ordering::Relaxed) >= lft.hard_packet_limit
+    }
+
+    /// Marks as used, and holds the counters against the limits (`xfrm_state_check_expire`).
+    ///
+    /// `Soft` is said once, to whoever finds it first; so is `Hard`.
+    ///
+    /// QUIRK: limits_are_tested_before_counting.
+    #[inline]
+    pub fn check(&self, lft: &LifetimeCfg, now: WallSecs) -> Limit {
+        if self.use_time.load(Ordering::Relaxed) == 0 {
+            self.use_time.store(now.0, Ordering::Relaxed);
+        }
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        let packets = self.packets.load(Ordering::Relaxed);
+        if self.is_used_up(lft) {
+            self.expired.store(true, Ordering::Relaxed);
+            return Limit::Hard;
+        }
+        let soft = bytes >= lft.soft_byte_limit || packets >= lft.soft_packet_limit;
+        if soft && !self.is_dying() && !self.dying.swap(true, Ordering::Relaxed) {
+            return Limit::Soft;
+        }
+        Limit::Within
+    }
+
+    /// Counts packets that passed.
+    #[inline]
+    pub fn count(&self, packets: u64, bytes: u64, now: WallSecs) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.packets.fetch_add(packets, Ordering::Relaxed);
+        if self.last_used() != now.0 {
+            self.last_used.store(now.0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a MAPPING from `port` is to be told, where one of the same port is told every
+    /// `rate_secs` (`km_new_mapping`).
+    pub fn mapping_is_due(&self, now: BootNanos, port: u16, rate_secs: u32) -> bool {
+        let secs = now.0 / 1_000_000_000;
+        let told = self.mapping.load(Ordering::Relaxed);
+        let (told_secs, told_port) = (told >> 16, told & 0xffff);
+        let same = told != 0 && told_port == u64::from(port);
+        if same && secs.saturating_sub(told_secs) <= u64::from(rate_secs) {
+            return false;
+        }
+        let told = secs << 16 | u64::from(port);
+        self.mapping.store(told, Ordering::Relaxed);
+        true
+    }
+
+    /// Counts a packet that the replay window refused.
+    pub fn count_refusal(&self, refusal: Refusal) {
+        match refusal {
+            Refusal::Zero => {}
+            Refusal::Window => {
+                self.replay_window.fetch_add(1, Ordering::Relaxed);
+            }
+            Refusal::Replay => {
+                self.replay.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Counts a packet whose ICV was wrong.
+    pub fn count_integrity_failure(&self) {
+        self.integrity_failed.fetch_add(1, Ordering::Relaxed);
+    }
+}
