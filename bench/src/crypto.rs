@@ -21,16 +21,16 @@ use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, 
 use crate::figure::{Figure, Target};
 use crate::stopwatch::{cpu_time, median};
 
-const SIZES: [usize; 5] = [64, 256, 576, 1_420, 8_900];
+pub(crate) const SIZES: [usize; 5] = [64, 256, 576, 1_420, 8_900];
 const PREFIX_BYTES: usize = 16;
 const ICV_BYTES: usize = 16;
 const ROUNDS: usize = 25;
 
 /// Something timed: its name, and one packet's work.
-type Candidate<'a> = (&'static str, Box<dyn FnMut() + 'a>);
+pub(crate) type Candidate<'a> = (&'static str, Box<dyn FnMut() + 'a>);
 
 /// Nanoseconds a call of each, medians of rounds in turns.
-fn compare(candidates: &mut [Candidate<'_>], body_bytes: usize) -> Vec<f64> {
+pub(crate) fn compare(candidates: &mut [Candidate<'_>], body_bytes: usize) -> Vec<f64> {
     let calls = 400_000 / (body_bytes + 200);
     let mut samples = vec![Vec::new(); candidates.len()];
     for _ in 0..ROUNDS {
@@ -42,7 +42,7 @@ fn compare(candidates: &mut [Candidate<'_>], body_bytes: usize) -> Vec<f64> {
 }
 
 /// The first against the fastest of the others.
-fn figure(
+pub(crate) fn figure(
     name: String,
     candidates: &mut [Candidate<'_>],
     body_bytes: usize,
@@ -230,7 +230,7 @@ fn nonce_bytes(sequence: u64) -> [u8; 12] {
     nonce
 }
 
-fn nonce(sequence: u64) -> ring::aead::Nonce {
+pub(crate) fn nonce(sequence: u64) -> ring::aead::Nonce {
     ring::aead::Nonce::assume_unique_for_key(nonce_bytes(sequence))
 }
 

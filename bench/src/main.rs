@@ -9,6 +9,7 @@ mod client;
 mod crypto;
 mod figure;
 mod messages;
+mod path;
 mod scale;
 mod sockets;
 mod stopwatch;
@@ -57,12 +58,18 @@ const BENCHES: &[Bench] = &[
         about: "an SA's transform on packets of five sizes, beside the bare ciphers",
         run: crypto::run,
     },
+    Bench {
+        name: "path",
+        about: "a packet's whole way beside the bare cipher; lookups; two workers",
+        run: path::run,
+    },
 ];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.split_first() {
         Some((first, rest)) if first == "client" => client_main(rest),
+        Some((first, rest)) if first == "packets" => path::packets(rest),
         Some((first, _)) if first == "-h" || first == "--help" => {
             println!("usage: cargo xtask bench [NAME]...");
             BENCHES

@@ -170,8 +170,11 @@ impl<'a> Question<'a> {
     }
 
     /// Whether the packet is an ICMP error about a packet that the SA's selector is for.
+    ///
+    /// QUIRK: icmp_errors_for_this_host_are_not_understood: Linux looks 20 bytes too far into them.
     fn is_error_for(&self, sa: &Sa) -> bool {
         self.netns.profile.icmp_errors_follow_their_flow
+            && self.dir == XFRM_POLICY_FWD
             && sa.flags & XFRM_STATE_ICMP != 0
             && self
                 .inner_flow()

@@ -40,17 +40,24 @@ struct Place {
     looked: Looked,
 }
 
+/// Two places, and which of them was used last.
+#[derive(Debug, Default)]
+struct Set {
+    recent: bool,
+    places: [Option<Place>; 2],
+}
+
 /// The flows of one worker.
 #[derive(Debug)]
 pub(super) struct Flows {
-    places: Box<[[Option<Place>; 2]]>,
+    sets: Box<[Set]>,
     hasher: foldhash::fast::RandomState,
 }
 
 impl Default for Flows {
     fn default() -> Self {
         Self {
-            places: (0..SETS).map(|_| [None, None]).collect(),
+            sets: (0..SETS).map(|_| Set::default()).collect(),
             hasher: foldhash::fast::RandomState::default(),
         }
     }
@@ -92,15 +99,19 @@ impl Flows {
         key: &FlowKey,
     ) -> Option<&Looked> {
         let set = self.set_of(key);
-        let places = self.places.get_mut(set)?;
-        let number = places
-            .iter()
-            .position(|place| place.as_ref().is_some_and(|place| place.key == *key))?;
-        // The one that is used stands first; the other will be given away.
-        if number != 0 {
-            places.swap(0, 1);
-        }
-        let place = places.first_mut()?.as_mut()?;
+        let Set { recent, places } = self.sets.get_mut(set)?;
+        let [first, second] = places;
+        let holds = |place: &Option<Place>| place.as_ref().is_some_and(|place| place.key == *key);
+        let place = if holds(first) {
+            *recent = false;
+            first
+        } else if holds(second) {
+            *recent = true;
+            second
+        } else {
+            return None;
+        };
+        let place = place.as_mut()?;
         if place.generations != Generations::of(netns, routes) {
             return None;
         }
@@ -124,14 +135,13 @@ impl Flows {
         looked: &Looked,
     ) {
         let set = self.set_of(key);
-        let Some(places) = self.places.get_mut(set) else {
+        let Some(Set { recent, places }) = self.sets.get_mut(set) else {
             return;
         };
         let own = |place: &Option<Place>| place.as_ref().is_some_and(|place| place.key == *key);
-        if !places.first().is_some_and(own) {
-            places.swap(0, 1);
-        }
-        if let Some(place) = places.first_mut() {
+        let at = places.iter().position(own).unwrap_or(usize::from(!*recent));
+        *recent = at != 0;
+        if let Some(place) = places.get_mut(at) {
             *place = Some(Place {
                 key: *key,
                 generations: Generations::of(netns, routes),

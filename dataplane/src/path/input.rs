@@ -19,7 +19,7 @@ use crate::packet::{Family, PacketBuf, be16};
 use crate::path::bundle::set_mark;
 use crate::path::request::Request;
 use crate::path::sec_path::SecPath;
-use crate::path::worker::Worker;
+use crate::path::worker::Tools;
 use crate::replay::Refusal;
 use crate::sad::traffic::Limit;
 use crate::sad::{Lifecycle, Sa, SaHandle};
@@ -46,7 +46,7 @@ pub(super) enum Arrival {
     Bare,
 }
 
-impl Worker {
+impl Tools {
     /// Takes a packet through its SAs.
     pub(super) fn open(
         &mut self,
@@ -149,7 +149,9 @@ impl Worker {
         }
         let sequence = {
             let window = sa.window();
-            window.check(arrived.low).map_err(|refusal| refuse(sa, refusal))?;
+            window
+                .check(arrived.low)
+                .map_err(|refusal| refuse(sa, refusal))?;
             window.infer(arrived.low)
         };
         match sa.traffic.check(&sa.lft, now.real) {

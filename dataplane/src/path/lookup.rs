@@ -13,7 +13,7 @@ use crate::path::bundle::{Bundle, Chain, MOST_STEPS, Origin, Sources};
 use crate::path::output::OutputMeta;
 use crate::path::request::{AcquireRequest, Request};
 use crate::path::route::{RouteQuery, Routes};
-use crate::path::worker::Worker;
+use crate::path::worker::Tools;
 use crate::sad::choices::Choices;
 use crate::sad::choose::{Choice, Wanted};
 use crate::spd::{Flow, Policy, PolicyId};
@@ -74,21 +74,21 @@ pub(super) struct Lookup<'a> {
 
 impl Lookup<'_> {
     /// Decides what happens to a packet (`xfrm_lookup_with_ifid`). Counters of what is
-    /// dropped are the caller's, acquires are left with the worker.
-    pub(super) fn decide(&self, worker: &mut Worker) -> Looked {
+    /// dropped are the caller's, acquires are left with the tools.
+    pub(super) fn decide(&self, tools: &mut Tools) -> Looked {
         let (netns, meta, flow) = (self.netns, self.meta, self.flow);
         let spd = &netns.spd;
         let own = meta
             .socket
             .and_then(|socket| spd.lookup_socket(socket, XFRM_POLICY_OUT, flow, meta.if_id));
         if let Some(policy) = own {
-            return self.by_policies(worker, policy, true);
+            return self.by_policies(tools, policy, true);
         }
         if meta.if_id == 0 && meta.bypasses {
             return self.without_policy();
         }
         match spd.lookup(flow, XFRM_POLICY_OUT, meta.if_id) {
-            Some(policy) => self.by_policies(worker, policy, false),
+            Some(policy) => self.by_policies(tools, policy, false),
             None => self.without_policy(),
         }
     }
@@ -109,11 +109,11 @@ impl Lookup<'_> {
         }
     }
 
-    fn by_policies(&self, worker: &mut Worker, first: PolicyId, socket: bool) -> Looked {
+    fn by_policies(&self, tools: &mut Tools, first: PolicyId, socket: bool) -> Looked {
         let (policies, asked) = self.expand(first);
         let mut sources = Sources::default();
         let resolved = match asked {
-            Asked::Templates => self.resolve(worker, &policies, &mut sources),
+            Asked::Templates => self.resolve(tools, &policies, &mut sources),
             Asked::Nothing | Asked::Block => Resolved::Nothing,
         };
         let unused = [None, None];
@@ -181,7 +181,7 @@ impl Lookup<'_> {
     }
 
     /// Finds an SA for each template (`xfrm_tmpl_resolve`) and makes the bundle.
-    fn resolve(&self, worker: &mut Worker, policies: &Policies, sources: &mut Sources) -> Resolved {
+    fn resolve(&self, tools: &mut Tools, policies: &Policies, sources: &mut Sources) -> Resolved {
         let spd = &self.netns.spd;
         let mut chain = Chain::default();
         let mut count = 0;
@@ -190,7 +190,7 @@ impl Lookup<'_> {
             if count + policy.templates.len() > MOST_STEPS {
                 return Resolved::Failed(DropReason::OutDepth, errno::ENOBUFS);
             }
-            match self.resolve_one(worker, id, policy, &mut chain, sources) {
+            match self.resolve_one(tools, id, policy, &mut chain, sources) {
                 Ok(found) => count += found,
                 Err(resolved) => return resolved,
             }
@@ -206,7 +206,7 @@ impl Lookup<'_> {
             mtu: self.meta.mtu,
             hop_limit: self.meta.hop_limit,
         };
-        let entropy = &mut *worker.entropy;
+        let entropy = &mut *tools.entropy;
         match Bundle::create(entropy, self.netns, &chain, &origin, self.routes) {
             Ok(bundle) => Resolved::Bundle(bundle),
             Err((reason, errno)) => Resolved::Failed(reason, errno),
@@ -216,7 +216,7 @@ impl Lookup<'_> {
     /// Finds an SA for each template of a policy (`xfrm_tmpl_resolve_one`).
     fn resolve_one(
         &self,
-        worker: &mut Worker,
+        tools: &mut Tools,
         id: PolicyId,
         policy: &Policy,
         chain: &mut Chain,
@@ -237,13 +237,13 @@ impl Lookup<'_> {
                 daddr: remote,
                 saddr: local,
                 flow: self.flow,
-                cpu: worker.cpu,
+                cpu: tools.cpu,
             };
             sources.note(sad, Choices::shard(remote, template.family, template.reqid));
             let choice = sad.choose(&wanted, self.netns.listeners.acquire);
             let ask = matches!(choice, Choice::Acquire | Choice::Sa { acquire: true, .. });
             if ask && let Some(policy) = self.netns.spd.handle(id) {
-                worker
+                tools
                     .requests
                     .push(Request::Acquire(Box::new(AcquireRequest {
                         policy,
@@ -251,7 +251,7 @@ impl Lookup<'_> {
                         daddr: remote,
                         saddr: local,
                         flow: *self.flow,
-                        cpu: worker.cpu,
+                        cpu: tools.cpu,
                         for_cpu: choice != Choice::Acquire,
                     })));
             }

@@ -17,7 +17,7 @@ use crate::drop_reason::DropReason;
 use crate::event::Event;
 use crate::netns::{Context, Netns};
 use crate::path::request::Request;
-use crate::path::worker::Worker;
+use crate::path::worker::Tools;
 use crate::sad::traffic::Limit;
 use crate::sad::{Sa, SaHandle};
 use crate::time::{BootNanos, Now};
@@ -29,7 +29,7 @@ const TIMEOUT: u32 = XFRM_AE_CE;
 /// Timers of SAs whose numbers have gone on without an aevent.
 pub(crate) type AeventTimers = BTreeSet<(BootNanos, SaHandle)>;
 
-impl Worker {
+impl Tools {
     /// Tells that an SA has reached a limit in bytes or packets.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use crate::path::hold::{Held, HeldPacket, Queue};
 use crate::path::lookup::{Decision, Looked, Lookup};
 use crate::path::request::Request;
 use crate::path::route::Routes;
-use crate::path::worker::Worker;
+use crate::path::worker::{Tools, Worker};
 use crate::sad::Sa;
 use crate::sad::traffic::Limit;
 use crate::spd::{Flow, SocketKey};
@@ -95,18 +95,11 @@ impl Worker {
     ) -> Verdict {
         let mobility = netns.profile.decodes_mobility || !meta.forwarded;
         let Some(flow) = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility) else {
-            return self.drop(netns, header_reason(meta), errno::EINVAL);
+            return drop(netns, header_reason(meta), errno::EINVAL);
         };
-        let looked = self.look_up(netns, &flow, meta, routes);
-        for &policy in looked.policies.iter().flatten() {
-            netns.spd.mark_used(policy, now.real);
-        }
-        match &looked.decision {
-            Decision::Plain => Verdict::Plain,
-            Decision::Transform(bundle) => self.transform(netns, now, packet, meta, bundle, sink),
-            &Decision::Drop(reason, errno) => self.drop(netns, reason, errno),
-            Decision::Hold => self.hold(netns, packet, meta, &looked),
-        }
+        self.look_up(netns, &flow, meta, routes, |tools, looked| {
+            tools.carry_out(netns, now, packet, meta, looked, sink)
+        })
     }
 
     /// The most bytes of a packet like this that may leave in one piece (`dst_mtu`).
@@ -119,10 +112,45 @@ impl Worker {
     ) -> u32 {
         let mobility = netns.profile.decodes_mobility || !meta.forwarded;
         let flow = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility);
-        match flow.map(|flow| self.look_up(netns, &flow, meta, routes).decision) {
-            Some(Decision::Transform(bundle)) => bundle.mtu,
-            _ => meta.mtu,
+        let looked = flow.map(|flow| {
+            self.look_up(netns, &flow, meta, routes, |_, looked| {
+                match &looked.decision {
+                    Decision::Transform(bundle) => bundle.mtu,
+                    _ => meta.mtu,
+                }
+            })
+        });
+        looked.unwrap_or(meta.mtu)
+    }
+
+    /// Has `act` done with what is decided about a flow.
+    #[inline]
+    fn look_up<T>(
+        &mut self,
+        netns: &Netns,
+        flow: &Flow,
+        meta: &OutputMeta,
+        routes: &dyn Routes,
+        act: impl FnOnce(&mut Tools, &Looked) -> T,
+    ) -> T {
+        let Self { flows, tools } = self;
+        let key = FlowKey::new(flow, meta);
+        if let Some(looked) = flows.find(netns, routes, &key) {
+            return act(tools, looked);
         }
+        let sad = netns.sad.choices.all();
+        let lookup = Lookup {
+            netns,
+            flow,
+            meta,
+            routes,
+            may_hold: true,
+        };
+        let looked = lookup.decide(tools);
+        if looked.lasts {
+            flows.remember(netns, routes, &key, sad, &looked);
+        }
+        act(tools, &looked)
     }
 
     /// [`Worker::output`] where there is one thread: what the packet asks for is done at once.
@@ -168,17 +196,22 @@ impl Worker {
         let Some(first) = queue.packets.front() else {
             return;
         };
-        let looked = self.decide_held(netns, queue.policy, first, routes, true);
+        let looked = self
+            .tools
+            .decide_held(netns, queue.policy, first, routes, true);
         match looked.map(|looked| looked.decision) {
             None | Some(Decision::Drop(..)) => return,
             Some(Decision::Hold) => {
-                self.requests.push(Request::HoldOn(Box::new(queue)));
+                self.tools.requests.push(Request::HoldOn(Box::new(queue)));
                 return;
             }
             Some(Decision::Plain | Decision::Transform(_)) => {}
         }
         for held in &queue.packets {
-            let Some(looked) = self.decide_held(netns, queue.policy, held, routes, false) else {
+            let Some(looked) = self
+                .tools
+                .decide_held(netns, queue.policy, held, routes, false)
+            else {
                 continue;
             };
             for &policy in looked.policies.iter().flatten() {
@@ -187,44 +220,43 @@ impl Worker {
             let mut packet = PacketBuf::copy_of(&held.bytes);
             match looked.decision {
                 Decision::Transform(bundle) => {
-                    self.transform(netns, now, &mut packet, &held.meta, &bundle, sink);
+                    self.tools
+                        .transform(netns, now, &mut packet, &held.meta, &bundle, sink);
                 }
                 Decision::Plain => {
                     let to = departure(&packet, held.meta.mark);
                     sink(&mut packet, &to);
                 }
                 Decision::Drop(reason, errno) => {
-                    self.drop(netns, reason, errno);
+                    drop(netns, reason, errno);
                 }
                 Decision::Hold => {}
             }
         }
     }
+}
 
-    fn look_up(
+impl Tools {
+    /// Does what was decided about a packet's flow.
+    #[inline]
+    fn carry_out(
         &mut self,
         netns: &Netns,
-        flow: &Flow,
+        now: Now,
+        packet: &mut PacketBuf,
         meta: &OutputMeta,
-        routes: &dyn Routes,
-    ) -> Looked {
-        let key = FlowKey::new(flow, meta);
-        if let Some(looked) = self.flows.find(netns, routes, &key) {
-            return *looked;
+        looked: &Looked,
+        sink: &mut Sink<'_>,
+    ) -> Verdict {
+        for &policy in looked.policies.iter().flatten() {
+            netns.spd.mark_used(policy, now.real);
         }
-        let sad = netns.sad.choices.all();
-        let lookup = Lookup {
-            netns,
-            flow,
-            meta,
-            routes,
-            may_hold: true,
-        };
-        let looked = lookup.decide(self);
-        if looked.lasts {
-            self.flows.remember(netns, routes, &key, sad, &looked);
+        match &looked.decision {
+            Decision::Plain => Verdict::Plain,
+            Decision::Transform(bundle) => self.transform(netns, now, packet, meta, bundle, sink),
+            &Decision::Drop(reason, errno) => drop(netns, reason, errno),
+            Decision::Hold => self.hold(netns, packet, meta, looked),
         }
-        looked
     }
 
     /// Decides about a packet that has waited.
@@ -261,14 +293,14 @@ impl Worker {
         let first = looked.policies.first().copied().flatten();
         let policy = first.and_then(|id| netns.spd.handle(id));
         let Some(policy) = policy else {
-            return self.drop(netns, DropReason::OutNoStates, errno::EAGAIN);
+            return drop(netns, DropReason::OutNoStates, errno::EAGAIN);
         };
         let on_their_way = self.requests.iter().filter(|request| match request {
             Request::Hold(held) => held.is_for(policy),
             _ => false,
         });
         if !netns.holds.has_room(policy, on_their_way.count()) {
-            return self.drop(netns, DropReason::OutHoldFull, errno::EAGAIN);
+            return drop(netns, DropReason::OutHoldFull, errno::EAGAIN);
         }
         let packet = HeldPacket {
             bytes: (**packet).into(),
@@ -277,14 +309,6 @@ impl Worker {
         self.requests
             .push(Request::Hold(Box::new(Held { policy, packet })));
         Verdict::Held
-    }
-
-    /// Counts a packet's end.
-    fn drop(&mut self, netns: &Netns, reason: DropReason, errno: i32) -> Verdict {
-        if let Some(counter) = reason.counter() {
-            netns.mib.count(counter);
-        }
-        Verdict::Dropped { reason, errno }
     }
 
     fn transform(
@@ -304,7 +328,7 @@ impl Worker {
         let mut mark = meta.mark;
         for step in bundle.steps() {
             if let Err((reason, errno)) = self.pass(netns, now, packet, step, &mut mark) {
-                let verdict = self.drop(netns, reason, errno);
+                let verdict = drop(netns, reason, errno);
                 return match reason {
                     DropReason::OutTooBig => Verdict::TooBig {
                         mtu: step.inner_mtu,
@@ -403,7 +427,7 @@ impl Worker {
             Box::new(PacketBuf::with_capacity(crate::packet::buffer::MAX_PACKET))
         });
         let Some(mut cutter) = Fragmenter::new(packet, mtu, ident) else {
-            return self.drop(netns, DropReason::OutNoRoom, errno::EMSGSIZE);
+            return drop(netns, DropReason::OutNoRoom, errno::EMSGSIZE);
         };
         let mut count = 0;
         while cutter.next_into(part) == Some(true) {
@@ -412,6 +436,14 @@ impl Worker {
         }
         Verdict::Sent(count)
     }
+}
+
+/// Counts a packet's end.
+fn drop(netns: &Netns, reason: DropReason, errno: i32) -> Verdict {
+    if let Some(counter) = reason.counter() {
+        netns.mib.count(counter);
+    }
+    Verdict::Dropped { reason, errno }
 }
 
 /// Whether a packet may not enter a bundle, and what would have been right.

@@ -10,13 +10,18 @@ use crate::path::flows::Flows;
 use crate::path::request::Request;
 use crate::transform::Scratch;
 
-/// One packet thread.
+/// One packet thread's part of one namespace.
 pub struct Worker {
+    pub(super) flows: Flows,
+    pub(super) tools: Tools,
+}
+
+/// What a packet needs on its way, whatever flow it is of.
+pub(super) struct Tools {
     /// The CPU that it runs on, as SA_PCPU numbers them.
     pub(super) cpu: u32,
     pub(super) entropy: Box<dyn Entropy + Send>,
     pub(super) scratch: Scratch,
-    pub(super) flows: Flows,
     /// Identification of the next outer header that needs one.
     pub(super) ident: u16,
     /// A fragment on its way out.
@@ -34,25 +39,27 @@ impl Worker {
     pub fn new(cpu: u32, mut entropy: Box<dyn Entropy + Send>) -> Self {
         let [high, low, ..] = entropy.u32().to_be_bytes();
         Self {
-            cpu,
-            entropy,
-            scratch: Scratch::default(),
             flows: Flows::default(),
-            ident: u16::from_be_bytes([high, low]),
-            part: None,
-            reassembler: Reassembler::new(Limits::default()),
-            requests: Vec::new(),
+            tools: Tools {
+                cpu,
+                entropy,
+                scratch: Scratch::default(),
+                ident: u16::from_be_bytes([high, low]),
+                part: None,
+                reassembler: Reassembler::new(Limits::default()),
+                requests: Vec::new(),
+            },
         }
     }
 
     /// Whether the control thread has something to do.
     #[must_use]
     pub fn has_requests(&self) -> bool {
-        !self.requests.is_empty()
+        !self.tools.requests.is_empty()
     }
 
     /// What packets have asked for, in order.
     pub fn drain_requests(&mut self) -> impl Iterator<Item = Request> + '_ {
-        self.requests.drain(..)
+        self.tools.requests.drain(..)
     }
 }

@@ -202,6 +202,7 @@ impl Sad {
         });
         let id = SaId(place);
         sa.serial = self.next_serial;
+        sa.traffic.notes_last_use = self.profile.tells_last_use || !sa::has_spi(sa.id.proto);
         self.next_serial += 1;
         self.choices.change(&sa);
         self.by_age.insert(sa.serial, id);

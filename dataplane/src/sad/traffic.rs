@@ -23,6 +23,8 @@ pub struct Traffic {
     add_time: u64,
     use_time: AtomicU64,
     last_used: AtomicU64,
+    /// The release notes the last use.
+    pub(super) notes_last_use: bool,
     /// The number sent last.
     pub numbers: Numbers,
     replay_window: AtomicU32,
@@ -160,7 +162,7 @@ impl Traffic {
     pub fn count(&self, packets: u64, bytes: u64, now: WallSecs) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.packets.fetch_add(packets, Ordering::Relaxed);
-        if self.last_used() != now.0 {
+        if self.notes_last_use && self.last_used() != now.0 {
             self.last_used.store(now.0, Ordering::Relaxed);
         }
     }
