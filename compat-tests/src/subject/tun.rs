@@ -57,7 +57,7 @@ const SETTINGS: &[(&str, &str)] = &[
 /// before somebody asks for offload.
 pub fn without_offload_modules() {
     for module in ["esp4_offload", "esp6_offload"] {
-        let _ = Command::new("modprobe").args(["-rq", module]).status();
+        let _ = Command::new("rmmod").arg(module).stderr(Stdio::null()).status();
     }
 }
 
