@@ -47,6 +47,8 @@ pub struct Normalizer {
     seconds_matter: bool,
     spis: BTreeMap<u32, u32>,
     acqseqs: Vec<u32>,
+    /// What comes was sent to a group.
+    pub is_event: bool,
     /// The SPI of every NEWSA is a random one.
     pub learns_spis: bool,
     /// Hash tables have grown before: their sizes say nothing.
@@ -62,6 +64,7 @@ impl Normalizer {
             seconds_matter,
             spis: BTreeMap::new(),
             acqseqs: Vec::new(),
+            is_event: false,
             learns_spis: false,
             ignores_hash_sizes: false,
         }
@@ -128,7 +131,7 @@ impl Normalizer {
         }
         let attrs = start + NLMSG_HDRLEN + fixed_bytes(header.kind);
         self.attributes(out, attrs);
-        if header.kind == XFRM_MSG_NEWAE && by_itself(&out[start..]) {
+        if self.is_event && header.kind == XFRM_MSG_NEWAE && by_itself(&out[start..]) {
             out[start + 8..start + NLMSG_HDRLEN].fill(0);
         }
         let len = (out.len() - start) as u32;

@@ -57,7 +57,10 @@ const SETTINGS: &[(&str, &str)] = &[
 /// before somebody asks for offload.
 pub fn without_offload_modules() {
     for module in ["esp4_offload", "esp6_offload"] {
-        let _ = Command::new("rmmod").arg(module).stderr(Stdio::null()).status();
+        let _ = Command::new("rmmod")
+            .arg(module)
+            .stderr(Stdio::null())
+            .status();
     }
 }
 

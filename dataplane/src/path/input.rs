@@ -116,9 +116,9 @@ impl Tools {
         let sa = arrived.sa;
         let sequence = self.admit(netns, now, arrived)?;
         let transform = sa
-            .transform(netns.profile, &mut *self.tools.entropy)
+            .transform(netns.profile, &mut *self.entropy)
             .ok_or(DropReason::InUnsupported)?;
-        let opened = transform.open(packet, arrived.inbound, sequence, &mut self.tools.scratch);
+        let opened = transform.open(packet, arrived.inbound, sequence, &mut self.scratch);
         if let Err(DropReason::EspIcv | DropReason::AhIcv) = opened {
             sa.traffic.count_integrity_failure();
         }
@@ -157,7 +157,6 @@ impl Tools {
         match sa.traffic.check(&sa.lft, now.real) {
             Limit::Within => {}
             limit => self
-                .tools
                 .reach(netns, sa, arrived.handle, limit, DropReason::InExpired)
                 .map_err(|(reason, _)| reason)?,
         }
@@ -184,7 +183,7 @@ impl Tools {
             window.is_open()
         };
         if follows && netns.listeners.aevents {
-            self.tools.notify_replay(netns, now, sa, arrived.handle);
+            self.notify_replay(netns, now, sa, arrived.handle);
         }
         let bytes = packet.len().saturating_sub(opened.at);
         let bytes = u64::try_from(bytes).unwrap_or(0);
@@ -219,7 +218,7 @@ impl Tools {
             new_sport: BeU16::new(port),
         };
         let event = Event::Mapping(Box::new(mapping));
-        self.tools.requests.push(Request::Tell(event));
+        self.requests.push(Request::Tell(event));
     }
 }
 

@@ -1,5 +1,4 @@
-//! How large packets may be: what fits the SAs of a flow, and what routers say
-//! of packets that left them.
+//! What routers say of packets that left SAs: the MTU that would have been right.
 //!
 //! An error counts only if the packet that it is about has an SA. Whoever
 //! keeps the host's routes remembers what was learned, and answers
@@ -15,11 +14,6 @@ use xfrm_proto::uapi::Address;
 use crate::netns::Netns;
 use crate::packet::{be16, be32, icmp};
 use crate::path::input::destination;
-use crate::path::lookup::{Decision, Lookup};
-use crate::path::output::OutputMeta;
-use crate::path::route::Routes;
-use crate::path::worker::Worker;
-use crate::spd::Flow;
 use crate::transform::Inbound;
 
 /// An MTU on the way to a destination.
@@ -31,34 +25,6 @@ pub struct LearnedMtu {
     pub destination: Address,
     /// What a router on the way takes; 0 from one that does not know.
     pub mtu: u32,
-}
-
-impl Worker {
-    /// The most bytes of a packet like this that may leave in one piece (`dst_mtu`).
-    pub fn mtu(
-        &mut self,
-        netns: &Netns,
-        packet: &[u8],
-        meta: &OutputMeta,
-        routes: &dyn Routes,
-    ) -> u32 {
-        let mobility = netns.profile.decodes_mobility || !meta.forwarded;
-        let flow = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility);
-        let decision = flow.map(|flow| {
-            let lookup = Lookup {
-                netns,
-                flow: &flow,
-                meta,
-                routes,
-                may_hold: false,
-            };
-            lookup.decide(&mut self.tools).decision
-        });
-        match decision {
-            Some(Decision::Transform(bundle)) => bundle.mtu,
-            _ => meta.mtu,
-        }
-    }
 }
 
 impl Netns {

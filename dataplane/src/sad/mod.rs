@@ -36,6 +36,7 @@ use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 
 use hashbrown::HashMap;
+use xfrm_proto::consts::{IPPROTO_DSTOPTS, IPPROTO_ROUTING};
 use xfrm_proto::uapi::{Address, SadHinfo};
 
 use crate::event::SaExpire;
@@ -202,7 +203,7 @@ impl Sad {
         });
         let id = SaId(place);
         sa.serial = self.next_serial;
-        sa.traffic.notes_last_use = self.profile.tells_last_use || !sa::has_spi(sa.id.proto);
+        sa.traffic.notes_last_use = self.profile.tells_last_use || matches!(sa.id.proto, IPPROTO_DSTOPTS | IPPROTO_ROUTING);
         self.next_serial += 1;
         self.choices.change(&sa);
         self.by_age.insert(sa.serial, id);
