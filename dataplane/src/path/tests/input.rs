@@ -257,7 +257,7 @@ fn a_mapping_is_told_with_every_packet() {
         ip4::finish(&mut packet).unwrap();
         packet
     };
-    let mut told = |host: &mut Host, port, spi, seq| {
+    let told = |host: &mut Host, port, spi, seq| {
         let mut meta = InputMeta::default();
         let received = host.receive(&from(port, spi, seq), &mut meta, UDP_ENCAP_ESPINUDP);
         assert_eq!(received, Received::Forward);
