@@ -297,8 +297,7 @@ impl<'s> Session<'s> {
         let name = self.name(socket);
         match self.subject.recv(socket, buffer_bytes) {
             Ok(received) => {
-                self.normalizer.is_event = received.groups != 0;
-                let bytes = self.normalizer.datagram(&received.bytes);
+                let bytes = self.normalizer.datagram(&received);
                 self.transcript
                     .datagram(&name, received.groups, received.sender, &bytes);
                 if received.full_len > received.bytes.len() {
@@ -364,7 +363,7 @@ impl<'s> Session<'s> {
                 .iter()
                 .all(|(header, _)| header.kind >= NLMSG_MIN_TYPE);
             if !in_dump {
-                let bytes = self.normalizer.datagram(&received.bytes);
+                let bytes = self.normalizer.datagram(&received);
                 self.transcript
                     .datagram(&name, received.groups, received.sender, &bytes);
                 continue;
@@ -471,7 +470,7 @@ impl<'s> Session<'s> {
         let mut found = Vec::new();
         if self.subject.send(socket, &message.bytes()).is_ok() {
             while let Ok(received) = self.subject.recv(socket, LARGE_BUFFER) {
-                let bytes = self.normalizer.datagram(&received.bytes);
+                let bytes = self.normalizer.datagram(&received);
                 found.extend(messages(&bytes).map(|(_, message)| message.to_vec()));
             }
         }

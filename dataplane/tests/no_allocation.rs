@@ -9,28 +9,37 @@
 )]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cell::Cell;
 
-use dataplane::SeededEntropy;
 use dataplane::crypto::{AeadAlgorithm, AuthAlgorithm, CipherAlgorithm, EspTransform, mac};
+use dataplane::netns::Limits;
 use dataplane::packet::{Family, PacketBuf, ip4};
+use dataplane::path::{Departure, OutputMeta, PathInfo, RouteQuery, Routes, Verdict, Worker};
 use dataplane::profile::V7_2;
+use dataplane::sad::construct::SaRequest;
+use dataplane::spd::{Policy, Templates};
 use dataplane::transform::ah::{Ah, AhParams};
 use dataplane::transform::esp::Esp;
 use dataplane::transform::ipcomp::IpComp;
 use dataplane::transform::{
     Inbound, Mode, ModeParams, Protocol, Route, Scratch, Sequence, Transform,
 };
-use xfrm_proto::uapi::Address;
+use dataplane::{Context, Netns, Now, SeededEntropy};
+use xfrm_proto::algo::{AlgoBlob, Key, NAME_BYTES};
+use xfrm_proto::consts::*;
+use xfrm_proto::uapi::{Address, LifetimeCfg, Selector, UserPolicyInfo, UserSaInfo, UserTmpl};
 
 struct Counting;
 
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+thread_local! {
+    /// Of this thread: the test harness has a life of its own.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
 
 // SAFETY: everything is the system allocator's; a counter beside it changes nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
@@ -45,7 +54,7 @@ unsafe impl GlobalAlloc for Counting {
 static COUNTING: Counting = Counting;
 
 #[test]
-fn packets_cost_no_allocation() {
+fn transforms_allocate_nothing() {
     let params = ModeParams {
         mode: Mode::Tunnel,
         family: Family::V4,
@@ -108,9 +117,125 @@ fn packets_cost_no_allocation() {
             assert_eq!(*buffer, *inner);
         };
         round(1);
-        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        let before = ALLOCATIONS.get();
         (2..100).for_each(&mut round);
-        let after = ALLOCATIONS.load(Ordering::Relaxed);
+        let after = ALLOCATIONS.get();
         assert_eq!(after - before, 0, "{:?}", transform.protocol());
+    }
+}
+
+/// The host's routes: one for everything.
+struct OneRoute;
+
+impl Routes for OneRoute {
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    fn route(&self, _query: &RouteQuery) -> Result<PathInfo, i32> {
+        Ok(PathInfo {
+            mtu: 1500,
+            hop_limit: 64,
+        })
+    }
+
+    fn source(&self, _query: &RouteQuery) -> Result<Address, i32> {
+        Err(101)
+    }
+}
+
+/// The whole way out: policy, SA, counters, transform, fragments.
+#[test]
+fn a_worker_allocates_nothing() {
+    let (local, remote) = (Address::v4(192, 0, 2, 1), Address::v4(192, 0, 2, 2));
+    let endless = LifetimeCfg {
+        soft_byte_limit: XFRM_INF,
+        hard_byte_limit: XFRM_INF,
+        soft_packet_limit: XFRM_INF,
+        hard_packet_limit: XFRM_INF,
+        ..LifetimeCfg::default()
+    };
+    let mut netns = Netns::new(&V7_2, Limits::default());
+    let now = Now::default();
+    let mut name = [0; NAME_BYTES];
+    name[..17].copy_from_slice(b"rfc4106(gcm(aes))");
+    let mut request = SaRequest {
+        info: UserSaInfo {
+            lft: endless,
+            family: AF_INET,
+            mode: XFRM_MODE_TUNNEL,
+            saddr: local,
+            ..UserSaInfo::default()
+        },
+        aead: Some(AlgoBlob {
+            name,
+            key_bits: 160,
+            icv_bits: 128,
+            key: Key::new(&[1; 20]),
+        }),
+        ..SaRequest::default()
+    };
+    request.info.id.daddr = remote;
+    request.info.id.spi = 1.into();
+    request.info.id.proto = IPPROTO_ESP;
+    let mut template = UserTmpl {
+        family: AF_INET,
+        saddr: local,
+        mode: XFRM_MODE_TUNNEL,
+        ..UserTmpl::default()
+    };
+    template.id = request.info.id;
+    let cx = Context {
+        now,
+        entropy: &mut SeededEntropy::new(1),
+        acqseq: &mut 0,
+    };
+    let sa = netns.sad.construct(&cx, &netns.sysctls, request).unwrap();
+    netns.sad.add(sa, now).unwrap();
+    let info = UserPolicyInfo {
+        sel: Selector {
+            family: AF_INET,
+            ..Selector::default()
+        },
+        dir: XFRM_POLICY_OUT,
+        ..UserPolicyInfo::default()
+    };
+    let policy = Policy::new(&info, XFRM_POLICY_TYPE_MAIN, Templates::new([template]));
+    netns.spd.insert(policy, true, now).unwrap();
+
+    let meta = OutputMeta {
+        mark: 0,
+        if_id: 0,
+        ifindex: 2,
+        socket: None,
+        forwarded: true,
+        bypasses: false,
+        loopback: false,
+        mtu: 1500,
+        hop_limit: 64,
+    };
+    let mut worker = Worker::new(0, Box::new(SeededEntropy::new(2)));
+    let mut buffer = PacketBuf::with_capacity(2048);
+    let mut inner = vec![
+        0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 1, 0, 1, 10, 1, 0, 2,
+    ];
+    for bytes in [600, 1500] {
+        inner.resize(bytes, 0x61);
+        ip4::finish(&mut inner).unwrap();
+        let mut round = |flow: u8| {
+            inner[19] = flow;
+            ip4::finish(&mut inner).unwrap();
+            buffer.fill(&inner);
+            let mut pieces = 0;
+            let mut sink = |_: &mut PacketBuf, _: &Departure| pieces += 1;
+            let verdict = worker.output(&netns, now, &mut buffer, &meta, &OneRoute, &mut sink);
+            assert_eq!(verdict, Verdict::Sent(pieces));
+        };
+        round(1);
+        let before = ALLOCATIONS.get();
+        // New flows are remembered in what is there already.
+        (0..100).for_each(&mut round);
+        let after = ALLOCATIONS.get();
+        assert_eq!(after - before, 0, "{bytes} bytes");
     }
 }

@@ -196,6 +196,7 @@ impl ModelHost {
         for packet in left {
             self.world.leave(&packet);
         }
+        self.receive_inner(netns, cx);
     }
 
     /// Sends a packet of this host or another's; its sender's errno.
@@ -215,7 +216,10 @@ impl ModelHost {
         }
         match verdict {
             Verdict::Plain => self.world.leave(packet),
-            Verdict::Sent(_) | Verdict::Held | Verdict::Dropped { errno: 0, .. } => {}
+            Verdict::Sent(_)
+            | Verdict::Held
+            | Verdict::Queued
+            | Verdict::Dropped { errno: 0, .. } => {}
             Verdict::Dropped { errno, .. } => return Err(errno),
             Verdict::TooBig { mtu } => {
                 if meta.forwarded {
@@ -278,15 +282,35 @@ impl ModelHost {
     ) {
         let mut packet = PacketBuf::with_capacity(65_600);
         packet.fill(bytes);
-        let mut meta = InputMeta {
+        let meta = InputMeta {
             ifindex: link.index() as i32,
             ..InputMeta::default()
         };
+        self.receive(netns, cx, packet, meta);
+        self.receive_inner(netns, cx);
+    }
+
+    /// What has come out of IPTFS SAs arrives too.
+    fn receive_inner(&mut self, netns: &mut Netns, cx: &mut Context<'_>) {
+        let mut packet = PacketBuf::with_capacity(65_600);
+        let mut meta = InputMeta::default();
+        while self.worker.next_inner(&mut packet, &mut meta) {
+            self.receive(netns, cx, packet.clone(), meta);
+        }
+    }
+
+    fn receive(
+        &mut self,
+        netns: &mut Netns,
+        cx: &mut Context<'_>,
+        mut packet: PacketBuf,
+        mut meta: InputMeta,
+    ) {
         let (worker, world) = (&mut self.worker, &self.world);
         match worker.receive_alone(netns, cx, &mut packet, &mut meta, world) {
             Received::Local => self.deliver(netns, cx, &packet),
             Received::Forward => self.forward(netns, cx, packet, meta.mark),
-            Received::Kept | Received::Consumed | Received::Dropped(_) => {}
+            Received::Kept | Received::Consumed | Received::Inner | Received::Dropped(_) => {}
         }
     }
 

@@ -19,7 +19,7 @@ use crate::packet::{Family, PacketBuf, be16};
 use crate::path::bundle::set_mark;
 use crate::path::request::Request;
 use crate::path::sec_path::SecPath;
-use crate::path::worker::Tools;
+use crate::path::worker::Worker;
 use crate::replay::Refusal;
 use crate::sad::traffic::Limit;
 use crate::sad::{Lifecycle, Sa, SaHandle};
@@ -44,9 +44,11 @@ pub(super) enum Arrival {
     Inner,
     /// The buffer holds the packet without the headers of its SAs.
     Bare,
+    /// The buffer holds a payload of an IPTFS SA.
+    Aggfrag(SaHandle, Sequence),
 }
 
-impl Tools {
+impl Worker {
     /// Takes a packet through its SAs.
     pub(super) fn open(
         &mut self,
@@ -87,10 +89,11 @@ impl Tools {
                 low,
                 encap,
             };
-            let delivery = self.pass_in(netns, now, packet, &arrived)?;
+            let (delivery, sequence) = self.pass_in(netns, now, packet, &arrived)?;
             encap = 0;
             match delivery {
                 Delivery::Packet(_) => return Ok(Arrival::Inner),
+                Delivery::Aggfrag => return Ok(Arrival::Aggfrag(handle, sequence)),
                 Delivery::Next(next) => inbound = next,
             }
             // Transport mode: the addresses are still the outer ones.
@@ -112,13 +115,13 @@ impl Tools {
         now: Now,
         packet: &mut PacketBuf,
         arrived: &Arrived<'_>,
-    ) -> Result<Delivery, DropReason> {
+    ) -> Result<(Delivery, Sequence), DropReason> {
         let sa = arrived.sa;
         let sequence = self.admit(netns, now, arrived)?;
         let transform = sa
-            .transform(netns.profile, &mut *self.entropy)
+            .transform(netns.profile, &mut *self.tools.entropy)
             .ok_or(DropReason::InUnsupported)?;
-        let opened = transform.open(packet, arrived.inbound, sequence, &mut self.scratch);
+        let opened = transform.open(packet, arrived.inbound, sequence, &mut self.tools.scratch);
         if let Err(DropReason::EspIcv | DropReason::AhIcv) = opened {
             sa.traffic.count_integrity_failure();
         }
@@ -127,7 +130,8 @@ impl Tools {
         }
         let opened = opened?;
         self.accept(netns, now, packet, arrived, sequence, &opened)?;
-        transform.unwrap(packet, arrived.inbound, &opened)
+        let delivery = transform.unwrap(packet, arrived.inbound, &opened)?;
+        Ok((delivery, sequence))
     }
 
     /// What is checked before any crypto.
@@ -157,6 +161,7 @@ impl Tools {
         match sa.traffic.check(&sa.lft, now.real) {
             Limit::Within => {}
             limit => self
+                .tools
                 .reach(netns, sa, arrived.handle, limit, DropReason::InExpired)
                 .map_err(|(reason, _)| reason)?,
         }
@@ -183,7 +188,7 @@ impl Tools {
             window.is_open()
         };
         if follows && netns.listeners.aevents {
-            self.notify_replay(netns, now, sa, arrived.handle);
+            self.tools.notify_replay(netns, now, sa, arrived.handle);
         }
         let bytes = packet.len().saturating_sub(opened.at);
         let bytes = u64::try_from(bytes).unwrap_or(0);
@@ -218,7 +223,7 @@ impl Tools {
             new_sport: BeU16::new(port),
         };
         let event = Event::Mapping(Box::new(mapping));
-        self.requests.push(Request::Tell(event));
+        self.tools.requests.push(Request::Tell(event));
     }
 }
 

@@ -46,6 +46,23 @@ pub struct OutputMeta {
     pub hop_limit: u8,
 }
 
+impl OutputMeta {
+    /// Of a packet that the engine itself has made.
+    pub(super) const fn of_own(mark: u32) -> Self {
+        Self {
+            mark,
+            if_id: 0,
+            ifindex: 0,
+            socket: None,
+            forwarded: false,
+            bypasses: false,
+            loopback: false,
+            mtu: u32::MAX,
+            hop_limit: 0,
+        }
+    }
+}
+
 /// A packet on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Departure {
@@ -67,6 +84,8 @@ pub enum Verdict {
     Sent(usize),
     /// It waits for SAs, and will come out of [`Worker::retry`].
     Held,
+    /// It waits in the queue of an IPTFS SA, and will come out of [`Worker::run_iptfs`].
+    Queued,
     /// It is gone.
     Dropped {
         /// Why.
@@ -133,7 +152,7 @@ impl Worker {
         routes: &dyn Routes,
         act: impl FnOnce(&mut Tools, &Looked) -> T,
     ) -> T {
-        let Self { flows, tools } = self;
+        let Self { flows, tools, .. } = self;
         let key = FlowKey::new(flow, meta);
         if let Some(looked) = flows.find(netns, routes, &key) {
             return act(tools, looked);
@@ -145,6 +164,7 @@ impl Worker {
             meta,
             routes,
             may_hold: true,
+            witness: None,
         };
         let looked = lookup.decide(tools);
         if looked.lasts {
@@ -168,7 +188,8 @@ impl Worker {
         verdict
     }
 
-    /// [`Netns::handle_timeout`] and [`Worker::retry`] where there is one thread.
+    /// [`Netns::handle_timeout`], [`Worker::retry`] and [`Worker::run_iptfs`] where there is one
+    /// thread.
     pub fn timeout_alone(
         &mut self,
         netns: &mut Netns,
@@ -179,6 +200,10 @@ impl Worker {
         netns.handle_timeout(cx);
         for queue in netns.take_held(cx.now.boot) {
             self.retry(netns, cx.now, queue, routes, sink);
+            netns.handle_requests(cx, self.drain_requests());
+        }
+        for sa in netns.take_iptfs(cx.now.boot) {
+            self.run_iptfs(netns, cx.now, sa, sink);
             netns.handle_requests(cx, self.drain_requests());
         }
     }
@@ -279,6 +304,7 @@ impl Tools {
             meta: &meta,
             routes,
             may_hold,
+            witness: None,
         };
         Some(lookup.decide(self))
     }
@@ -325,8 +351,26 @@ impl Tools {
         {
             return Verdict::TooBig { mtu };
         }
+        self.pass_from(netns, now, packet, (bundle, 0), meta, sink)
+    }
+
+    /// Takes a packet through a bundle, from one of its steps on.
+    #[inline]
+    pub(super) fn pass_from(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        way: (&Bundle, usize),
+        meta: &OutputMeta,
+        sink: &mut Sink<'_>,
+    ) -> Verdict {
+        let (bundle, first) = way;
         let mut mark = meta.mark;
-        for step in bundle.steps() {
+        for (at, step) in bundle.steps().enumerate().skip(first) {
+            if step.aggregates {
+                return self.enqueue(netns, now, packet, meta, (bundle, at, mark), sink);
+            }
             if let Err((reason, errno)) = self.pass(netns, now, packet, step, &mut mark) {
                 let verdict = drop(netns, reason, errno);
                 return match reason {
@@ -342,7 +386,7 @@ impl Tools {
 
     /// Takes a packet through one SA (`xfrm_output_one`).
     #[inline]
-    fn pass(
+    pub(super) fn pass(
         &mut self,
         netns: &Netns,
         now: Now,
@@ -449,7 +493,7 @@ fn drop(netns: &Netns, reason: DropReason, errno: i32) -> Verdict {
 /// Whether a packet may not enter a bundle, and what would have been right.
 ///
 /// QUIRK: ipv4_without_df_enters_whole. It is the outer packet that is cut.
-fn too_big(packet: &mut PacketBuf, meta: &OutputMeta, bundle: &Bundle) -> Option<u32> {
+pub(super) fn too_big(packet: &[u8], meta: &OutputMeta, bundle: &Bundle) -> Option<u32> {
     const LEAST_V6: u32 = 1280;
     let mtu = match Family::of(packet)? {
         Family::V4 if meta.forwarded && !may_be_cut(packet) => bundle.mtu,

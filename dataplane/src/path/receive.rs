@@ -18,7 +18,7 @@ use crate::packet::encap::{self, Datagram};
 use crate::packet::reassembly::Outcome;
 use crate::packet::{Family, PacketBuf, ip4, ip6};
 use crate::path::check::Question;
-use crate::path::input::{Approach, destination, source};
+use crate::path::input::{Approach, Arrival, destination, source};
 use crate::path::sec_path::SecPath;
 use crate::path::worker::Worker;
 use crate::spd::{Flow, SocketKey};
@@ -78,6 +78,8 @@ pub enum Received {
     Kept,
     /// It was a keepalive: done with.
     Consumed,
+    /// It was an IPTFS payload: what came out of it is in [`Worker::next_inner`].
+    Inner,
     /// It is gone.
     Dropped(DropReason),
 }
@@ -153,7 +155,7 @@ impl Worker {
                 Delivered::Done(received) => return Ok(Step::Done(received)),
             },
         };
-        self.tools.open(
+        let arrival = self.open(
             netns,
             now,
             packet,
@@ -161,6 +163,10 @@ impl Worker {
             &mut meta.mark,
             &mut meta.path,
         )?;
+        if let Arrival::Aggfrag(sa, sequence) = arrival {
+            self.take_payload(netns, now, packet, (sa, sequence), meta);
+            return Ok(Step::Done(Received::Inner));
+        }
         Ok(Step::Again)
     }
 

@@ -29,6 +29,8 @@ pub enum Request {
     HoldOn(Box<Queue>),
     /// The aevent timer of an SA has something to look at when it runs out.
     AeventTimer(BootNanos, SaHandle),
+    /// An IPTFS SA has something to send, or to give up, then.
+    IptfsTimer(BootNanos, SaHandle),
 }
 
 /// What an SA is wanted for.
@@ -70,6 +72,9 @@ impl Netns {
             Request::Hold(held) => self.hold(cx, *held),
             Request::AeventTimer(due, sa) => {
                 self.aevent_timers.insert((due, sa));
+            }
+            Request::IptfsTimer(due, sa) => {
+                self.iptfs_timers.insert((due, sa));
             }
             Request::HoldOn(queue) => self.hold_on(cx.now.boot, *queue),
         }

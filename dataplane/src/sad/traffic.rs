@@ -134,6 +134,14 @@ impl Traffic {
         self.expired.load(Ordering::Relaxed)
     }
 
+    /// Whether a hard limit in bytes or packets leaves nothing.
+    #[inline]
+    #[must_use]
+    pub fn is_used_up(&self, lft: &LifetimeCfg) -> bool {
+        self.bytes.load(Ordering::Relaxed) >= lft.hard_byte_limit
+            || self.packets.load(Ordering::Relaxed) >= lft.hard_packet_limit
+    }
+
     /// Marks as used, and holds the counters against the limits (`xfrm_state_check_expire`).
     ///
     /// `Soft` is said once, to whoever finds it first; so is `Hard`.
@@ -146,7 +154,7 @@ impl Traffic {
         }
         let bytes = self.bytes.load(Ordering::Relaxed);
         let packets = self.packets.load(Ordering::Relaxed);
-        if bytes >= lft.hard_byte_limit || packets >= lft.hard_packet_limit {
+        if self.is_used_up(lft) {
             self.expired.store(true, Ordering::Relaxed);
             return Limit::Hard;
         }

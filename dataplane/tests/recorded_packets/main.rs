@@ -11,6 +11,7 @@
     reason = "a test"
 )]
 
+mod iptfs;
 mod recording;
 mod sa;
 
@@ -86,7 +87,7 @@ impl Receiver {
     /// What IPv6 does with extension headers in front of ESP and AH.
     fn exchange_home_addresses(&self, buffer: &mut PacketBuf) -> Result<(), DropReason> {
         for sa in &self.sas {
-            let Protocol::RouteOptimization(header) = sa.transform.protocol() else {
+            let Protocol::RouteOptimization(header) = sa.transform().protocol() else {
                 continue;
             };
             let arrived = Arrived::find(buffer).ok_or(DropReason::RouteAddress)?;
@@ -119,25 +120,26 @@ impl Receiver {
             };
             let found = self
                 .sas
-                .iter_mut()
+                .iter()
                 .find(|sa| sa.spi == spi && sa.protocol == inbound.protocol);
             let Some(sa) = found else { return Ok(false) };
-            sa.replay.check(low).map_err(|_| DropReason::InReplay)?;
-            let sequence = sa.replay.infer(low);
+            sa.replay().check(low).map_err(|_| DropReason::InReplay)?;
+            let sequence = sa.replay().infer(low);
             let opened = sa
-                .transform
+                .transform()
                 .open(buffer, &inbound, sequence, &mut self.scratch)?;
-            sa.replay
+            sa.replay()
                 .recheck(sequence)
                 .map_err(|_| DropReason::InReplay)?;
-            sa.replay.advance(low);
+            sa.replay().advance(low);
             passed = true;
-            match sa.transform.unwrap(buffer, &inbound, &opened)? {
+            match sa.transform().unwrap(buffer, &inbound, &opened)? {
                 Delivery::Next(next) => inbound = next,
                 Delivery::Packet(_) => {
                     judge(buffer)?;
                     return Ok(true);
                 }
+                Delivery::Aggfrag => unreachable!("no recording of this kind has it"),
             }
         }
     }
@@ -266,7 +268,7 @@ fn seal(
     // From the outermost in, what still fits.
     let mut mtus = vec![MTU];
     for sa in sas.iter().rev() {
-        mtus.push(sa.transform.mtu(*mtus.last().unwrap()));
+        mtus.push(sa.transform().mtu(*mtus.last().unwrap()));
     }
     let ident = out
         .as_ref()
@@ -284,8 +286,8 @@ fn seal(
             },
             ident,
         };
-        let place = sa.transform.place(&mut buffer, &route)?;
-        sa.transform
+        let place = sa.transform().place(&mut buffer, &route)?;
+        sa.transform()
             .seal(&mut buffer, &place, sequence(sa, at), &route, &mut scratch)
             .unwrap_or_else(|reason| panic!("{}: {reason:?}", case.name));
     }

@@ -1,18 +1,21 @@
-//! SAs from their recorded parameters.
+//! SAs from their recorded parameters, made as NEWSA makes them.
 
-use dataplane::Profile;
-use dataplane::crypto::{AeadAlgorithm, AuthAlgorithm, CipherAlgorithm, EspTransform, mac};
+use std::sync::MutexGuard;
+
+use dataplane::crypto::{AuthAlgorithm, CipherAlgorithm, EspTransform};
 use dataplane::entropy::Entropy;
+use dataplane::netns::Limits;
 use dataplane::packet::Family;
-use dataplane::packet::encap::Encap;
-use dataplane::replay::{ReplayWindow, Ring};
-use dataplane::transform::ah::{Ah, AhParams};
-use dataplane::transform::esp::Esp;
-use dataplane::transform::ipcomp::IpComp;
-use dataplane::transform::route_optimization::{Kind, RouteOptimization};
+use dataplane::replay::ReplayWindow;
+use dataplane::sad::Sad;
+use dataplane::sad::construct::SaRequest;
+use dataplane::sysctl::Sysctls;
 use dataplane::transform::{Mode, ModeParams, Protocol, Sequence, Transform};
+use dataplane::{Context, Now, Profile};
+use xfrm_proto::algo::{AlgoBlob, Key, NAME_BYTES};
 use xfrm_proto::consts::*;
-use xfrm_proto::uapi::Address;
+use xfrm_proto::uapi::{Address, EncapTmpl, ReplayState, ReplayStateEsn, Selector, UserSaInfo};
+use zerocopy::IntoBytes;
 
 use crate::recording::{Case, Exchange, Params, unhex};
 
@@ -28,10 +31,8 @@ impl Entropy for Given {
 pub(crate) struct Sa {
     pub(crate) spi: u32,
     pub(crate) protocol: u8,
-    pub(crate) transform: Transform,
-    pub(crate) replay: ReplayWindow,
-    encap: Option<Encap>,
-    esn: bool,
+    sa: Box<dataplane::sad::Sa>,
+    profile: &'static Profile,
     first_high: u32,
     /// The number of its first packet.
     pub(crate) first: Sequence,
@@ -70,42 +71,10 @@ fn algorithm(params: &Params, key: &str) -> Option<(String, Vec<u8>, usize)> {
     Some((name, material, icv_bits / 8))
 }
 
-fn full_icv_bytes(name: &str) -> usize {
-    match name {
-        "hmac(md5)" | "xcbc(aes)" | "cmac(aes)" => 16,
-        "hmac(sha1)" | "hmac(rmd160)" => 20,
-        "hmac(sha256)" | "hmac(sm3)" => 32,
-        "hmac(sha384)" => 48,
-        "hmac(sha512)" => 64,
-        _ => panic!("{name}"),
-    }
-}
-
 /// Bytes between AH's ICV and its end.
 pub(crate) fn ah_pad_bytes(params: &Params) -> usize {
     let (_, _, icv_bytes) = algorithm(params, "auth").unwrap();
     (12 + icv_bytes).next_multiple_of(8) - 12 - icv_bytes
-}
-
-fn crypto(params: &Params, seeds: [u64; 2], esn: bool) -> EspTransform {
-    let mut entropy = Given(seeds.to_vec());
-    if let Some((name, key, icv_bytes)) = algorithm(params, "aead") {
-        let algorithm = AeadAlgorithm::from_name(&name).unwrap();
-        return EspTransform::aead(algorithm, &key, icv_bytes, esn, &mut entropy).unwrap();
-    }
-    let (cipher, key, _) = algorithm(params, "enc").unwrap();
-    let cipher = CipherAlgorithm::from_name(&cipher).unwrap();
-    let null = ("digest_null".to_owned(), Vec::new(), 0);
-    let (auth, auth_key, icv_bytes) = algorithm(params, "auth").unwrap_or(null);
-    let auth = AuthAlgorithm::from_name(&auth).unwrap();
-    EspTransform::authenc(
-        (cipher, &key),
-        (auth, &auth_key),
-        icv_bytes,
-        esn,
-        &mut entropy,
-    )
-    .unwrap()
 }
 
 fn mode_params(params: &Params) -> ModeParams {
@@ -128,6 +97,9 @@ fn mode_params(params: &Params) -> ModeParams {
             "tunnel" => Mode::Tunnel,
             "beet" => Mode::Beet,
             "ro" => Mode::RouteOptimization,
+            "iptfs" => Mode::Iptfs {
+                splits: !params.contains_key("dont-frag"),
+            },
             other => panic!("{other}"),
         },
         family,
@@ -141,62 +113,156 @@ fn mode_params(params: &Params) -> ModeParams {
     }
 }
 
+fn blob(params: &Params, key: &str) -> Option<AlgoBlob> {
+    let (name, key, icv_bytes) = algorithm(params, key)?;
+    let mut field = [0; NAME_BYTES];
+    field[..name.len()].copy_from_slice(name.as_bytes());
+    Some(AlgoBlob {
+        name: field,
+        key_bits: u32::try_from(key.len() * 8).unwrap(),
+        icv_bits: u32::try_from(icv_bytes * 8).unwrap(),
+        key: Key::new(&key),
+    })
+}
+
+fn selector(params: &Params) -> Option<Selector> {
+    let (family, saddr) = address(params.get("sel-src")?);
+    let (_, daddr) = address(&params["sel-dst"]);
+    let (family, bits) = match family {
+        Family::V4 => (AF_INET, 32),
+        Family::V6 => (AF_INET6, 128),
+    };
+    Some(Selector {
+        saddr,
+        daddr,
+        family,
+        prefixlen_s: bits,
+        prefixlen_d: bits,
+        ..Selector::default()
+    })
+}
+
+/// NEWSA with these parameters.
+fn request<'a>(params: &Params, replay: &'a [u8]) -> SaRequest<'a> {
+    let (family, saddr) = address(&params["src"]);
+    let mode = mode_params(params);
+    let esn = flag(params, "flags", "esn");
+    let mut flags = mode.flags;
+    if esn {
+        flags |= XFRM_STATE_ESN;
+    }
+    if flag(params, "flags", "align4") {
+        flags |= XFRM_STATE_ALIGN4;
+    }
+    let sel = selector(params).unwrap_or_else(|| {
+        flags |= XFRM_STATE_AF_UNSPEC;
+        Selector::default()
+    });
+    let window = number(params, "replay-window");
+    let mut request = SaRequest {
+        info: UserSaInfo {
+            sel,
+            saddr,
+            family: match family {
+                Family::V4 => AF_INET,
+                Family::V6 => AF_INET6,
+            },
+            mode: match mode.mode {
+                Mode::Transport => XFRM_MODE_TRANSPORT,
+                Mode::Tunnel => XFRM_MODE_TUNNEL,
+                Mode::Beet => XFRM_MODE_BEET,
+                Mode::RouteOptimization => XFRM_MODE_ROUTEOPTIMIZATION,
+                Mode::Iptfs { .. } => XFRM_MODE_IPTFS,
+            },
+            flags,
+            replay_window: u8::try_from(window).unwrap_or(0),
+            ..UserSaInfo::default()
+        },
+        aead: blob(params, "aead"),
+        auth_trunc: blob(params, "auth"),
+        crypt: blob(params, "enc"),
+        extra_flags: mode.extra_flags,
+        tfcpad: number(params, "tfcpad"),
+        coaddr: params.get("coa").map(|text| address(text).1),
+        ..SaRequest::default()
+    };
+    if esn || window > 32 {
+        request.params.esn = Some(replay);
+    } else {
+        request.params.replay = Some(ReplayState {
+            seq: number(params, "replay-seq"),
+            ..ReplayState::default()
+        });
+    }
+    request.info.id.daddr = address(&params["dst"]).1;
+    request.info.id.proto = match &params["proto"][..] {
+        "esp" => IPPROTO_ESP,
+        "ah" => IPPROTO_AH,
+        "comp" => IPPROTO_COMP,
+        "hao" => IPPROTO_DSTOPTS,
+        "route2" => IPPROTO_ROUTING,
+        other => panic!("{other}"),
+    };
+    if !matches!(request.info.id.proto, IPPROTO_DSTOPTS | IPPROTO_ROUTING) {
+        request.info.id.spi = number(params, "spi").into();
+    }
+    if request.info.id.proto == IPPROTO_COMP {
+        let mut name = [0; NAME_BYTES];
+        name[..7].copy_from_slice(b"deflate");
+        request.comp = Some(AlgoBlob {
+            name,
+            key_bits: 0,
+            icv_bits: 0,
+            key: Key::new(&[]),
+        });
+    }
+    request.iptfs.dont_frag = params.contains_key("dont-frag");
+    request.encap = params.get("encap").map(|text| {
+        let mut parts = text.split(':').map(|part| part.parse::<u16>().unwrap());
+        let mut next = || parts.next().unwrap();
+        EncapTmpl {
+            kind: next(),
+            sport: next().into(),
+            dport: next().into(),
+            ..EncapTmpl::default()
+        }
+    });
+    request
+}
+
+/// REPLAY_ESN_VAL with these parameters.
+fn replay(params: &Params) -> Vec<u8> {
+    let window = number(params, "replay-window");
+    let words = window.div_ceil(32);
+    let head = ReplayStateEsn {
+        bmp_len: words,
+        seq: number(params, "replay-seq"),
+        seq_hi: number(params, "replay-seq-hi"),
+        replay_window: window,
+        ..ReplayStateEsn::default()
+    };
+    let mut attr = head.as_bytes().to_vec();
+    attr.resize(attr.len() + 4 * usize::try_from(words).unwrap(), 0);
+    attr
+}
+
 impl Sa {
     pub(crate) fn new(params: &Params, profile: &'static Profile, seeds: [u64; 2]) -> Self {
-        let mode = mode_params(params);
-        let family = mode.family;
-        let esn = flag(params, "flags", "esn");
-        let spi = number(params, "spi");
-        let encap = params.get("encap").map(|text| {
-            let mut parts = text.split(':').map(|part| part.parse().unwrap());
-            let mut next = || parts.next().unwrap();
-            Encap {
-                kind: next(),
-                sport: next(),
-                dport: next(),
-            }
-        });
-        let (number_of, protocol) = match &params["proto"][..] {
-            "esp" => {
-                let crypto = crypto(params, seeds, esn);
-                let esp = Esp::new(spi, crypto, number(params, "tfcpad"));
-                (IPPROTO_ESP, Protocol::Esp(esp))
-            }
-            "ah" => {
-                let (name, key, icv_bytes) = algorithm(params, "auth").unwrap();
-                let auth = AuthAlgorithm::from_name(&name).unwrap();
-                let params = AhParams {
-                    spi,
-                    family,
-                    full_icv_bytes: full_icv_bytes(&name),
-                    align4: flag(params, "flags", "align4"),
-                    esn,
-                };
-                let mac = mac(auth, &key, icv_bytes).unwrap();
-                (IPPROTO_AH, Protocol::Ah(Ah::new(&params, mac)))
-            }
-            "comp" => {
-                let comp = IpComp::new(u16::try_from(spi).unwrap(), 90, profile);
-                (IPPROTO_COMP, Protocol::IpComp(comp))
-            }
-            "hao" | "route2" => {
-                let (number, kind) = match &params["proto"][..] {
-                    "hao" => (IPPROTO_DSTOPTS, Kind::HomeAddress),
-                    _ => (IPPROTO_ROUTING, Kind::Routing),
-                };
-                let (_, care_of) = address(&params["coa"]);
-                let header = RouteOptimization { kind, care_of };
-                (number, Protocol::RouteOptimization(header))
-            }
-            other => panic!("{other}"),
+        let mut sad = Sad::new(profile, Limits::default());
+        let cx = Context {
+            now: Now::default(),
+            entropy: &mut Given(Vec::new()),
+            acqseq: &mut 0,
         };
+        let attr = replay(params);
+        let sa = sad
+            .construct(&cx, &Sysctls::default(), request(params, &attr))
+            .unwrap_or_else(|error| panic!("{params:?}: {error:?}"));
+        assert!(sa.transform(profile, &mut Given(seeds.to_vec())).is_some());
         Self {
-            spi,
-            protocol: number_of,
-            transform: Transform::new(&mode, protocol, encap),
-            replay: replay(params, esn),
-            encap,
-            esn,
+            spi: sa.id.spi.get(),
+            protocol: sa.id.proto,
+            profile,
             first_high: number(params, "replay-oseq-hi"),
             first: Sequence(
                 Sequence::new(
@@ -205,15 +271,30 @@ impl Sa {
                 )
                 .0 + 1,
             ),
+            sa,
         }
     }
 
+    pub(crate) fn transform(&self) -> &Transform {
+        // It has been made already.
+        let transform = self.sa.transform(self.profile, &mut Given(Vec::new()));
+        transform.unwrap()
+    }
+
+    pub(crate) fn replay(&self) -> MutexGuard<'_, ReplayWindow> {
+        self.sa.window()
+    }
+
     pub(crate) fn encap_kind(&self) -> u16 {
-        self.encap.map_or(0, |encap| encap.kind)
+        self.sa.encap().map_or(0, |encap| encap.kind)
+    }
+
+    pub(crate) fn is_esn(&self) -> bool {
+        self.sa.is_esn()
     }
 
     pub(crate) fn mode(&self) -> Mode {
-        self.transform.mode().params().mode
+        self.transform().mode().params().mode
     }
 
     /// The sequence number that Linux gave the packet: in the clear when the SA is the outermost
@@ -226,7 +307,7 @@ impl Sa {
         let outermost = at + 1 == count && numbered;
         let low = if outermost { self.low(&out.start) } else { 1 };
         // Each case begins just below or at a wrap, if it has one.
-        let high = self.first_high + u32::from(self.esn && low < 4 && self.wraps());
+        let high = self.first_high + u32::from(self.sa.is_esn() && low < 4 && self.wraps());
         Sequence::new(high, low)
     }
 
@@ -242,32 +323,7 @@ impl Sa {
     }
 
     fn wraps(&self) -> bool {
-        matches!(&self.replay, ReplayWindow::Esn(ring) if ring.seq > u32::MAX - 4)
-    }
-}
-
-fn replay(params: &Params, esn: bool) -> ReplayWindow {
-    let window = number(params, "replay-window");
-    let words = window.div_ceil(32);
-    let seq = number(params, "replay-seq");
-    if !esn && window <= 32 {
-        return ReplayWindow::Legacy {
-            window: u8::try_from(window).unwrap(),
-            seq,
-            bitmap: 0,
-        };
-    }
-    let ring = Box::new(Ring {
-        seq,
-        seq_hi: number(params, "replay-seq-hi"),
-        idle_oseq_hi: 0,
-        window,
-        bitmap: vec![0; usize::try_from(words).unwrap()].into(),
-    });
-    if esn {
-        ReplayWindow::Esn(ring)
-    } else {
-        ReplayWindow::Bitmap(ring)
+        matches!(&*self.replay(), ReplayWindow::Esn(ring) if ring.seq > u32::MAX - 4)
     }
 }
 
