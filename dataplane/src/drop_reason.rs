@@ -51,6 +51,8 @@ reasons! {
     InInvalid => Some(Counter::InStateInvalid), "the SA is not valid";
     /// In UDP where the SA knows no encapsulation, or the other way round.
     InEncap => Some(Counter::InStateMismatch), "the encapsulation is not the SA's";
+    /// ESP in UDP, shorter than Linux takes it for.
+    InEncapShort => None, "ESP in UDP is shorter than an IP header";
     /// A hard limit in bytes or packets is reached.
     InExpired => Some(Counter::InStateExpired), "the SA has reached its limit";
     /// More SAs than a sec path holds.

@@ -275,6 +275,7 @@ impl Lookup<'_> {
                         flow: *self.flow,
                         cpu: tools.cpu,
                         for_cpu: choice != Choice::Acquire,
+                        last_use: wanted.policy.used.secs(),
                     })));
             }
             let error = match choice {

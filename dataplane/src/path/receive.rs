@@ -278,6 +278,11 @@ impl Ask<'_> {
         Ok(match encap::classify(datagram, kind) {
             Datagram::Keepalive => Delivered::Done(Received::Consumed),
             Datagram::Ike => Delivered::Done(Received::Local),
+            // QUIRK: short_esp_in_udp_vanishes. Linux compares the datagram's length with what
+            // the IP header should have in front of it.
+            Datagram::Esp { at } if datagram.len() < inbound.family.header_bytes() + at => {
+                return Err(DropReason::InEncapShort);
+            }
             Datagram::Esp { at } => Delivered::Esp(Approach {
                 inbound: Inbound {
                     at: inbound.at + at,

@@ -26,6 +26,8 @@ pub struct Traffic {
     add_time: u64,
     use_time: AtomicU64,
     last_used: AtomicU64,
+    /// The release notes the last use.
+    pub(super) notes_last_use: bool,
     /// The number sent last.
     numbers: Numbers,
     replay_window: AtomicU32,
@@ -125,7 +127,7 @@ impl Traffic {
 
     #[inline]
     fn note_use(&self, now: WallSecs) {
-        if self.last_used() != now.0 {
+        if self.notes_last_use && self.last_used() != now.0 {
             self.last_used.store(now.0, Ordering::Relaxed);
         }
     }
