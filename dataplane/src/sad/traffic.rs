@@ -174,6 +174,10 @@ impl Traffic {
         *self.dying.get_mut() = dying;
     }
 
+    pub(super) fn set_expired(&mut self, expired: bool) {
+        *self.expired.get_mut() = expired;
+    }
+
     /// Whether a hard limit in bytes or packets is reached.
     #[must_use]
     pub fn is_expired(&self) -> bool {
