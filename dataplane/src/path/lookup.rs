@@ -24,10 +24,6 @@ pub(super) type Policies = [Option<PolicyId>; 2];
 
 /// What a lookup comes to.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "bundles are remembered without an allocation"
-)]
 pub(super) enum Decision {
     /// The packet goes as it is.
     Plain,
