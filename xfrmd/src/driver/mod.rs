@@ -17,7 +17,8 @@
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
 //! * [`command`], [`program`], [`bypass`]: `xfrmd run`.
-//! * [`client`]: `xfrmd stat` and `xfrmd env`.
+//! * [`explain`]: what would become of a packet.
+//! * [`client`]: `xfrmd stat`, `explain` and `env`.
 
 mod attaching;
 mod bypass;
@@ -26,6 +27,7 @@ mod clock;
 pub(crate) mod command;
 mod connection;
 mod entry;
+mod explain;
 mod files;
 pub(crate) mod host;
 mod instance;
