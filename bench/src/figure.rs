@@ -7,6 +7,8 @@ use std::fmt;
 pub(crate) enum Target {
     /// At most this.
     AtMost(f64),
+    /// At least this.
+    AtLeast(f64),
 }
 
 /// A figure.
@@ -26,17 +28,22 @@ impl Figure {
     }
 
     pub(crate) fn met(&self) -> bool {
-        let Target::AtMost(limit) = self.target;
-        self.ratio() <= limit
+        match self.target {
+            Target::AtMost(limit) => self.ratio() <= limit,
+            Target::AtLeast(limit) => self.ratio() >= limit,
+        }
     }
 }
 
 impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Target::AtMost(limit) = self.target;
+        let (sign, limit) = match self.target {
+            Target::AtMost(limit) => ("<=", limit),
+            Target::AtLeast(limit) => (">=", limit),
+        };
         write!(
             f,
-            "{:<38} {:>10} {:<3} {:>10} {:<3} ({}) {:>8}x  target <= {}x  {}",
+            "{:<38} {:>10} {:<3} {:>10} {:<3} ({}) {:>8}x  target {sign} {}x  {}",
             self.name,
             number(self.ours),
             self.unit,

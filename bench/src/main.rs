@@ -7,7 +7,9 @@
 
 mod client;
 mod crypto;
+mod fidelity;
 mod figure;
+mod lookup;
 mod messages;
 mod path;
 mod scale;
@@ -20,6 +22,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use figure::Figure;
 
+/// As in `xfrmd`, whose emulator is measured here.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A group of figures.
 struct Bench {
     name: &'static str,
@@ -28,6 +34,11 @@ struct Bench {
 }
 
 const BENCHES: &[Bench] = &[
+    Bench {
+        name: "fidelity",
+        about: "replies that are byte for byte those recorded from each kernel",
+        run: fidelity::run,
+    },
     Bench {
         name: "round-trip",
         about: "one request with ACK through the shim, beside the bare transport and the host's kernel",
@@ -52,6 +63,11 @@ const BENCHES: &[Bench] = &[
         name: "scale",
         about: "requests among a million entries beside a thousand, in the emulator",
         run: || Ok(scale::run()),
+    },
+    Bench {
+        name: "lookup",
+        about: "the policy for a flow that no cache knows, among a thousand to a million",
+        run: || Ok(lookup::run()),
     },
     Bench {
         name: "crypto",

@@ -10,19 +10,23 @@ use zerocopy::IntoBytes;
 pub(crate) enum Shape {
     /// Host to host.
     Pairs,
-    /// Prefixes of 16 to 30 bits on both sides.
+    /// Prefixes of 16 to 30 bits on both sides, in two networks of 8 bits: many cover each other.
     Mixed,
+    /// The same, anywhere: Linux's trees have nearly as many nodes as there are policies, all of
+    /// which it visits when one goes.
+    Scattered,
     /// The same two hosts, other ports.
     Ports,
 }
 
 impl Shape {
-    pub(crate) const ALL: [Self; 3] = [Self::Pairs, Self::Mixed, Self::Ports];
+    pub(crate) const ALL: [Self; 4] = [Self::Pairs, Self::Mixed, Self::Scattered, Self::Ports];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Pairs => "pairs",
             Self::Mixed => "mixed",
+            Self::Scattered => "scattered",
             Self::Ports => "ports",
         }
     }
@@ -59,19 +63,22 @@ pub(crate) fn selector(shape: Shape, i: u32) -> Selector {
             saddr: host(11, i),
             ..base
         },
-        Shape::Mixed => {
+        Shape::Mixed | Shape::Scattered => {
             let x = scramble(i);
             let plen = |bits: u32| 16 + u8::try_from(bits % 15).unwrap_or(0);
-            let masked = |net: u8, bits: u32, plen: u8| {
-                let addr = (u32::from(net) << 24) | (bits & 0x00ff_ffff);
+            let masked = |net: u32, bits: u32, plen: u8| {
+                let bits = match shape {
+                    Shape::Mixed => net << 24 | bits >> 8,
+                    _ => bits,
+                };
                 Address::from(std::net::IpAddr::V4(
-                    (addr & (u32::MAX << (32 - plen))).into(),
+                    (bits & (u32::MAX << (32 - plen))).into(),
                 ))
             };
             let (plen_d, plen_s) = (plen(x >> 4), plen(x >> 20));
             Selector {
                 daddr: masked(10, scramble(x), plen_d),
-                saddr: masked(11, i, plen_s),
+                saddr: masked(11, scramble(!x), plen_s),
                 prefixlen_d: plen_d,
                 prefixlen_s: plen_s,
                 // Tells masked neighbours apart without changing what the prefixes are.

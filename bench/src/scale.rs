@@ -13,7 +13,10 @@ use crate::stopwatch::{cpu_time, median};
 
 const SMALL: u32 = 1_000;
 const LARGE: u32 = 1_000_000;
+/// Requests of a batch: first some that are not timed.
+const WARM_UP: u32 = 500;
 const COUNT: u32 = 1_000;
+const ROUNDS: u32 = 15;
 
 struct Machine {
     emulator: Emulator,
@@ -113,44 +116,55 @@ const SA_PROBES: [Probe; 4] = [
     },
 ];
 
-/// Nanoseconds of each probe among `entries`: medians of batches, after a warm-up.
-fn measure(probes: &[Probe], shape: Shape, entries: u32) -> Vec<f64> {
+/// A machine that has `entries` entries, made by the first probe.
+fn loaded(probes: &[Probe], shape: Shape, entries: u32) -> Machine {
     let mut machine = Machine::new();
     if let Some(first) = probes.first() {
         for i in 0..entries {
             machine.send(|out| (first.put)(out, shape, i));
         }
     }
-    let mut samples = vec![Vec::new(); probes.len()];
-    for round in 0..15 {
+    machine
+}
+
+/// Nanoseconds of each probe at each size: medians of batches.
+///
+/// The sizes take turns, so that what else the machine does hits both, and each batch begins with
+/// requests that are not timed, so that it finds the caches as its own size leaves them.
+fn measure(probes: &[Probe], shape: Shape) -> Vec<[f64; 2]> {
+    const SIZES: [u32; 2] = [SMALL, LARGE];
+    let mut machines = SIZES.map(|entries| loaded(probes, shape, entries));
+    let mut samples = vec![[Vec::new(), Vec::new()]; probes.len()];
+    for round in 0..ROUNDS {
         for (probe, samples) in probes.iter().zip(&mut samples) {
-            let index = |i: u32| match probe.existing {
-                true => scramble(round * COUNT + i) % entries,
-                // NEW makes them and DEL takes them away again, so the table keeps its size.
-                false => entries + i,
-            };
-            let index = |i| {
-                if probe.name == "ALLOCSPI" {
-                    index(i) + round * COUNT
-                } else {
-                    index(i)
-                }
-            };
-            let nanos = cpu_time(|| {
-                (0..COUNT).for_each(|i| machine.send(|out| (probe.put)(out, shape, index(i))))
-            });
-            samples.push(nanos / f64::from(COUNT));
+            for ((entries, machine), samples) in SIZES.iter().zip(&mut machines).zip(samples) {
+                let first = round * (WARM_UP + COUNT);
+                let index = |i: u32| match (probe.existing, probe.name) {
+                    (true, _) => scramble(first + i) % entries,
+                    (false, "ALLOCSPI") => entries + first + i,
+                    // NEW makes them and DEL takes them away again, so the table keeps its size.
+                    (false, _) => entries + i,
+                };
+                let mut run = |range: std::ops::Range<u32>| {
+                    for i in range {
+                        machine.send(|out| (probe.put)(out, shape, index(i)));
+                    }
+                };
+                run(0..WARM_UP);
+                let nanos = cpu_time(|| run(WARM_UP..WARM_UP + COUNT));
+                samples.push(nanos / f64::from(COUNT));
+            }
         }
     }
-    samples.iter_mut().map(|s| median(s)).collect()
+    let medians = |[small, large]: [Vec<f64>; 2]| [small, large].map(|mut s| median(&mut s));
+    samples.into_iter().map(medians).collect()
 }
 
 fn figures(probes: &[Probe], shape: Shape, label: &str) -> Vec<Figure> {
-    let (small, large) = (measure(probes, shape, SMALL), measure(probes, shape, LARGE));
     probes
         .iter()
-        .zip(small.into_iter().zip(large))
-        .map(|(probe, (small, large))| Figure {
+        .zip(measure(probes, shape))
+        .map(|(probe, [small, large])| Figure {
             name: format!("scale: {}{label}, 1M / 1k", probe.name),
             ours: large,
             yardstick: small,

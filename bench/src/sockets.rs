@@ -175,14 +175,14 @@ pub(crate) fn large_tables() -> Result<Vec<Figure>> {
         limit,
     };
     let mut all = Vec::new();
-    let args = ["policies-at", "mixed", "100000", "500"];
+    let args = ["policies-at", "scattered", "100000", "100"];
     all.extend(rows(
         &ours(&args, false)?,
         &host(&args, false)?,
         "host kernel",
         &[
-            row("host: UPDPOLICY, 100k mixed", "UPDPOLICY", 0.01),
-            row("host: DELPOLICY, 100k mixed", "DELPOLICY", 0.01),
+            row("host: UPDPOLICY, 100k scattered", "UPDPOLICY", 0.01),
+            row("host: DELPOLICY, 100k scattered", "DELPOLICY", 0.01),
         ],
     )?);
     let args = ["policies-at", "ports", "10000", "500"];

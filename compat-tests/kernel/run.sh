@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs a command inside a reference kernel (see install.sh).
 #
-#   compat-tests/kernel/run.sh -k 6.1|6.12|7.2 [-s] [-m MEMORY] [-t SECONDS] -- COMMAND [ARG...]
+#   compat-tests/kernel/run.sh -k 6.1|6.12|7.2|7.2-iptfs [-s] [-m MEMORY] [-t SECONDS] -- COMMAND [ARG...]
 #
+# 7.2-iptfs is 7.2 with the module that iptfs.sh made.
 # -s seals it: once the modules that XFRM uses are loaded, none is loaded on
 # demand, because a search for one that does not exist takes a tenth of a second.
 #
@@ -13,7 +14,7 @@
 set -euo pipefail
 
 root=${REFERENCE_KERNEL_DIR:-/opt/reference-kernel}
-release=7.2 memory=512M seconds=300 seal=:
+release=7.2 memory=512M seconds=300 seal=: module=
 while getopts k:m:st: option; do
   case $option in
     k) release=$OPTARG ;;
@@ -25,14 +26,16 @@ while getopts k:m:st: option; do
 done
 shift $((OPTIND - 1))
 [ "${1:-}" = -- ] && shift
-[ $# -gt 0 ] || { echo "usage: run.sh -k 6.1|6.12|7.2 [-s] [-m MEMORY] [-t SECONDS] -- COMMAND [ARG...]" >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: run.sh -k 6.1|6.12|7.2|7.2-iptfs [-s] [-m MEMORY] [-t SECONDS] -- COMMAND [ARG...]" >&2; exit 2; }
 case $release in
   6.1) name=oldstable ;;
   6.12) name=stable ;;
   7.2) name=newest ;;
+  7.2-iptfs) name=newest module=$root/newest/xfrm_iptfs.ko ;;
   *) echo "run.sh: no such kernel: $release" >&2; exit 2 ;;
 esac
 home=$root/$name
+[ -z "$module" ] || [ -e "$module" ] || { echo "run.sh: $module is not there: compat-tests/kernel/iptfs.sh" >&2; exit 2; }
 [ -x "$home/linux" ] || { echo "run.sh: kernel $release is not installed: compat-tests/kernel/install.sh $release" >&2; exit 2; }
 
 box=$(mktemp -d /var/tmp/compat-kernel.XXXXXX)
@@ -59,6 +62,7 @@ for module in xfrm_user esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm4_tunnel xfrm6_tunn
   mip6 tun esp4_offload esp6_offload authenc echainiv seqiv gcm ccm chacha20poly1305; do
   modprobe -q \$module
 done
+${module:+insmod $module || exit 1}
 ip link set lo up
 crypto="\$(cd /lib/modules/*/kernel/crypto && echo *.ko | sed 's/\.ko//g')"
 $seal

@@ -4,13 +4,17 @@
 //! A client is a shell script in `clients/`, run by `bash` with this crate's
 //! directory as its own and a directory in `$CLIENTS`, where the compiled ones
 //! are. What it prints on a reference kernel is committed as
-//! `golden/KERNEL/clients/NAME.txt`; dates are renamed, nothing else is.
+//! `golden/KERNEL/clients/NAME.txt`, a line `exit CODE` after each command that
+//! failed; dates are renamed, nothing else is.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::kernel::{Kernel, suite_dir};
+
+/// Runs the script that it is given, its exit codes among its output.
+const WITH_EXIT_CODES: &str = r#"trap 'echo "exit $?"' ERR; . "$0" 2>&1"#;
 
 /// A client.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,7 +129,7 @@ pub fn run_over_xfrmd(
             "--",
             "bash",
             "-c",
-            "exec bash \"$0\" 2>&1",
+            WITH_EXIT_CODES,
         ])
         .arg(&client.path);
     environment(&mut command, build_dir);
@@ -143,7 +147,7 @@ pub fn run_in_kernel(kernel: Kernel, out: &Path, build_dir: &Path) -> io::Result
         cd "$1"; export LC_ALL=C TZ=UTC CLIENTS=$3
         for script in clients/*.sh; do
             name=${script##*/}
-            unshare -n bash "$PWD/$script" > "$2/${name%.sh}.txt" 2>&1
+            unshare -n bash -c "$4" "$PWD/$script" > "$2/${name%.sh}.txt"
         done
         exit 0"#;
     let _ = std::fs::remove_dir_all(out);
@@ -153,6 +157,7 @@ pub fn run_in_kernel(kernel: Kernel, out: &Path, build_dir: &Path) -> io::Result
         .map(str::to_owned)
         .into_iter()
         .chain(paths)
+        .chain([WITH_EXIT_CODES.to_owned()])
         .collect();
     let status = kernel.run(200, Path::new("bash"), &args)?;
     if !status.success() {

@@ -13,13 +13,28 @@ use similar::{ChangeTag, TextDiff};
 
 use crate::kernel::{Kernel, suite_dir};
 
-/// Where the transcript of a scenario is kept.
+/// Where a kernel's transcripts are kept.
+#[must_use]
+pub fn directory(kernel: Kernel) -> PathBuf {
+    suite_dir().join("golden").join(kernel.name)
+}
+
+/// Where the transcript of a scenario is kept: beside the kernel's others, or, where a module
+/// makes no difference, beside those of the kernel without it.
 #[must_use]
 pub fn path(kernel: Kernel, scenario: &str) -> PathBuf {
-    suite_dir()
-        .join("golden")
-        .join(kernel.name)
-        .join(format!("{scenario}.txt"))
+    let file = format!("{scenario}.txt");
+    let own = directory(kernel).join(&file);
+    match Kernel::by_name(kernel.release) {
+        Some(plain) if !own.exists() => directory(plain).join(file),
+        _ => own,
+    }
+}
+
+/// Whether the kernel's own transcript of a scenario is kept.
+#[must_use]
+pub fn has_own(kernel: Kernel, scenario: &str) -> bool {
+    directory(kernel).join(format!("{scenario}.txt")).exists()
 }
 
 /// Compares transcripts.

@@ -9,26 +9,44 @@ use dataplane::Profile;
 /// A kernel release that goldens are recorded from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernel {
-    /// `6.1`, `6.12`, `7.2`.
+    /// `6.1`, `6.12`, `7.2`, `7.2-iptfs`.
     pub name: &'static str,
+    /// The same without what was added to it.
+    pub release: &'static str,
     directory: &'static str,
+    has_iptfs: bool,
 }
 
 /// All of them, oldest first.
 pub const ALL: [Kernel; 3] = [
     Kernel {
         name: "6.1",
+        release: "6.1",
         directory: "oldstable",
+        has_iptfs: false,
     },
     Kernel {
         name: "6.12",
+        release: "6.12",
         directory: "stable",
+        has_iptfs: false,
     },
     Kernel {
         name: "7.2",
+        release: "7.2",
         directory: "newest",
+        has_iptfs: false,
     },
 ];
+
+/// 7.2 with the module that Debian's build lacks (`kernel/iptfs.sh` makes it). Its transcripts
+/// are those of 7.2 but for the few in its own directory.
+pub const WITH_IPTFS: Kernel = Kernel {
+    name: "7.2-iptfs",
+    release: "7.2",
+    directory: "newest",
+    has_iptfs: true,
+};
 
 /// The directory of this crate: scripts, goldens, regressions.
 #[must_use]
@@ -40,7 +58,18 @@ impl Kernel {
     /// The kernel of that name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
-        ALL.into_iter().find(|kernel| kernel.name == name)
+        let mut known = ALL.into_iter().chain([WITH_IPTFS]);
+        known.find(|kernel| kernel.name == name)
+    }
+
+    /// The kernel with the modules that a distribution's ordinary build has.
+    #[must_use]
+    pub fn ordinary(self) -> Self {
+        if self.release == WITH_IPTFS.release {
+            WITH_IPTFS
+        } else {
+            self
+        }
     }
 
     /// The emulator's profile of this very build, which differs from what distributions ship for
@@ -52,16 +81,20 @@ impl Kernel {
     pub fn profile(self) -> &'static Profile {
         static BUILDS: OnceLock<Vec<Profile>> = OnceLock::new();
         let builds = BUILDS.get_or_init(|| {
-            let builds = Profile::ALL.into_iter().map(|release| Profile {
-                hz: 100,
-                possible_cpus: 1,
-                has_iptfs: false,
-                has_selinux: true,
-                ..release.clone()
+            let builds = Profile::ALL.into_iter().flat_map(|release| {
+                [false, true].map(|has_iptfs| Profile {
+                    hz: 100,
+                    possible_cpus: 1,
+                    has_iptfs,
+                    has_selinux: true,
+                    ..release.clone()
+                })
             });
             builds.collect()
         });
-        let build = builds.iter().find(|build| build.name == self.name);
+        let mut builds = builds.iter();
+        let build =
+            builds.find(|build| build.name == self.release && build.has_iptfs == self.has_iptfs);
         build.expect("a profile of every reference kernel")
     }
 
@@ -76,16 +109,20 @@ impl Kernel {
         )]
         let root = std::env::var_os("REFERENCE_KERNEL_DIR");
         let root = root.map_or_else(|| PathBuf::from("/opt/reference-kernel"), PathBuf::from);
-        let install = format!("compat-tests/kernel/install.sh {}", self.name);
-        let release = std::fs::read_to_string(root.join(self.directory).join("RELEASE"))
-            .map_err(|_| format!("kernel {} is not installed: {install}", self.name))?;
-        let dotted = format!("{}.", self.name);
-        if !release.starts_with(&dotted) && release.trim() != self.name {
+        let home = root.join(self.directory);
+        let install = format!("compat-tests/kernel/install.sh {}", self.release);
+        let release = std::fs::read_to_string(home.join("RELEASE"))
+            .map_err(|_| format!("kernel {} is not installed: {install}", self.release))?;
+        let dotted = format!("{}.", self.release);
+        if !release.starts_with(&dotted) && release.trim() != self.release {
             return Err(format!(
                 "installed is {}, not {}",
                 release.trim(),
-                self.name
+                self.release
             ));
+        }
+        if self.has_iptfs && !home.join("xfrm_iptfs.ko").exists() {
+            return Err("its module is not built: compat-tests/kernel/iptfs.sh".into());
         }
         Ok(())
     }

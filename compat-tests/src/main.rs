@@ -11,7 +11,7 @@ use compat_tests::fuzz;
 use compat_tests::golden::{self, Divergences};
 use compat_tests::kernel::{self, Kernel};
 use compat_tests::scenario::{self, Scenario};
-use compat_tests::subject::{InProcess, RawSocket};
+use compat_tests::subject::{InProcess, RawSocket, without_offload_modules};
 use compat_tests::traffic;
 
 /// How often a scenario whose sleepers wake late is tried.
@@ -118,7 +118,12 @@ fn main() -> Result<ExitCode> {
             out,
             traffic,
             names,
-        } => run(subject, &kernel, out.as_deref(), &selected(traffic, &names))?,
+        } => {
+            if traffic && matches!(subject, SubjectKind::Socket) {
+                without_offload_modules();
+            }
+            run(subject, &kernel, out.as_deref(), &selected(traffic, &names))?;
+        }
         Command::Diff {
             kernel,
             traffic,
@@ -268,11 +273,26 @@ fn diff(kernel: Option<&str>, scenarios: &[&'static Scenario]) -> Result<ExitCod
     })
 }
 
+/// Keeps, of a kernel with a module more, only the transcripts in which the module shows.
+fn forget_the_same(kernel: Kernel, scenarios: &[&Scenario]) -> Result<()> {
+    let Some(plain) = Kernel::by_name(kernel.release).filter(|plain| *plain != kernel) else {
+        return Ok(());
+    };
+    for scenario in scenarios {
+        let own = golden::path(kernel, scenario.name);
+        if fs::read(&own)? == fs::read(golden::path(plain, scenario.name))? {
+            fs::remove_file(own)?;
+        }
+    }
+    Ok(())
+}
+
 fn record(kernel: Option<&str>, traffic: bool, names: &[String]) -> Result<()> {
     let program = std::env::current_exe()?;
     for kernel in kernels(kernel)? {
         kernel.available().map_err(anyhow::Error::msg)?;
-        let out = kernel::suite_dir().join("golden").join(kernel.name);
+        let out = golden::directory(kernel);
+        fs::create_dir_all(&out)?;
         let mut args: Vec<String> = ["run", "--subject", "socket", "--out"]
             .map(String::from)
             .into();
@@ -285,6 +305,7 @@ fn record(kernel: Option<&str>, traffic: bool, names: &[String]) -> Result<()> {
         if !status.success() {
             bail!("recording from {} ended with {status}", kernel.name);
         }
+        forget_the_same(kernel, &selected(traffic, names))?;
     }
     Ok(())
 }

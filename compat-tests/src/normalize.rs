@@ -24,6 +24,7 @@ use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{NlAttr, NlMsgHdr, Pod, UserSaInfo};
 
 use crate::decode::fixed_bytes;
+use crate::subject::Received;
 
 /// Stands for a time within the run.
 pub const CLOCK: u64 = 0xcccc_cccc_0000_0000;
@@ -47,6 +48,8 @@ pub struct Normalizer {
     seconds_matter: bool,
     spis: BTreeMap<u32, u32>,
     acqseqs: Vec<u32>,
+    /// The datagram came to a group.
+    is_event: bool,
     /// The SPI of every NEWSA is a random one.
     pub learns_spis: bool,
     /// Hash tables have grown before: their sizes say nothing.
@@ -62,6 +65,7 @@ impl Normalizer {
             seconds_matter,
             spis: BTreeMap::new(),
             acqseqs: Vec::new(),
+            is_event: false,
             learns_spis: false,
             ignores_hash_sizes: false,
         }
@@ -77,9 +81,10 @@ impl Normalizer {
 
     /// Renames everything in a datagram.
     #[must_use]
-    pub fn datagram(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(bytes.len());
-        let mut rest = bytes;
+    pub fn datagram(&mut self, received: &Received) -> Vec<u8> {
+        let mut out = Vec::with_capacity(received.bytes.len());
+        let mut rest = &received.bytes[..];
+        self.is_event = received.groups != 0;
         while let Some(header) = NlMsgHdr::read(rest) {
             let len = header.len as usize;
             if len < NLMSG_HDRLEN || len > rest.len() {
@@ -128,7 +133,7 @@ impl Normalizer {
         }
         let attrs = start + NLMSG_HDRLEN + fixed_bytes(header.kind);
         self.attributes(out, attrs);
-        if header.kind == XFRM_MSG_NEWAE && by_itself(&out[start..]) {
+        if header.kind == XFRM_MSG_NEWAE && self.is_event && by_itself(&out[start..]) {
             out[start + 8..start + NLMSG_HDRLEN].fill(0);
         }
         let len = (out.len() - start) as u32;

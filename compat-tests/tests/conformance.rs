@@ -1,6 +1,6 @@
 //! Every scenario on every kernel, as a named test.
 //!
-//! `golden`: the emulator agrees with the recorded transcripts, but for what
+//! `golden`: emulator and engine agree with the recorded transcripts, but for what
 //! `docs/divergences.md` lists. `live`: the recorded transcripts are what the
 //! kernel says today; one boot for each kernel that is installed, ignored with a
 //! reason otherwise, failed instead of ignored under `XFRMD_REQUIRE_ALL=1`.
@@ -18,6 +18,7 @@ use compat_tests::golden::{self, Divergences};
 use compat_tests::kernel::{self, Kernel};
 use compat_tests::scenario::{self, Scenario};
 use compat_tests::subject::InProcess;
+use compat_tests::traffic;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
     let divergences = Arc::new(Divergences::of_project());
     let mut trials = Vec::new();
     for kernel in kernel::ALL {
-        for scenario in scenario::all() {
+        for scenario in scenario::all().chain(traffic::all()) {
             let divergences = Arc::clone(&divergences);
             trials.push(Trial::test(
                 format!("golden::{}::{}", kernel.name, scenario.name),
@@ -36,8 +37,24 @@ fn main() -> ExitCode {
             format!("golden::{}::no_stray_files", kernel.name),
             move || no_stray_files(kernel),
         ));
-        live(kernel, &mut trials);
+        live(kernel, scenario::all().collect(), &mut trials);
+        live_traffic(kernel, &mut trials);
     }
+    let with_module: Vec<_> = scenario::all()
+        .filter(|scenario| golden::has_own(kernel::WITH_IPTFS, scenario.name))
+        .collect();
+    for &scenario in &with_module {
+        let divergences = Arc::clone(&divergences);
+        trials.push(Trial::test(
+            format!("golden::{}::{}", kernel::WITH_IPTFS.name, scenario.name),
+            move || against_golden(kernel::WITH_IPTFS, scenario, &divergences),
+        ));
+    }
+    trials.push(Trial::test(
+        format!("golden::{}::no_stray_files", kernel::WITH_IPTFS.name),
+        || no_stray_files(kernel::WITH_IPTFS),
+    ));
+    live(kernel::WITH_IPTFS, with_module, &mut trials);
     let shims = kernel::ALL.map(|kernel| (kernel, Recording::default()));
     for (kernel, recording) in &shims {
         shim(*kernel, recording, &divergences, &mut trials);
@@ -67,16 +84,22 @@ fn against_golden(kernel: Kernel, scenario: &Scenario, list: &Divergences) -> Re
 }
 
 fn no_stray_files(kernel: Kernel) -> Result<(), Failed> {
-    let directory = kernel::suite_dir().join("golden").join(kernel.name);
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        let stem = path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if path.is_file() && !scenario::all().any(|scenario| scenario.name == stem) {
-            return Err(format!("{} belongs to no scenario", path.display()).into());
+    let plain = Kernel::by_name(kernel.release).filter(|plain| *plain != kernel);
+    let own = golden::directory(kernel);
+    let traffic = own.join("traffic");
+    for (directory, prefix) in [(own, ""), (traffic, "traffic/")] {
+        for entry in fs::read_dir(directory).into_iter().flatten() {
+            let path = entry?.path();
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            let name = format!("{prefix}{stem}");
+            let mut scenarios = scenario::all().chain(traffic::all());
+            if path.is_file() && !scenarios.any(|scenario| scenario.name == name) {
+                return Err(format!("{} belongs to no scenario", path.display()).into());
+            }
+            let twin = plain.map(|plain| golden::path(plain, &name));
+            if twin.is_some_and(|twin| fs::read(twin).ok() == fs::read(&path).ok()) {
+                return Err(format!("{} says nothing new", path.display()).into());
+            }
         }
     }
     Ok(())
@@ -89,20 +112,50 @@ fn shim(kernel: Kernel, recording: &Recording, list: &Arc<Divergences>, trials: 
         trials.push(Trial::test(
             format!("shim::{}::{}", kernel.name, scenario.name),
             move || {
-                let recorded = recording.get_or_init(|| record_over_shim(kernel));
-                let directory = recorded
-                    .as_ref()
-                    .map_err(|error| Failed::from(error.as_str()))?;
                 if list.reason_over_shim(scenario.name).is_some() {
                     return Ok(());
                 }
-                let seen = fs::read_to_string(directory.join(format!("{}.txt", scenario.name)))?;
-                let result = golden::compare(&golden_text(kernel, scenario)?, &seen);
+                let kernel = kernel.ordinary();
+                let result = against_recording(kernel, scenario, &recording, record_over_shim)?;
                 list.judge(scenario.name, kernel, result)
                     .map_err(Failed::from)
             },
         ));
     }
+}
+
+/// Compares what has been recorded just now with the golden transcript.
+///
+/// Timers and workers of a busy machine may run late in one recording; what differs for another
+/// reason differs each time.
+fn against_recording(
+    kernel: Kernel,
+    scenario: &Scenario,
+    recording: &Recording,
+    record: fn(Kernel, Option<&str>) -> Result<PathBuf, String>,
+) -> Result<Result<(), String>, Failed> {
+    const MOST_ATTEMPTS: usize = 3;
+    let expected = golden_text(kernel, scenario)?;
+    let mut seen = recorded_text(recording.get_or_init(|| record(kernel, None)), scenario)?;
+    for _ in 1..MOST_ATTEMPTS {
+        if seen == expected {
+            break;
+        }
+        seen = recorded_text(&record(kernel, Some(scenario.name)), scenario)?;
+    }
+    Ok(golden::compare(&expected, &seen))
+}
+
+fn recorded_text(
+    recorded: &Result<PathBuf, String>,
+    scenario: &Scenario,
+) -> Result<String, Failed> {
+    let directory = recorded
+        .as_ref()
+        .map_err(|error| Failed::from(error.as_str()))?;
+    Ok(fs::read_to_string(
+        directory.join(format!("{}.txt", scenario.name)),
+    )?)
 }
 
 /// What is listed for the shim differs on one kernel at least.
@@ -113,12 +166,9 @@ fn no_stale_divergences(shims: &[(Kernel, Recording)], list: &Divergences) -> Re
         }
         let mut differs = false;
         for (kernel, recording) in shims {
-            let recorded = recording.get_or_init(|| record_over_shim(*kernel));
-            let directory = recorded
-                .as_ref()
-                .map_err(|error| Failed::from(error.as_str()))?;
-            let seen = fs::read_to_string(directory.join(format!("{}.txt", scenario.name)))?;
-            differs |= golden_text(*kernel, scenario)? != seen;
+            let recorded = recording.get_or_init(|| record_over_shim(*kernel, None));
+            let expected = golden_text(kernel.ordinary(), scenario)?;
+            differs |= expected != recorded_text(recorded, scenario)?;
         }
         if !differs {
             let name = scenario.name;
@@ -128,18 +178,23 @@ fn no_stale_divergences(shims: &[(Kernel, Recording)], list: &Divergences) -> Re
     Ok(())
 }
 
-fn record_over_shim(kernel: Kernel) -> Result<PathBuf, String> {
+fn record_over_shim(kernel: Kernel, scenario: Option<&str>) -> Result<PathBuf, String> {
     let me = std::env::current_exe().map_err(|error| error.to_string())?;
     let xfrmd = me.ancestors().nth(2).unwrap_or(&me).join("xfrmd");
     if !xfrmd.exists() {
         return Err("no xfrmd: cargo build --workspace".into());
     }
-    let out = fresh_directory(&format!("shim-{}", kernel.name));
+    let out = fresh_directory(&format!(
+        "shim-{}-{}",
+        kernel.name,
+        scenario.unwrap_or("all")
+    ));
     let status = Command::new(xfrmd)
-        .args(["run", "--kernel", kernel.name, "--"])
+        .args(["run", "--kernel", kernel.release, "--"])
         .arg(env!("CARGO_BIN_EXE_compat"))
         .args(["run", "--subject", "socket", "--out"])
         .arg(&out)
+        .args(scenario)
         .status()
         .map_err(|error| error.to_string())?;
     if !status.success() {
@@ -156,7 +211,7 @@ fn fresh_directory(name: &str) -> PathBuf {
 
 type Recording = Arc<OnceLock<Result<PathBuf, String>>>;
 
-fn live(kernel: Kernel, trials: &mut Vec<Trial>) {
+fn live(kernel: Kernel, scenarios: Vec<&'static Scenario>, trials: &mut Vec<Trial>) {
     let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
     if let Err(reason) = kernel.available() {
         let name = format!("live::{}", kernel.name);
@@ -172,29 +227,60 @@ fn live(kernel: Kernel, trials: &mut Vec<Trial>) {
         move || fuzz(kernel),
     ));
     let recording: Recording = Arc::default();
-    for scenario in scenario::all() {
+    for scenario in scenarios {
         let recording = Arc::clone(&recording);
         trials.push(Trial::test(
             format!("live::{}::{}", kernel.name, scenario.name),
             move || {
-                let recorded = recording.get_or_init(|| record(kernel));
-                let directory = recorded
-                    .as_ref()
-                    .map_err(|error| Failed::from(error.as_str()))?;
-                let name = format!("{}.txt", scenario.name);
-                let today = fs::read_to_string(directory.join(name))?;
-                golden::compare(&golden_text(kernel, scenario)?, &today).map_err(Failed::from)
+                against_recording(kernel, scenario, &recording, record_live)?.map_err(Failed::from)
             },
         ));
     }
 }
 
-fn record(kernel: Kernel) -> Result<PathBuf, String> {
-    let out = fresh_directory(&format!("live-{}", kernel.name));
+/// The scenarios of traffic, where a kernel is installed; [`live`] says so where none is.
+fn live_traffic(kernel: Kernel, trials: &mut Vec<Trial>) {
+    if kernel.available().is_err() {
+        return;
+    }
+    let recording: Recording = Arc::default();
+    for scenario in traffic::all() {
+        let recording = Arc::clone(&recording);
+        trials.push(Trial::test(
+            format!("live::{}::{}", kernel.name, scenario.name),
+            move || {
+                against_recording(kernel, scenario, &recording, record_traffic)?
+                    .map_err(Failed::from)
+            },
+        ));
+    }
+}
+
+fn record_live(kernel: Kernel, scenario: Option<&str>) -> Result<PathBuf, String> {
+    record(kernel, "live", &[], scenario)
+}
+
+fn record_traffic(kernel: Kernel, scenario: Option<&str>) -> Result<PathBuf, String> {
+    record(kernel, "live-traffic", &["--traffic"], scenario)
+}
+
+fn record(
+    kernel: Kernel,
+    what: &str,
+    options: &[&str],
+    scenario: Option<&str>,
+) -> Result<PathBuf, String> {
+    let out = fresh_directory(&format!(
+        "{what}-{}-{}",
+        kernel.name,
+        scenario.unwrap_or("all")
+    ));
     let args = ["run", "--subject", "socket", "--out"].map(String::from);
     let args: Vec<String> = args
         .into_iter()
         .chain([out.display().to_string()])
+        .chain(options.iter().map(|option| (*option).to_owned()))
+        .chain(scenario.map(String::from))
         .collect();
     let status = kernel
         .run_sealed(300, Path::new(env!("CARGO_BIN_EXE_compat")), &args)

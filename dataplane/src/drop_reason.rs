@@ -51,6 +51,8 @@ reasons! {
     InInvalid => Some(Counter::InStateInvalid), "the SA is not valid";
     /// In UDP where the SA knows no encapsulation, or the other way round.
     InEncap => Some(Counter::InStateMismatch), "the encapsulation is not the SA's";
+    /// ESP in UDP, shorter than Linux takes it for.
+    InEncapShort => None, "ESP in UDP is shorter than an IP header";
     /// A hard limit in bytes or packets is reached.
     InExpired => Some(Counter::InStateExpired), "the SA has reached its limit";
     /// More SAs than a sec path holds.
@@ -105,6 +107,26 @@ reasons! {
     InnerHeader => None, "the inner IP header is not valid";
     /// The decapsulated packet is shorter than its header says.
     InnerTruncated => None, "the inner packet is shorter than it says";
+    /// Shorter than an AGGFRAG header.
+    IptfsShort => Some(Counter::InBufferError), "shorter than an AGGFRAG header";
+    /// A kind of AGGFRAG header that nobody knows.
+    IptfsSubtype => Some(Counter::InHdrError), "an unknown kind of AGGFRAG header";
+    /// Flags in the AGGFRAG header.
+    IptfsFlags => Some(Counter::InHdrError), "the AGGFRAG header has flags";
+    /// A data block is an IPv4 packet whose lengths cannot be.
+    IptfsInner => Some(Counter::InHdrError), "an inner packet's lengths cannot be";
+    /// A data block is neither IP nor padding.
+    IptfsVersion => Some(Counter::InBufferError), "a data block is neither IP nor padding";
+    /// The payload with the next piece of an inner packet was lost.
+    IptfsLost => Some(Counter::InIptfsError), "a piece of an inner packet was lost";
+    /// A payload says that the inner packet it continues ends too early.
+    IptfsFragment => Some(Counter::InIptfsError), "a piece of an inner packet does not fit";
+    /// The rest of an inner packet did not come in time.
+    IptfsTimeout => None, "the rest of an inner packet did not come in time";
+    /// An outer packet came when it had been given up.
+    IptfsLate => None, "an outer packet came too late";
+    /// An outer packet that waits came again.
+    IptfsDuplicate => None, "an outer packet came twice";
     /// Fragments that overlap, exceed 64 KiB, or do not fit the bounds.
     Reassembly => None, "the fragment cannot be part of a packet";
     /// An SA is missing, or waits for its key manager.
@@ -149,6 +171,10 @@ reasons! {
     OutFragment => Some(Counter::OutStateModeError), "BEET mode carries no IPv4 fragments";
     /// The SA's mode cannot carry this family.
     OutFamily => Some(Counter::OutStateModeError), "the SA's mode does not carry this family";
+    /// IPTFS: the queue is full.
+    IptfsQueueFull => Some(Counter::OutNoQueueSpace), "the IPTFS queue is full";
+    /// IPTFS: larger than a payload, and not to be split.
+    IptfsTooBig => Some(Counter::OutError), "larger than an IPTFS payload, and not to be split";
     /// Sequence numbers are used up.
     OutSequence => Some(Counter::OutStateSeqError), "the sequence number would wrap";
     /// More than 64 KiB in the end.

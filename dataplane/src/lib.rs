@@ -1,7 +1,7 @@
 //! The engine: SAD, SPD, their timers and counters, one [`Netns`] per network
 //! namespace.
 //!
-//! Sans-I/O: time comes in as [`Now`], randomness as [`Entropy`], and facts
+//! Sans-I/O but for [`io`]: time comes in as [`Now`], randomness as [`Entropy`], and facts
 //! leave as [`Event`]s. Nothing here reads a clock, blocks, or knows netlink;
 //! the `xfrm-proto` structures are used as plain data.
 //!
@@ -12,14 +12,16 @@
 //! * [`profile`]: which kernel is modelled.
 //! * [`packet`]: packets as bytes; [`transform`]: what an SA does to them;
 //!   [`replay`]: sequence numbers; [`drop_reason`]: why a packet died.
+//! * [`io`]: where packets come from and go to.
 //! * [`security`]: security contexts.
 //! * [`mib`], [`sysctl`]: counters and settings, under Linux's names.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod crypto;
 pub mod drop_reason;
 pub mod entropy;
 pub mod event;
+pub mod io;
 pub mod mib;
 pub mod netns;
 pub mod packet;
@@ -28,6 +30,7 @@ pub mod profile;
 pub mod replay;
 pub mod sad;
 pub mod security;
+mod slots;
 pub mod spd;
 pub mod sysctl;
 pub mod time;

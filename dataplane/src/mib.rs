@@ -119,6 +119,13 @@ impl Mib {
         }
     }
 
+    /// Counts many.
+    pub fn add(&self, counter: Counter, many: u64) {
+        if let Some(value) = self.values.get(counter as usize) {
+            value.fetch_add(many, Ordering::Relaxed);
+        }
+    }
+
     /// How often it was counted.
     #[must_use]
     pub fn value(&self, counter: Counter) -> u64 {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use crate::entropy::Entropy;
 use crate::event::Event;
 use crate::mib::Mib;
+use crate::path::aggregate::IptfsTimers;
 use crate::path::hold::Holds;
 use crate::path::notify::AeventTimers;
 use crate::profile::Profile;
@@ -49,6 +50,7 @@ pub struct Netns {
     /// Packets that wait for SAs.
     pub(crate) holds: Holds,
     pub(crate) aevent_timers: AeventTimers,
+    pub(crate) iptfs_timers: IptfsTimers,
 }
 
 /// Whether key managers listen; without, some events are not even prepared.
@@ -74,6 +76,7 @@ impl Netns {
             events: VecDeque::new(),
             holds: Holds::default(),
             aevent_timers: AeventTimers::default(),
+            iptfs_timers: IptfsTimers::default(),
         }
     }
 
@@ -95,7 +98,8 @@ impl Netns {
         self.run_aevent_timers(cx);
     }
 
-    /// When [`Netns::handle_timeout`], or [`Netns::take_held`], wants to be called next.
+    /// When [`Netns::handle_timeout`], [`Netns::take_held`] or [`Netns::take_iptfs`] wants to be
+    /// called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<BootNanos> {
         let timers = [
@@ -103,6 +107,7 @@ impl Netns {
             self.spd.poll_timeout(),
             self.holds.poll_timeout(),
             self.aevent_timers.first().map(|&(due, _)| due),
+            self.iptfs_timers.first().map(|&(due, _)| due),
         ];
         timers.into_iter().flatten().min()
     }

@@ -318,6 +318,12 @@ impl Numbers {
         Sequence(self.last.load(Ordering::Relaxed))
     }
 
+    /// Whether there is no number left.
+    #[must_use]
+    pub fn are_used_up(&self) -> bool {
+        self.last().0 >= self.end
+    }
+
     /// Takes `count` numbers and gives the first (`xfrm_replay_overflow`); `None`, and none
     /// taken, when there are not as many left.
     #[inline]

@@ -142,6 +142,7 @@ fn take_in(
         Delivery::Packet(Family::V6) => {
             ip6::receive(&mut buffer)?;
         }
+        Delivery::Aggfrag => {}
     }
     Ok((delivery, buffer.to_vec()))
 }

@@ -3,7 +3,8 @@
 //!
 //! On our sockets everything is native but the protocol number, the groups that
 //! the daemon keeps, and the mark. On other sockets, `UDP_ENCAP` would make the
-//! host take ESP out of the stream that the program reads: it does not get there.
+//! host take ESP out of the stream that the program reads: it does not get there; a
+//! daemon that carries packets does the same with a filter.
 //! `IP_XFRM_POLICY` would fill the host's SPD: it goes to the daemon's, which
 //! forgets a socket's policies when the socket is closed or its process ends.
 
@@ -12,7 +13,7 @@ use core::mem::size_of;
 use core::sync::atomic::Ordering;
 
 use libc::{iovec, socklen_t};
-use xfrm_proto::control::{Request, Socket};
+use xfrm_proto::control::{Answer, Request, Socket};
 
 use crate::control::{self, Cargo};
 use crate::netlink;
@@ -64,6 +65,8 @@ pub(crate) unsafe fn set(
             entry.cap_ack.store(on, Ordering::Relaxed);
         } else if option == netlink::NETLINK_EXT_ACK {
             entry.ext_ack.store(on, Ordering::Relaxed);
+        } else if option == libc::NETLINK_LISTEN_ALL_NSID {
+            entry.all_nsid.store(on, Ordering::Relaxed);
         }
     }
     result
@@ -151,6 +154,7 @@ pub(crate) unsafe fn set_foreign(
             if protocol != Some(libc::IPPROTO_UDP) {
                 return None;
             }
+            show(fd, true);
             Ok(())
         }
         // SAFETY: the caller's value and its length.
@@ -204,6 +208,7 @@ unsafe fn socket_policy(
     if result.is_ok() && set {
         table::set_policy_holder(fd);
         pages::wiped().holds_policies.store(1, Ordering::Relaxed);
+        show(fd, false);
     }
     Some(result)
 }
@@ -216,15 +221,37 @@ fn foreign_socket(fd: c_int) -> Option<Socket> {
     })
 }
 
+/// Lets a daemon that carries packets do to a socket what the host's XFRM would do by itself.
+///
+/// Without one, or where it cannot, the option has had its effect all the same.
+fn show(fd: c_int, encap: bool) {
+    let Some(socket) = foreign_socket(fd) else {
+        return;
+    };
+    let request = Request::Show { socket, encap };
+    let answer = ask_about(fd, &request, socket.netns, Cargo::default());
+    if answer.is_ok_and(|answer| answer.wants_proof) {
+        let fds = &[fd];
+        let _ = control::ask(&request, Cargo { parts: &[], fds });
+    }
+}
+
+/// Asks something about a socket in a namespace that the daemon may not know yet.
+fn ask_about(fd: c_int, request: &Request, netns: u64, cargo: Cargo<'_>) -> Result<Answer, c_int> {
+    let answer = control::ask(request, cargo)?;
+    if !answer.unknown_netns {
+        return Ok(answer);
+    }
+    netlink::introduce(netns, fd)?;
+    control::ask(request, cargo)
+}
+
 fn ask_policy(fd: c_int, request: &Request, parts: &[iovec]) -> Result<(), c_int> {
     let cargo = Cargo { parts, fds: &[] };
-    let mut answer = control::ask(request, cargo)?;
-    if answer.unknown_netns
-        && let Request::SocketPolicy { socket, .. } = request
-    {
-        netlink::introduce(socket.netns, fd)?;
-        answer = control::ask(request, cargo)?;
-    }
+    let answer = match request {
+        Request::SocketPolicy { socket, .. } => ask_about(fd, request, socket.netns, cargo)?,
+        _ => control::ask(request, cargo)?,
+    };
     match answer.errno {
         0 => Ok(()),
         errno => Err(errno as c_int),

@@ -175,8 +175,19 @@ fn source(entry: &Entry, fd: c_int, from: &sockaddr_nl) -> Source {
     }
     // A daemon that came back speaks from other ports.
     let netns = entry.netns.load(Ordering::Relaxed);
-    if netlink::introduce(netns, fd).is_ok() {
-        return judge(entry, from);
+    if netlink::introduce(netns, fd).is_ok()
+        && let known = judge(entry, from)
+        && !matches!(known, Source::Stranger)
+    {
+        return known;
+    }
+    // In another namespace it has another port too.
+    if entry.all_nsid.load(Ordering::Relaxed) && from.nl_groups != 0 {
+        let request = Request::Speaker { port: from.nl_pid };
+        let answer = netlink::ask(entry, fd, &request, Cargo::default());
+        if answer.is_ok_and(|answer| answer.errno == 0) {
+            return Source::Kernel(from.nl_groups);
+        }
     }
     known
 }

@@ -61,6 +61,8 @@ pub(crate) struct Entry {
     pub(crate) cap_ack: AtomicBool,
     /// `NETLINK_EXT_ACK`.
     pub(crate) ext_ack: AtomicBool,
+    /// `NETLINK_LISTEN_ALL_NSID`.
+    pub(crate) all_nsid: AtomicBool,
     /// A dump may be under way.
     pub(crate) dumping: AtomicBool,
     /// A receive has shown since the last send that the descriptor is the socket.
@@ -82,6 +84,7 @@ impl Entry {
             pending: AtomicI32::new(0),
             cap_ack: AtomicBool::new(false),
             ext_ack: AtomicBool::new(false),
+            all_nsid: AtomicBool::new(false),
             dumping: AtomicBool::new(false),
             seen: AtomicBool::new(false),
         }
@@ -232,6 +235,7 @@ fn find_or_take(cookie: u64) -> Option<(u16, &'static Entry)> {
     entry.event_port.store(0, Ordering::Relaxed);
     entry.kept.store(0, Ordering::Relaxed);
     entry.pending.store(0, Ordering::Relaxed);
+    entry.all_nsid.store(false, Ordering::Relaxed);
     entry.dumping.store(false, Ordering::Relaxed);
     entry.seen.store(true, Ordering::Relaxed);
     Some((index, entry))

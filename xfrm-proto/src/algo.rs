@@ -6,50 +6,74 @@ use zeroize::Zeroizing;
 /// Length of an algorithm's name field.
 pub const NAME_BYTES: usize = 64;
 
+/// Keys up to this many bytes need no memory of their own: all of AES's, with salt.
+const SHORT_KEY_BYTES: usize = 38;
+
 /// Key bytes: wiped when dropped, compared in constant time, never shown.
-#[derive(Clone, Default)]
-pub struct Key(Zeroizing<Box<[u8]>>);
+///
+/// Short ones lie in the key itself, so that an SA and its key are read together.
+#[derive(Clone)]
+pub struct Key(Bytes);
+
+#[derive(Clone)]
+enum Bytes {
+    Short(u8, Zeroizing<[u8; SHORT_KEY_BYTES]>),
+    Long(Zeroizing<Box<[u8]>>),
+}
+
+impl Default for Key {
+    fn default() -> Self {
+        Self::new(&[])
+    }
+}
 
 impl Key {
     /// Takes a copy of `bytes`.
     #[must_use]
     pub fn new(bytes: &[u8]) -> Self {
-        Self(Zeroizing::new(bytes.into()))
+        let mut short = Zeroizing::new([0; SHORT_KEY_BYTES]);
+        match (u8::try_from(bytes.len()), short.get_mut(..bytes.len())) {
+            (Ok(len), Some(place)) => {
+                place.copy_from_slice(bytes);
+                Self(Bytes::Short(len, short))
+            }
+            _ => Self(Bytes::Long(Zeroizing::new(bytes.into()))),
+        }
     }
 
     /// The key itself, for a cipher or for a reply that Linux puts it in.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Bytes::Short(len, bytes) => bytes.get(..usize::from(*len)).unwrap_or_default(),
+            Bytes::Long(bytes) => bytes,
+        }
     }
 
     /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.expose().len()
     }
 
     /// Whether it has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len() == 0
     }
 }
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Key({} bytes)", self.0.len())
+        write!(f, "Key({} bytes)", self.len())
     }
 }
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        let difference = self
-            .0
-            .iter()
-            .zip(other.0.iter())
-            .fold(0, |acc, (a, b)| acc | (a ^ b));
-        self.0.len() == other.0.len() && std::hint::black_box(difference) == 0
+        let (own, other) = (self.expose(), other.expose());
+        let difference = own.iter().zip(other).fold(0, |acc, (a, b)| acc | (a ^ b));
+        own.len() == other.len() && std::hint::black_box(difference) == 0
     }
 }
 
@@ -138,6 +162,17 @@ mod tests {
         };
         assert!(!format!("{blob:?}").contains("sentinel"));
         assert!(!format!("{blob:?}").contains("115"));
+    }
+
+    #[test]
+    fn keys_of_any_length_are_kept() {
+        for len in 0..100 {
+            let bytes: Vec<u8> = (0..len).collect();
+            let key = Key::new(&bytes);
+            assert_eq!((key.expose(), key.len()), (&*bytes, bytes.len()));
+            assert_eq!(key, key.clone());
+            assert_ne!(key, Key::new(&[&*bytes, &[0]].concat()));
+        }
     }
 
     #[test]

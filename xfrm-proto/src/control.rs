@@ -7,7 +7,7 @@
 //! daemon ends a connection that sent `None`.
 
 /// Version of this format; both sides must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Where the system's daemon listens.
 pub const SYSTEM_PATH: &str = "/run/xfrmd/control";
 /// The same as an abstract address, in every namespace where the daemon listens.
@@ -272,8 +272,23 @@ pub enum Request {
         /// Whether there is a value; without one the socket's policies go, as when it is closed.
         set: bool,
     },
+    /// A socket that is none of ours, of a key manager, if the daemon carries packets: where the
+    /// answer says `wants_proof`, to be repeated with its descriptor. It gets what its socket
+    /// policies and options need of the host: a mark, a filter.
+    Show {
+        /// Which: only namespace and cookie count.
+        socket: Socket,
+        /// Whether ESP in UDP is to be taken out of what it receives (`UDP_ENCAP`).
+        encap: bool,
+    },
     /// Counters and table sizes as JSON, in the answer's payload.
     Stat,
+    /// Whether the daemon speaks from that port in some namespace: ENOENT if not. For sockets that
+    /// hear other namespaces' events (`NETLINK_LISTEN_ALL_NSID`).
+    Speaker {
+        /// The port id.
+        port: u32,
+    },
 }
 
 const CAP_ACK: u32 = 1;
@@ -314,7 +329,9 @@ impl Request {
                 set,
             } => header(8, &socket, [family, option_family, set.into()]),
             Self::Prove { socket } => header(10, &socket, [0; 3]),
+            Self::Show { socket, encap } => header(11, &socket, [encap.into(), 0, 0]),
             Self::Stat => header(9, &Socket::default(), [0; 3]),
+            Self::Speaker { port } => header(12, &Socket::default(), [port, 0, 0]),
         }
     }
 
@@ -377,6 +394,11 @@ impl Request {
             },
             9 => Self::Stat,
             10 => Self::Prove { socket },
+            11 => Self::Show {
+                socket,
+                encap: a != 0,
+            },
+            12 => Self::Speaker { port: a },
             _ => return None,
         };
         Some((request, payload))
@@ -431,7 +453,7 @@ pub struct Answer {
     pub overrun: bool,
     /// The daemon does not know the namespace (again): send [`Request::Netns`] and repeat.
     pub unknown_netns: bool,
-    /// Send [`Request::Prove`] and repeat.
+    /// Send [`Request::Prove`] and repeat. [`Request::Show`]: repeat it with the descriptor.
     pub wants_proof: bool,
     /// [`Request::Send`] without payload: repeat it with the file's descriptor.
     pub wants_file: bool,
@@ -559,7 +581,12 @@ mod tests {
                 option_family: 2,
                 set: true,
             },
+            Request::Show {
+                socket,
+                encap: true,
+            },
             Request::Stat,
+            Request::Speaker { port: 9 },
         ];
         for request in requests {
             let mut frame = request.encode().to_vec();

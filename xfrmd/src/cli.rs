@@ -15,6 +15,7 @@ use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 use xfrm_proto::control::{Address, ENV_CONTROL, SYSTEM_ABSTRACT, SYSTEM_PATH};
 
+use crate::attach;
 use crate::driver::client;
 use crate::driver::command::{self, Run};
 use crate::driver::listener::{self, Removed};
@@ -87,6 +88,10 @@ struct TableOptions {
     /// Most policies of a network namespace.
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().max_policies)]
     max_policies: usize,
+    /// Carries packets: what policies select goes through a TUN device, protected or checked as SAs
+    /// say. Needs CAP_NET_ADMIN and CAP_NET_RAW in the network namespace, and /dev/net/tun.
+    #[arg(long)]
+    packets: bool,
     /// Most connections of client processes.
     #[arg(long, value_name = "COUNT", default_value_t = 16384)]
     max_clients: usize,
@@ -105,10 +110,20 @@ impl TableOptions {
                 max_policies: self.max_policies,
             },
             max_connections: self.max_clients,
+            packets: self.packets && packets_can_be_carried(),
             owner: Owner::System,
             shim: None,
         }
     }
+}
+
+/// Says what is missing, if something is; requests are answered all the same.
+fn packets_can_be_carried() -> bool {
+    let missing = attach::missing();
+    if let Some(missing) = &missing {
+        eprintln!("xfrmd: no packets are carried, only requests answered: {missing}");
+    }
+    missing.is_none()
 }
 
 #[expect(
@@ -253,7 +268,7 @@ fn with_daemon<T>(
 
 fn environment(socket: &SocketOption) -> Result<ExitCode> {
     with_daemon(socket, |address| {
-        let statistics = client::statistics(address).context("asking the daemon")?;
+        let statistics = client::statistics(address)?;
         let Some(shim) = statistics.get("shim").and_then(Value::as_str) else {
             bail!("the daemon has found no place for the shim");
         };
@@ -275,9 +290,7 @@ fn quoted(text: &str) -> String {
 }
 
 fn statistics(socket: &SocketOption, json: bool) -> Result<ExitCode> {
-    let statistics = with_daemon(socket, |address| {
-        client::statistics(address).context("asking the daemon")
-    })?;
+    let statistics = with_daemon(socket, client::statistics)?;
     let text = if json {
         format!("{statistics:#}\n")
     } else {

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dataplane::netns::{Limits, Listeners};
 use dataplane::spd::SocketKey;
@@ -49,9 +50,20 @@ pub struct Inputs<'a> {
     pub entropy: &'a mut dyn Entropy,
 }
 
+/// Packet threads borrow the engine for a batch of packets, requests have it to themselves.
 struct Namespace {
-    netns: Netns,
+    netns: Arc<RwLock<Netns>>,
     sockets: Sockets,
+}
+
+impl Namespace {
+    fn read(&self) -> RwLockReadGuard<'_, Netns> {
+        self.netns.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Netns> {
+        self.netns.write().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Every namespace's XFRM.
@@ -89,7 +101,7 @@ impl Emulator {
         let id = NetnsId(self.next_netns);
         self.next_netns += 1;
         let namespace = Namespace {
-            netns: Netns::new(self.profile, self.limits),
+            netns: Arc::new(RwLock::new(Netns::new(self.profile, self.limits))),
             sockets: Sockets::default(),
         };
         self.namespaces.insert(id, namespace);
@@ -103,13 +115,19 @@ impl Emulator {
 
     /// A namespace's engine, for counters and sizes.
     #[must_use]
-    pub fn netns(&self, id: NetnsId) -> Option<&Netns> {
-        self.namespaces.get(&id).map(|ns| &ns.netns)
+    pub fn netns(&self, id: NetnsId) -> Option<RwLockReadGuard<'_, Netns>> {
+        self.namespaces.get(&id).map(Namespace::read)
     }
 
     /// A namespace's engine, for sysctls.
-    pub fn netns_mut(&mut self, id: NetnsId) -> Option<&mut Netns> {
-        self.namespaces.get_mut(&id).map(|ns| &mut ns.netns)
+    pub fn netns_mut(&mut self, id: NetnsId) -> Option<RwLockWriteGuard<'_, Netns>> {
+        self.namespaces.get(&id).map(Namespace::write)
+    }
+
+    /// A namespace's engine, for a packet thread.
+    #[must_use]
+    pub fn shared(&self, id: NetnsId) -> Option<Arc<RwLock<Netns>>> {
+        self.namespaces.get(&id).map(|ns| Arc::clone(&ns.netns))
     }
 
     /// Handles all messages of a datagram; what they cause waits in [`Emulator::poll_datagram`].
@@ -122,16 +140,17 @@ impl Emulator {
             entropy: inputs.entropy,
             acqseq: &mut self.acqseq,
         };
+        let mut netns = ns.netns.write().unwrap_or_else(PoisonError::into_inner);
         crate::netlink::receive(
-            &mut ns.netns,
+            &mut netns,
             &mut ns.sockets,
             cx,
             &mut self.outbox,
             peer,
             datagram,
         );
-        ns.netns.run_workers();
-        deliver_events(&mut ns.netns, &mut self.outbox, peer.netns);
+        netns.run_workers();
+        deliver_events(&mut netns, &mut self.outbox, peer.netns);
     }
 
     /// Tells that `peer` has received a datagram: if it dumps, the next chunk is made.
@@ -141,7 +160,8 @@ impl Emulator {
         let Some(ns) = self.namespaces.get_mut(&peer.netns) else {
             return false;
         };
-        crate::netlink::continue_dump(&mut ns.netns, &mut ns.sockets, &mut self.outbox, peer)
+        let mut netns = ns.netns.write().unwrap_or_else(PoisonError::into_inner);
+        crate::netlink::continue_dump(&mut netns, &mut ns.sockets, &mut self.outbox, peer)
     }
 
     /// Whether a dump of that socket is under way.
@@ -175,7 +195,7 @@ impl Emulator {
         value: Option<&[u8]>,
     ) -> Result<(), i32> {
         match self.namespaces.get_mut(&netns) {
-            Some(ns) => policy_option(&mut ns.netns, now, socket, family, option_family, value),
+            Some(ns) => policy_option(&mut ns.write(), now, socket, family, option_family, value),
             None => Ok(()),
         }
     }
@@ -184,7 +204,7 @@ impl Emulator {
     pub fn set_listeners(&mut self, netns: NetnsId, group: u32, count: u32) {
         if let Some(ns) = self.namespaces.get_mut(&netns) {
             ns.sockets.set_listeners(group, count);
-            ns.netns.listeners = Listeners {
+            ns.write().listeners = Listeners {
                 acquire: ns.sockets.has_listeners(group::ACQUIRE),
                 aevents: ns.sockets.has_listeners(group::AEVENTS),
             };
@@ -204,8 +224,9 @@ impl Emulator {
             entropy: inputs.entropy,
             acqseq: &mut self.acqseq,
         };
-        let passed = pass(&mut ns.netns, &mut cx);
-        deliver_events(&mut ns.netns, &mut self.outbox, id);
+        let mut netns = ns.write();
+        let passed = pass(&mut netns, &mut cx);
+        deliver_events(&mut netns, &mut self.outbox, id);
         Some(passed)
     }
 
@@ -217,8 +238,9 @@ impl Emulator {
                 entropy: &mut *inputs.entropy,
                 acqseq: &mut self.acqseq,
             };
-            ns.netns.handle_timeout(&mut cx);
-            deliver_events(&mut ns.netns, &mut self.outbox, id);
+            let mut netns = ns.write();
+            netns.handle_timeout(&mut cx);
+            deliver_events(&mut netns, &mut self.outbox, id);
         }
     }
 
@@ -227,7 +249,7 @@ impl Emulator {
     pub fn poll_timeout(&self) -> Option<BootNanos> {
         self.namespaces
             .values()
-            .filter_map(|ns| ns.netns.poll_timeout())
+            .filter_map(|ns| ns.read().poll_timeout())
             .min()
     }
 

@@ -775,12 +775,13 @@ fn a_dump_survives_what_happens_around_it() {
         if !client.emulator.is_dumping(client.netns, PORT) {
             break;
         }
-        let netns = client.emulator.netns_mut(client.netns).unwrap();
+        let mut netns = client.emulator.netns_mut(client.netns).unwrap();
         let spi = 0x1000 + round;
         let doomed = netns
             .sad
             .lookup(0, info().id.daddr, spi, IPPROTO_ESP, AF_INET);
         netns.sad.delete(doomed.unwrap());
+        drop(netns);
         round += 1;
         client.emulator.handle_recv(peer);
     }

@@ -15,7 +15,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::new("migrate_state_selector", state_selector),
 ];
 
-fn state_request(sa: &Sa) -> UserMigrateState {
+pub(super) fn state_request(sa: &Sa) -> UserMigrateState {
     UserMigrateState {
         id: sa.id(),
         new_daddr: RIGHT,
@@ -27,7 +27,7 @@ fn state_request(sa: &Sa) -> UserMigrateState {
     }
 }
 
-fn state(request: &UserMigrateState) -> Message {
+pub(super) fn state(request: &UserMigrateState) -> Message {
     Message::with(XFRM_MSG_MIGRATE_STATE, request)
 }
 

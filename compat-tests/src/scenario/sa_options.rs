@@ -5,14 +5,17 @@ use xfrm_proto::uapi::*;
 use zerocopy::IntoBytes;
 
 use super::build::*;
-use super::{Sa, Scenario};
-use crate::session::Session;
+use super::{Sa, Scenario, migrate_state};
+use crate::message::Message;
+use crate::session::{Open, Session};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::new("sa_direction", direction),
     Scenario::new("sa_encap", encap),
     Scenario::new("sa_keepalive_and_mtimer", keepalive_and_mtimer),
     Scenario::new("sa_iptfs", iptfs),
+    Scenario::new("sa_iptfs_packet_size", iptfs_packet_size),
+    Scenario::new("sa_iptfs_life", iptfs_life),
     Scenario::new("sa_offload", offload),
     Scenario::new("sa_pcpu", pcpu),
     Scenario::new("sa_sec_ctx", sec_ctx),
@@ -159,6 +162,87 @@ fn iptfs(s: &mut Session<'_>) {
         }
     }
     try_sas(s, cases);
+}
+
+/// The least size of an outer packet, which depends on the headers in front of the payload.
+fn iptfs_packet_size(s: &mut Session<'_>) {
+    let mut cases = Vec::new();
+    let cbc = || {
+        Sa::bare(IPPROTO_ESP)
+            .attr(XFRMA_ALG_CRYPT, algo("cbc(aes)", &key(16)))
+            .attr(XFRMA_ALG_AUTH, algo("hmac(sha1)", &key(20)))
+    };
+    let null = || Sa::bare(IPPROTO_ESP).attr(XFRMA_ALG_CRYPT, algo("ecb(cipher_null)", &[]));
+    for (cipher, sa) in [("gcm", Sa::esp()), ("cbc", cbc()), ("null", null())] {
+        for v6 in [false, true] {
+            for encap in [false, true] {
+                let mut sa = sa.clone().mode(5).attr(XFRMA_SA_DIR, [2]);
+                if v6 {
+                    sa = sa.over_v6();
+                }
+                if encap {
+                    sa = sa.pod(XFRMA_ENCAP, &encap_of(2));
+                }
+                let iv = match cipher {
+                    "gcm" => 8,
+                    "cbc" => 16,
+                    _ => 0,
+                };
+                let headers = 8 + iv + 4 + if v6 { 40 } else { 20 } + if encap { 8 } else { 0 };
+                for size in [headers - 8, headers - 1, headers, headers + 1, headers + 8] {
+                    cases.push((
+                        format!("{cipher} v6 {v6} encap {encap} size {size}"),
+                        sa.clone().u32(XFRMA_IPTFS_PKT_SIZE, size),
+                    ));
+                }
+            }
+        }
+    }
+    try_sas(s, cases);
+}
+
+/// Told, asked for, updated, migrated: what of the configuration lasts.
+fn iptfs_life(s: &mut Session<'_>) {
+    let a = s.open("a", Open::new());
+    s.open("b", Open::new().all_groups());
+    let inbound = || {
+        Sa::esp()
+            .mode(5)
+            .attr(XFRMA_SA_DIR, [1])
+            .u32(XFRMA_IPTFS_DROP_TIME, 77_000)
+            .attr(XFRMA_IPTFS_REORDER_WINDOW, 9u16.to_ne_bytes())
+    };
+    let outbound = || {
+        Sa::esp()
+            .mode(5)
+            .attr(XFRMA_SA_DIR, [2])
+            .attr(XFRMA_IPTFS_DONT_FRAG, [])
+            .u32(XFRMA_IPTFS_INIT_DELAY, 1234)
+            .u32(XFRMA_IPTFS_MAX_QSIZE, 100_000)
+            .u32(XFRMA_IPTFS_PKT_SIZE, 500)
+    };
+    for (label, sa, plain) in [
+        ("in", inbound(), Sa::esp().mode(5).attr(XFRMA_SA_DIR, [1])),
+        ("out", outbound(), Sa::esp().mode(5).attr(XFRMA_SA_DIR, [2])),
+    ] {
+        s.request(a, label, sa.new_sa());
+        s.request(a, "get", sa.by_id(XFRM_MSG_GETSA));
+        s.request(a, "update without attributes", plain.upd_sa());
+        s.request(a, "get", sa.by_id(XFRM_MSG_GETSA));
+        s.request(a, "update", sa.upd_sa());
+        s.request(a, "dump", Message::dump(XFRM_MSG_GETSA));
+        s.request(a, "delete", sa.by_id(XFRM_MSG_DELSA));
+    }
+    for sa in [inbound(), outbound()] {
+        s.request(a, "old", sa.new_sa());
+        s.request(
+            a,
+            "migrate",
+            migrate_state::state(&migrate_state::state_request(&sa)),
+        );
+        s.request(a, "dump", Message::dump(XFRM_MSG_GETSA));
+        s.send(a, "flush", vec![flush_sa(0)]);
+    }
 }
 
 fn offload(s: &mut Session<'_>) {

@@ -23,6 +23,8 @@ use super::packets::{Datagram, LINK_MTU, Link, UdpOptions};
 
 const LOOPBACK: i32 = 1;
 const HOP_LIMIT: u8 = 64;
+/// More than SAs put in front of a packet here.
+const MOST_HEADERS: usize = 200;
 /// `tos` of ICMP errors.
 const INTERNETWORK_CONTROL: u8 = 0xc0;
 /// An identification that no scenario uses.
@@ -194,6 +196,7 @@ impl ModelHost {
         for packet in left {
             self.world.leave(&packet);
         }
+        self.receive_inner(netns, cx);
     }
 
     /// Sends a packet of this host or another's; its sender's errno.
@@ -213,7 +216,10 @@ impl ModelHost {
         }
         match verdict {
             Verdict::Plain => self.world.leave(packet),
-            Verdict::Sent(_) | Verdict::Held | Verdict::Dropped { errno: 0, .. } => {}
+            Verdict::Sent(_)
+            | Verdict::Held
+            | Verdict::Queued
+            | Verdict::Dropped { errno: 0, .. } => {}
             Verdict::Dropped { errno, .. } => return Err(errno),
             Verdict::TooBig { mtu } => {
                 if meta.forwarded {
@@ -242,14 +248,19 @@ impl ModelHost {
         datagram.extend(payload);
         let mut bytes = ip(source.ip(), to.ip(), IPPROTO_UDP, 0, DF, &datagram);
         set_checksum(&mut bytes, IPPROTO_UDP, datagram.len(), 6);
-        let meta = OutputMeta {
+        let mut meta = OutputMeta {
             mark: options.mark,
             socket: Some(SocketKey(number as u64)),
             ..self.world.meta(&bytes)
         };
-        let mtu = self.worker.mtu(netns, &bytes, &meta, &self.world);
-        netns.handle_requests(cx, self.worker.drain_requests());
-        if bytes.len() > mtu as usize {
+        if source.is_ipv6() {
+            // An IPv6 socket looks SAs up before it knows the interface.
+            meta.ifindex = 0;
+        }
+        // A socket asks once, for the route; asking here again would count again.
+        let may_be_long = bytes.len() > LINK_MTU as usize - MOST_HEADERS;
+        if may_be_long && bytes.len() > self.worker.mtu(netns, &bytes, &meta, &self.world) as usize
+        {
             if options.dont_fragment {
                 return Err(errno::EMSGSIZE);
             }
@@ -271,15 +282,35 @@ impl ModelHost {
     ) {
         let mut packet = PacketBuf::with_capacity(65_600);
         packet.fill(bytes);
-        let mut meta = InputMeta {
+        let meta = InputMeta {
             ifindex: link.index() as i32,
             ..InputMeta::default()
         };
+        self.receive(netns, cx, packet, meta);
+        self.receive_inner(netns, cx);
+    }
+
+    /// What has come out of IPTFS SAs arrives too.
+    fn receive_inner(&mut self, netns: &mut Netns, cx: &mut Context<'_>) {
+        let mut packet = PacketBuf::with_capacity(65_600);
+        let mut meta = InputMeta::default();
+        while self.worker.next_inner(&mut packet, &mut meta) {
+            self.receive(netns, cx, packet.clone(), meta);
+        }
+    }
+
+    fn receive(
+        &mut self,
+        netns: &mut Netns,
+        cx: &mut Context<'_>,
+        mut packet: PacketBuf,
+        mut meta: InputMeta,
+    ) {
         let (worker, world) = (&mut self.worker, &self.world);
         match worker.receive_alone(netns, cx, &mut packet, &mut meta, world) {
             Received::Local => self.deliver(netns, cx, &packet),
             Received::Forward => self.forward(netns, cx, packet, meta.mark),
-            Received::Kept | Received::Consumed | Received::Dropped(_) => {}
+            Received::Kept | Received::Consumed | Received::Inner | Received::Dropped(_) => {}
         }
     }
 

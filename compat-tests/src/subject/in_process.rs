@@ -122,6 +122,8 @@ impl InProcess {
 }
 
 impl Packets for InProcess {
+    fn prepare(&mut self) {}
+
     fn inject(&mut self, link: Link, packet: &[u8]) {
         self.pass(|host, netns, cx| host.inject(netns, cx, link, packet));
     }
@@ -241,7 +243,7 @@ impl Subject for InProcess {
     }
 
     fn set_sysctl(&mut self, name: &str, value: u32) -> Result<(), Errno> {
-        let netns = self.emulator.netns_mut(self.netns).ok_or(errno::ENOENT)?;
+        let mut netns = self.emulator.netns_mut(self.netns).ok_or(errno::ENOENT)?;
         let sysctls = &mut netns.sysctls;
         match name {
             "xfrm_aevent_etime" => sysctls.aevent_etime = value,

@@ -28,6 +28,8 @@ pub(super) struct Step {
     pub(super) outer_mtu: u32,
     /// What may enter it, if it checks that.
     pub(super) inner_mtu: u32,
+    /// Packets wait in its queue (IPTFS).
+    pub(super) aggregates: bool,
 }
 
 /// The SAs for a flow (`struct xfrm_dst`, all of a chain).
@@ -169,6 +171,7 @@ impl Bundle {
                 hop_limit,
                 outer_mtu: 0,
                 inner_mtu: u32::MAX,
+                aggregates: matches!(transform.mode().params().mode, Mode::Iptfs { .. }),
             });
         }
         bundle.work_out_mtus(entropy, netns, &route_mtus);

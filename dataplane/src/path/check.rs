@@ -9,7 +9,7 @@
 //! xfrm_state_ok`.
 
 use xfrm_proto::consts::*;
-use xfrm_proto::uapi::UserTmpl;
+use xfrm_proto::uapi::{Selector, UserTmpl};
 
 use crate::drop_reason::DropReason;
 use crate::netns::Netns;
@@ -43,7 +43,7 @@ impl<'a> Question<'a> {
         let netns = self.netns;
         for sa in path.iter(&netns.sad, 0).rev() {
             let sa = sa.ok_or(DropReason::InSelector)?;
-            if !selector_matches(&sa.sel, self.flow) && !self.is_error_for(sa) {
+            if !self.fits(sa, self.flow) && !self.is_error_for(sa) {
                 return Err(DropReason::InSelector);
             }
         }
@@ -55,6 +55,20 @@ impl<'a> Question<'a> {
             return Err(DropReason::InPolicyBlock);
         }
         self.match_templates(&policies, path)
+    }
+
+    /// Whether an SA's selector is for a flow.
+    ///
+    /// QUIRK: old_sec_paths_do_not_compare_families: up to 6.1 an IPv4 selector is read as IPv6.
+    fn fits(&self, sa: &Sa, flow: &Flow) -> bool {
+        if self.netns.profile.sec_path_compares_families {
+            return selector_matches(&sa.sel, flow);
+        }
+        let selector = Selector {
+            family: AF_UNSPEC,
+            ..sa.sel
+        };
+        selector_matches(&selector, flow)
     }
 
     fn policy(&self) -> Option<PolicyId> {
@@ -170,12 +184,13 @@ impl<'a> Question<'a> {
     }
 
     /// Whether the packet is an ICMP error about a packet that the SA's selector is for.
+    ///
+    /// QUIRK: icmp_errors_for_this_host_are_not_understood: Linux looks 20 bytes too far into them.
     fn is_error_for(&self, sa: &Sa) -> bool {
         self.netns.profile.icmp_errors_follow_their_flow
+            && self.dir == XFRM_POLICY_FWD
             && sa.flags & XFRM_STATE_ICMP != 0
-            && self
-                .inner_flow()
-                .is_some_and(|flow| selector_matches(&sa.sel, &flow))
+            && self.inner_flow().is_some_and(|flow| self.fits(sa, &flow))
     }
 
     /// The flow, as seen from here, of the packet that an ICMP error is about

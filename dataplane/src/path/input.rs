@@ -44,6 +44,8 @@ pub(super) enum Arrival {
     Inner,
     /// The buffer holds the packet without the headers of its SAs.
     Bare,
+    /// The buffer holds a payload of an IPTFS SA.
+    Aggfrag(SaHandle, Sequence),
 }
 
 impl Worker {
@@ -87,10 +89,11 @@ impl Worker {
                 low,
                 encap,
             };
-            let delivery = self.pass_in(netns, now, packet, &arrived)?;
+            let (delivery, sequence) = self.pass_in(netns, now, packet, &arrived)?;
             encap = 0;
             match delivery {
                 Delivery::Packet(_) => return Ok(Arrival::Inner),
+                Delivery::Aggfrag => return Ok(Arrival::Aggfrag(handle, sequence)),
                 Delivery::Next(next) => inbound = next,
             }
             // Transport mode: the addresses are still the outer ones.
@@ -112,7 +115,7 @@ impl Worker {
         now: Now,
         packet: &mut PacketBuf,
         arrived: &Arrived<'_>,
-    ) -> Result<Delivery, DropReason> {
+    ) -> Result<(Delivery, Sequence), DropReason> {
         let sa = arrived.sa;
         let sequence = self.admit(netns, now, arrived)?;
         let transform = sa
@@ -127,7 +130,8 @@ impl Worker {
         }
         let opened = opened?;
         self.accept(netns, now, packet, arrived, sequence, &opened)?;
-        transform.unwrap(packet, arrived.inbound, &opened)
+        let delivery = transform.unwrap(packet, arrived.inbound, &opened)?;
+        Ok((delivery, sequence))
     }
 
     /// What is checked before any crypto.

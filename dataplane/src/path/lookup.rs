@@ -68,7 +68,7 @@ enum Unresolved {
 }
 
 /// What a policy, or two, ask for.
-enum Asked {
+pub(super) enum Asked {
     Block,
     Nothing,
     Templates,
@@ -82,27 +82,32 @@ pub(super) struct Lookup<'a> {
     pub(super) routes: &'a dyn Routes,
     /// Whether a packet may be held (`XFRM_LOOKUP_QUEUE`).
     pub(super) may_hold: bool,
+    /// Who is told what there is for each template; then nothing is counted or asked for.
+    pub(super) witness: Option<&'a dyn Fn(&Wanted<'_>, Choice)>,
 }
 
 impl Lookup<'_> {
     /// Decides what happens to a packet (`xfrm_lookup_with_ifid`). Counters of what is
     /// dropped are the caller's, acquires are left with the tools.
     pub(super) fn decide(&self, tools: &mut Tools) -> Looked {
-        let (netns, meta, flow) = (self.netns, self.meta, self.flow);
-        let spd = &netns.spd;
-        let own = meta
-            .socket
-            .and_then(|socket| spd.lookup_socket(socket, XFRM_POLICY_OUT, flow, meta.if_id));
-        if let Some(policy) = own {
-            return self.by_policies(tools, policy, true);
-        }
-        if meta.if_id == 0 && meta.bypasses {
-            return self.without_policy();
-        }
-        match spd.lookup(flow, XFRM_POLICY_OUT, meta.if_id) {
-            Some(policy) => self.by_policies(tools, policy, false),
+        match self.first() {
+            Some((policy, own)) => self.by_policies(tools, policy, own),
             None => self.without_policy(),
         }
+    }
+
+    /// The policy that counts first, and whether it is the socket's own.
+    pub(super) fn first(&self) -> Option<(PolicyId, bool)> {
+        let (spd, meta) = (&self.netns.spd, self.meta);
+        let own = |socket| spd.lookup_socket(socket, XFRM_POLICY_OUT, self.flow, meta.if_id);
+        if let Some(policy) = meta.socket.and_then(own) {
+            return Some((policy, true));
+        }
+        if meta.if_id == 0 && meta.bypasses {
+            return None;
+        }
+        let policy = spd.lookup(self.flow, XFRM_POLICY_OUT, meta.if_id)?;
+        Some((policy, false))
     }
 
     /// QUIRK: a_default_block_is_not_counted.
@@ -169,7 +174,7 @@ impl Lookup<'_> {
     }
 
     /// Adds the main policy to one of type sub (`xfrm_expand_policies`).
-    fn expand(&self, first: PolicyId) -> (Policies, Asked) {
+    pub(super) fn expand(&self, first: PolicyId) -> (Policies, Asked) {
         let spd = &self.netns.spd;
         let Some(policy) = spd.get(first) else {
             return ([None, None], Asked::Nothing);
@@ -257,7 +262,9 @@ impl Lookup<'_> {
             sources.note(sad, Choices::shard(remote, template.family, template.reqid));
             let choice = sad.choose(&wanted, self.netns.listeners.acquire);
             let ask = matches!(choice, Choice::Acquire | Choice::Sa { acquire: true, .. });
-            if ask && let Some(policy) = self.netns.spd.handle(id) {
+            if let Some(witness) = self.witness {
+                witness(&wanted, choice);
+            } else if ask && let Some(policy) = self.netns.spd.handle(id) {
                 tools
                     .requests
                     .push(Request::Acquire(Box::new(AcquireRequest {
@@ -268,6 +275,7 @@ impl Lookup<'_> {
                         flow: *self.flow,
                         cpu: tools.cpu,
                         for_cpu: choice != Choice::Acquire,
+                        last_use: wanted.policy.used.secs(),
                     })));
             }
             let error = match choice {
@@ -275,7 +283,9 @@ impl Lookup<'_> {
                     let Some(sa) = sad.get(id) else { continue };
                     // QUIRK: wrong_direction_counts_twice.
                     if sa.dir != 0 && sa.dir != XFRM_SA_DIR_OUT {
-                        self.netns.mib.count(Counter::OutStateDirError);
+                        if self.witness.is_none() {
+                            self.netns.mib.count(Counter::OutStateDirError);
+                        }
                         return Err(Unresolved::Failed(DropReason::OutDirection, errno::EINVAL));
                     }
                     chain.push(sa.handle(id));

@@ -16,11 +16,14 @@
 //!   out for them; `transmit`: their way through the SAs; `flows`: what is remembered of it. [`route`]: what the host is asked.
 //! * [`receive`]: packets that arrive. `input`: through their SAs; `sec_path`: which these were;
 //!   `check`: whether policies want that. [`learn`]: MTUs on the way.
-//! * [`hold`]: packets that wait for SAs.
+//! * [`hold`]: packets that wait for SAs. [`aggregate`]: packets that wait in IPTFS SAs.
 //! * `notify`: limits and aevents.
+//! * [`explain`]: the same decisions, told instead of done.
 
+pub(crate) mod aggregate;
 mod bundle;
 mod check;
+pub mod explain;
 mod flows;
 pub mod hold;
 mod input;
@@ -37,6 +40,7 @@ mod tests;
 mod transmit;
 pub mod worker;
 
+pub use explain::Explanation;
 pub use learn::LearnedMtu;
 pub use output::{Departure, OutputMeta, Verdict};
 pub use receive::{Destination, Host, InputMeta, Owner, Received};

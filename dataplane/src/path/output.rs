@@ -41,6 +41,23 @@ pub struct OutputMeta {
     pub hop_limit: u8,
 }
 
+impl OutputMeta {
+    /// Of a packet that the engine itself has made.
+    pub(super) const fn of_own(mark: u32) -> Self {
+        Self {
+            mark,
+            if_id: 0,
+            ifindex: 0,
+            socket: None,
+            forwarded: false,
+            bypasses: false,
+            loopback: false,
+            mtu: u32::MAX,
+            hop_limit: 0,
+        }
+    }
+}
+
 /// A packet on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Departure {
@@ -62,6 +79,8 @@ pub enum Verdict {
     Sent(usize),
     /// It waits for SAs, and will come out of [`Worker::retry`].
     Held,
+    /// It waits in the queue of an IPTFS SA, and will come out of [`Worker::run_iptfs`].
+    Queued,
     /// It is gone.
     Dropped {
         /// Why.
@@ -212,7 +231,7 @@ impl Worker {
         routes: &dyn Routes,
         act: impl FnOnce(&mut Tools, &Looked) -> T,
     ) -> T {
-        let Self { flows, tools } = self;
+        let Self { flows, tools, .. } = self;
         if let Some(looked) = flows.find(netns, routes, flow, meta) {
             return act(tools, looked);
         }
@@ -223,6 +242,7 @@ impl Worker {
             meta,
             routes,
             may_hold: true,
+            witness: None,
         };
         let looked = lookup.decide(tools);
         if looked.lasts {
@@ -246,7 +266,8 @@ impl Worker {
         verdict
     }
 
-    /// [`Netns::handle_timeout`] and [`Worker::retry`] where there is one thread.
+    /// [`Netns::handle_timeout`], [`Worker::retry`] and [`Worker::run_iptfs`] where there is one
+    /// thread.
     pub fn timeout_alone(
         &mut self,
         netns: &mut Netns,
@@ -257,6 +278,10 @@ impl Worker {
         netns.handle_timeout(cx);
         for queue in netns.take_held(cx.now.boot) {
             self.retry(netns, cx.now, queue, routes, sink);
+            netns.handle_requests(cx, self.drain_requests());
+        }
+        for sa in netns.take_iptfs(cx.now.boot) {
+            self.run_iptfs(netns, cx.now, sa, sink);
             netns.handle_requests(cx, self.drain_requests());
         }
     }
@@ -353,6 +378,7 @@ impl Tools {
             meta: &meta,
             routes,
             may_hold,
+            witness: None,
         };
         Some(lookup.decide(self))
     }

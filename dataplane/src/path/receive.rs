@@ -18,7 +18,7 @@ use crate::packet::encap::{self, Datagram};
 use crate::packet::reassembly::Outcome;
 use crate::packet::{Family, PacketBuf, ip4, ip6};
 use crate::path::check::Question;
-use crate::path::input::{Approach, destination, source};
+use crate::path::input::{Approach, Arrival, destination, source};
 use crate::path::sec_path::SecPath;
 use crate::path::worker::Worker;
 use crate::spd::{Flow, SocketKey};
@@ -78,6 +78,8 @@ pub enum Received {
     Kept,
     /// It was a keepalive: done with.
     Consumed,
+    /// It was an IPTFS payload: what came out of it is in [`Worker::next_inner`].
+    Inner,
     /// It is gone.
     Dropped(DropReason),
 }
@@ -153,7 +155,7 @@ impl Worker {
                 Delivered::Done(received) => return Ok(Step::Done(received)),
             },
         };
-        self.open(
+        let arrival = self.open(
             netns,
             now,
             packet,
@@ -161,6 +163,10 @@ impl Worker {
             &mut meta.mark,
             &mut meta.path,
         )?;
+        if let Arrival::Aggfrag(sa, sequence) = arrival {
+            self.take_payload(netns, now, packet, (sa, sequence), meta);
+            return Ok(Step::Done(Received::Inner));
+        }
         Ok(Step::Again)
     }
 
@@ -272,6 +278,11 @@ impl Ask<'_> {
         Ok(match encap::classify(datagram, kind) {
             Datagram::Keepalive => Delivered::Done(Received::Consumed),
             Datagram::Ike => Delivered::Done(Received::Local),
+            // QUIRK: short_esp_in_udp_vanishes. Linux compares the datagram's length with what
+            // the IP header should have in front of it.
+            Datagram::Esp { at } if datagram.len() < inbound.family.header_bytes() + at => {
+                return Err(DropReason::InEncapShort);
+            }
             Datagram::Esp { at } => Delivered::Esp(Approach {
                 inbound: Inbound {
                     at: inbound.at + at,

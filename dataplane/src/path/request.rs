@@ -29,6 +29,8 @@ pub enum Request {
     HoldOn(Box<Queue>),
     /// The aevent timer of an SA has something to look at when it runs out.
     AeventTimer(BootNanos, SaHandle),
+    /// An IPTFS SA has something to send, or to give up, then.
+    IptfsTimer(BootNanos, SaHandle),
 }
 
 /// What an SA is wanted for.
@@ -40,6 +42,8 @@ pub struct AcquireRequest {
     pub(super) saddr: Address,
     pub(super) flow: Flow,
     pub(super) cpu: u32,
+    /// When the policy was last used, before this packet.
+    pub(super) last_use: u64,
     /// There is an SA, but none of this CPU's own.
     pub(super) for_cpu: bool,
 }
@@ -69,6 +73,9 @@ impl Netns {
             Request::AeventTimer(due, sa) => {
                 self.aevent_timers.insert((due, sa));
             }
+            Request::IptfsTimer(due, sa) => {
+                self.iptfs_timers.insert((due, sa));
+            }
             Request::HoldOn(queue) => self.hold_on(cx.now.boot, *queue),
         }
     }
@@ -93,7 +100,10 @@ impl Netns {
             let event = self
                 .sad
                 .acquire(cx, &self.sysctls, &wanted, request.for_cpu);
-            let event = event.map(|event| Event::Acquire(Box::new(event)));
+            let event = event.map(|mut event| {
+                event.body.policy.curlft.use_time = request.last_use;
+                Event::Acquire(Box::new(event))
+            });
             self.events.extend(event);
             self.sad.run_workers();
         }

@@ -43,8 +43,26 @@ impl Tools {
         {
             return Verdict::TooBig { mtu };
         }
+        self.pass_from(netns, now, packet, (bundle, 0), meta, sink)
+    }
+
+    /// Takes a packet through a bundle, from one of its steps on.
+    #[inline]
+    pub(super) fn pass_from(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        way: (&Bundle, usize),
+        meta: &OutputMeta,
+        sink: &mut Sink<'_>,
+    ) -> Verdict {
+        let (bundle, first) = way;
         let mut mark = meta.mark;
-        for step in bundle.steps() {
+        for (at, step) in bundle.steps().enumerate().skip(first) {
+            if step.aggregates {
+                return self.enqueue(netns, now, packet, meta, (bundle, at, mark), sink);
+            }
             if let Err((reason, errno)) = self.pass(netns, now, packet, step, &mut mark) {
                 return refuse(netns, step, reason, errno);
             }
@@ -111,8 +129,9 @@ impl Tools {
         };
         let mut steps = bundle.steps();
         let alike = packets.len() > 1 && packets.iter().all(fits);
-        let (Some(step), None, true) = (steps.next(), steps.next(), alike) else {
-            // One packet, several SAs, or packets that do not fit: one after the other.
+        let step = steps.next().filter(|step| !step.aggregates);
+        let (Some(step), None, true) = (step, steps.next(), alike) else {
+            // One packet, several SAs, one that aggregates, or packets that do not fit: one after the other.
             for (number, packet) in packets.iter_mut().enumerate() {
                 let verdict = self.transform(netns, now, packet, meta, bundle, sink);
                 done(verdict);
@@ -196,7 +215,7 @@ impl Tools {
 
     /// Takes a packet through one SA (`xfrm_output_one`).
     #[inline]
-    fn pass(
+    pub(super) fn pass(
         &mut self,
         netns: &Netns,
         now: Now,
@@ -299,7 +318,7 @@ fn refuse(netns: &Netns, step: &Step, reason: DropReason, errno: i32) -> Verdict
 /// Whether a packet may not enter a bundle, and what would have been right.
 ///
 /// QUIRK: ipv4_without_df_enters_whole. It is the outer packet that is cut.
-fn too_big(packet: &[u8], meta: &OutputMeta, bundle: &Bundle) -> Option<u32> {
+pub(super) fn too_big(packet: &[u8], meta: &OutputMeta, bundle: &Bundle) -> Option<u32> {
     const LEAST_V6: u32 = 1280;
     let mtu = match Family::of(packet)? {
         Family::V4 if meta.forwarded && !may_be_cut(packet) => bundle.mtu,

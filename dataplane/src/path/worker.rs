@@ -6,6 +6,7 @@
 use crate::entropy::Entropy;
 use crate::packet::PacketBuf;
 use crate::packet::reassembly::{Limits, Reassembler};
+use crate::path::aggregate::Inner;
 use crate::path::flows::Flows;
 use crate::path::request::Request;
 use crate::transform::Scratch;
@@ -14,6 +15,8 @@ use crate::transform::Scratch;
 pub struct Worker {
     pub(super) flows: Flows,
     pub(super) tools: Tools,
+    /// What has come out of IPTFS SAs.
+    pub(super) inner: Inner,
 }
 
 /// What a packet needs on its way, whatever flow it is of.
@@ -28,6 +31,8 @@ pub(super) struct Tools {
     pub(super) part: Option<Box<PacketBuf>>,
     /// Pieces of a large packet on their way out.
     pub(super) segments: Vec<PacketBuf>,
+    /// A payload of an IPTFS SA on its way out.
+    pub(super) payload: Option<Box<PacketBuf>>,
     /// Fragments that have come in.
     pub(super) reassembler: Reassembler,
     /// What the control thread has to do, in order.
@@ -42,6 +47,7 @@ impl Worker {
         let [high, low, ..] = entropy.u32().to_be_bytes();
         Self {
             flows: Flows::default(),
+            inner: Inner::default(),
             tools: Tools {
                 cpu,
                 entropy,
@@ -49,6 +55,7 @@ impl Worker {
                 ident: u16::from_be_bytes([high, low]),
                 part: None,
                 segments: Vec::new(),
+                payload: None,
                 reassembler: Reassembler::new(Limits::default()),
                 requests: Vec::new(),
             },

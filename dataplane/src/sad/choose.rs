@@ -12,7 +12,7 @@ use super::sa::{ANY_CPU, Lifecycle, mark_key};
 use super::{Sa, SaId, Sad, SourceKey, TemplateKey};
 use crate::event::Acquire;
 use crate::netns::Context;
-use crate::spd::{Flow, Policy, selector_matches};
+use crate::spd::{Flow, Mismatch, Policy, selector_mismatch};
 use crate::sysctl::Sysctls;
 
 /// What an SA is wanted for.
@@ -104,15 +104,49 @@ impl Sad {
         let mark = mark_key(wanted.policy.key.mark);
         for id in self.template_chain(key) {
             let Some(sa) = self.get(id) else { continue };
-            let spi = template.id.spi.get();
-            let fits = sa.matches_mark(mark)
-                && sa.if_id == wanted.policy.key.if_id
-                && sa.flags & XFRM_STATE_WILDRECV == 0
-                && (spi == 0 || spi == sa.id.spi.get());
-            if fits {
-                look_at(id, sa, wanted, found);
+            match misfit(sa, wanted, mark) {
+                Some(Misfit::Larval) if found.best.is_none() || sa.pcpu == wanted.cpu => {
+                    found.waiting = true;
+                }
+                Some(Misfit::Expired) => found.expired = true,
+                Some(_) => {}
+                None if found
+                    .best
+                    .is_none_or(|(_, best)| is_better(sa, best, wanted.cpu)) =>
+                {
+                    found.best = Some((id, sa));
+                }
+                None => {}
             }
         }
+    }
+
+    /// The SAs between the ends of a template, and what is against each. Made for people: it
+    /// looks at all SAs.
+    pub(crate) fn candidates<'a>(
+        &'a self,
+        wanted: &Wanted<'_>,
+    ) -> impl Iterator<Item = (SaId, &'a Sa, Option<Misfit>)> {
+        let (wanted, template) = (*wanted, wanted.template);
+        let mark = mark_key(wanted.policy.key.mark);
+        let between = self.iter().filter(move |(_, sa)| {
+            sa.family == template.family
+                && sa.id.proto == template.id.proto
+                && sa.id.daddr.equal(wanted.daddr, sa.family)
+        });
+        between.map(move |(id, sa)| {
+            let from = [wanted.saddr, Address::ANY];
+            let against = if !from.iter().any(|from| from.equal(sa.saddr, sa.family)) {
+                Some(Misfit::Source)
+            } else if sa.reqid != template.reqid {
+                Some(Misfit::Reqid)
+            } else if sa.mode != template.mode {
+                Some(Misfit::Mode)
+            } else {
+                misfit(sa, &wanted, mark)
+            };
+            (id, sa, against)
+        })
     }
 
     fn spi_is_taken(&self, wanted: &Wanted<'_>) -> bool {
@@ -191,35 +225,88 @@ impl Sad {
     }
 }
 
-/// Judges one SA that has the template's identity (`xfrm_state_look_at`).
-fn look_at<'a>(id: SaId, sa: &'a Sa, wanted: &Wanted<'_>, found: &mut Found<'a>) {
-    if sa.state == Lifecycle::Larval {
-        if found.best.is_none() || sa.pcpu == wanted.cpu {
-            found.waiting = true;
+/// What is against an SA for a template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misfit {
+    /// Its source is another.
+    Source,
+    /// Its request id is another.
+    Reqid,
+    /// Its mode is another.
+    Mode,
+    /// The policy's mark does not find it.
+    Mark,
+    /// Its interface id is not the policy's.
+    IfId,
+    /// It is one that only receives (`XFRM_STATE_WILDRECV`).
+    ReceivesOnly,
+    /// The template names another SPI.
+    Spi,
+    /// It waits for its key manager.
+    Larval,
+    /// Its selector is not for the packet.
+    Selector(Mismatch),
+    /// It has reached a hard limit.
+    Expired,
+    /// It is for another CPU.
+    Cpu,
+}
+
+impl Misfit {
+    /// In words.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Source => "another source",
+            Self::Reqid => "another reqid",
+            Self::Mode => "another mode",
+            Self::Mark => "its mark is not the policy's",
+            Self::IfId => "its interface id is not the policy's",
+            Self::ReceivesOnly => "it only receives (wildrecv)",
+            Self::Spi => "the template names another SPI",
+            Self::Larval => "it has no keys yet",
+            Self::Selector(_) => "its selector is not for this packet",
+            Self::Expired => "it has reached its limit",
+            Self::Cpu => "it is for another CPU",
         }
-        return;
     }
+}
+
+/// Judges one SA that has the template's identity (`xfrm_state_look_at`).
+fn misfit(sa: &Sa, wanted: &Wanted<'_>, mark: u32) -> Option<Misfit> {
+    let spi = wanted.template.id.spi.get();
     // A selector without family is for everything, whatever else it says.
-    let selected = sa.sel.family == AF_UNSPEC || selector_matches(&sa.sel, wanted.flow);
-    if !selected {
-        return;
+    let selector = || match sa.sel.family {
+        AF_UNSPEC => None,
+        _ => selector_mismatch(&sa.sel, wanted.flow),
+    };
+    if !sa.matches_mark(mark) {
+        Some(Misfit::Mark)
+    } else if sa.if_id != wanted.policy.key.if_id {
+        Some(Misfit::IfId)
+    } else if sa.flags & XFRM_STATE_WILDRECV != 0 {
+        Some(Misfit::ReceivesOnly)
+    } else if spi != 0 && spi != sa.id.spi.get() {
+        Some(Misfit::Spi)
+    } else if sa.state == Lifecycle::Larval {
+        Some(Misfit::Larval)
+    } else if let Some(mismatch) = selector() {
+        Some(Misfit::Selector(mismatch))
+    } else if sa.traffic.is_expired() {
+        Some(Misfit::Expired)
+    } else if sa.pcpu != ANY_CPU && sa.pcpu != wanted.cpu {
+        Some(Misfit::Cpu)
+    } else {
+        None
     }
-    if sa.traffic.is_expired() {
-        found.expired = true;
-        return;
-    }
-    if sa.pcpu != ANY_CPU && sa.pcpu != wanted.cpu {
-        return;
-    }
-    let is_better = found.best.is_none_or(|(_, best)| {
-        let dying = (best.traffic.is_dying(), sa.traffic.is_dying());
-        (best.pcpu == ANY_CPU && sa.pcpu == wanted.cpu)
-            || dying == (true, false)
-            || (dying.0 == dying.1 && best.traffic.add_time() < sa.traffic.add_time())
-    });
-    if is_better {
-        found.best = Some((id, sa));
-    }
+}
+
+/// Whether an SA is preferred to the best so far.
+fn is_better(sa: &Sa, best: &Sa, cpu: u32) -> bool {
+    let dying = (best.traffic.is_dying(), sa.traffic.is_dying());
+    (best.pcpu == ANY_CPU && sa.pcpu == cpu)
+        || dying == (true, false)
+        || (dying.0 == dying.1 && best.traffic.add_time() < sa.traffic.add_time())
 }
 
 /// The selector of one flow (`__xfrm4_init_tempsel`).

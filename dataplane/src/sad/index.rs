@@ -5,16 +5,10 @@
 //! the same however many SAs there are. Who uses an index knows the key and
 //! compares it.
 
-use hashbrown::HashTable;
+use crate::slots::SlotTable;
 
 /// No SA.
 const NONE: u32 = u32::MAX;
-
-#[derive(Clone, Copy)]
-struct Head {
-    hash: u32,
-    place: u32,
-}
 
 #[derive(Clone, Copy)]
 struct Link {
@@ -25,7 +19,7 @@ struct Link {
 /// Chains of places by key.
 #[derive(Default)]
 pub(super) struct Index {
-    heads: HashTable<Head>,
+    heads: SlotTable,
     links: Vec<Link>,
 }
 
@@ -40,20 +34,11 @@ impl Index {
             };
             self.links.resize(slot + 1, unlinked);
         }
-        let mut older = NONE;
-        match self
-            .heads
-            .find_mut(spread(hash), |h| h.hash == hash && same(h.place))
-        {
-            Some(head) => {
-                older = head.place;
-                head.place = place;
-            }
-            None => {
-                self.heads
-                    .insert_unique(spread(hash), Head { hash, place }, |h| spread(h.hash));
-            }
+        let older = self.heads.replace(hash, place, same);
+        if older.is_none() {
+            self.heads.insert(hash, place);
         }
+        let older = older.unwrap_or(NONE);
         self.set(place, |link| {
             *link = Link { newer: NONE, older };
         });
@@ -65,16 +50,15 @@ impl Index {
         let Some(link) = self.links.get(place as usize).copied() else {
             return;
         };
-        if link.newer == NONE
-            && let Ok(mut head) = self
-                .heads
-                .find_entry(spread(hash), |h| h.hash == hash && h.place == place)
-        {
-            if link.older == NONE {
-                head.remove();
-            } else {
-                head.get_mut().place = link.older;
+        match link {
+            Link {
+                newer: NONE,
+                older: NONE,
+            } => self.heads.remove(hash, place),
+            Link { newer: NONE, older } => {
+                self.heads.replace(hash, older, |head| head == place);
             }
+            _ => {}
         }
         self.set(link.newer, |l| l.older = link.older);
         self.set(link.older, |l| l.newer = link.newer);
@@ -86,40 +70,50 @@ impl Index {
         hash: u32,
         same: impl Fn(u32) -> bool,
     ) -> impl Iterator<Item = u32> + '_ {
-        let head = self
-            .heads
-            .find(spread(hash), |h| h.hash == hash && same(h.place))
-            .map(|h| h.place);
-        std::iter::successors(head, |&place| {
-            let older = self.links.get(place as usize)?.older;
-            (older != NONE).then_some(older)
+        let mut next = self.heads.find(hash, same);
+        let mut last = None;
+        // Most chains have one SA and most searches end with it: its link is not looked at before
+        // a second one is wanted.
+        std::iter::from_fn(move || {
+            if let Some(last) = last {
+                let older = self.links.get(last as usize).map(|link| link.older);
+                next = older.filter(|&older| older != NONE);
+            }
+            last = next;
+            next
         })
+    }
+
+    /// Whether there is no SA of that key.
+    pub(super) fn is_free(&self, hash: u32, same: impl Fn(u32) -> bool) -> bool {
+        self.heads.find(hash, same).is_none()
     }
 
     /// Sorts every chain by descending `rank`.
     pub(super) fn reorder(&mut self, rank: impl Fn(u32) -> u64) {
         let mut chain = Vec::new();
-        for head in self.heads.iter_mut() {
+        let links = &mut self.links;
+        self.heads.for_each_mut(|head| {
             chain.clear();
-            let mut place = head.place;
+            let mut place = head;
             while place != NONE {
                 chain.push(place);
-                place = self.links.get(place as usize).map_or(NONE, |l| l.older);
+                place = links.get(place as usize).map_or(NONE, |l| l.older);
             }
             if chain.len() < 2 {
-                continue;
+                return head;
             }
             chain.sort_unstable_by_key(|&p| std::cmp::Reverse(rank(p)));
             let mut newer = NONE;
             for (i, &p) in chain.iter().enumerate() {
                 let older = chain.get(i + 1).copied().unwrap_or(NONE);
-                if let Some(link) = self.links.get_mut(p as usize) {
+                if let Some(link) = links.get_mut(p as usize) {
                     *link = Link { newer, older };
                 }
                 newer = p;
             }
-            head.place = chain.first().copied().unwrap_or(NONE);
-        }
+            chain.first().copied().unwrap_or(head)
+        });
     }
 
     fn set(&mut self, place: u32, change: impl FnOnce(&mut Link)) {
@@ -127,11 +121,6 @@ impl Index {
             change(link);
         }
     }
-}
-
-/// 64 bits for the table, which wants entropy at both ends.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 #[cfg(test)]

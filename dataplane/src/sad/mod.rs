@@ -35,7 +35,7 @@ pub mod walk;
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 
-use hashbrown::HashMap;
+use xfrm_proto::consts::{IPPROTO_DSTOPTS, IPPROTO_ROUTING};
 use xfrm_proto::uapi::{Address, SadHinfo};
 
 use crate::event::SaExpire;
@@ -43,6 +43,7 @@ use crate::netns::Limits;
 use crate::profile::Profile;
 use buckets::Buckets;
 use choices::Choices;
+pub use choose::Misfit;
 use index::Index;
 use lifetime::Timers;
 pub use sa::{Lifecycle, Sa, SaHandle, SaId};
@@ -65,7 +66,7 @@ pub struct Sad {
     by_template: Index,
     larval: Index,
     larval_by_seq: Index,
-    spi_users: HashMap<(u32, u8), u32, Hasher>,
+    by_spi_alone: Index,
     timers: Timers,
     tunnels: Tunnels,
     /// Counts what may change which SA serves a template.
@@ -90,7 +91,7 @@ impl Sad {
             by_template: Index::default(),
             larval: Index::default(),
             larval_by_seq: Index::default(),
-            spi_users: HashMap::default(),
+            by_spi_alone: Index::default(),
             timers: Timers::default(),
             tunnels: Tunnels::default(),
             choices: Choices::default(),
@@ -106,6 +107,7 @@ impl Sad {
             let buckets = &self.buckets;
             for index in [
                 &mut self.by_spi,
+                &mut self.by_spi_alone,
                 &mut self.by_source,
                 &mut self.by_template,
                 &mut self.larval,
@@ -202,6 +204,8 @@ impl Sad {
         });
         let id = SaId(place);
         sa.serial = self.next_serial;
+        sa.traffic.notes_last_use =
+            self.profile.tells_last_use || matches!(sa.id.proto, IPPROTO_DSTOPTS | IPPROTO_ROUTING);
         self.next_serial += 1;
         self.choices.change(&sa);
         self.by_age.insert(sa.serial, id);
@@ -244,7 +248,11 @@ impl Sad {
         self.by_spi.insert(hash_of(&self.hasher, &key), id.0, |p| {
             holds_at(slots, p, |sa| SpiKey::of(sa) == Some(key))
         });
-        *self.spi_users.entry((key.spi, key.proto)).or_insert(0) += 1;
+        let alone = key.alone();
+        self.by_spi_alone
+            .insert(hash_of(&self.hasher, &alone), id.0, |p| {
+                holds_at(slots, p, |sa| SpiAlone::of(sa) == alone)
+            });
     }
 
     /// Takes a larval SA that is to get an SPI out of the index of those that have none.
@@ -271,14 +279,8 @@ impl Sad {
         }
         if let Some(key) = keys.spi {
             self.by_spi.remove(hash_of(hasher, &key), id.0);
-            if let hashbrown::hash_map::Entry::Occupied(mut users) =
-                self.spi_users.entry((key.spi, key.proto))
-            {
-                *users.get_mut() -= 1;
-                if *users.get() == 0 {
-                    users.remove();
-                }
-            }
+            let alone = key.alone();
+            self.by_spi_alone.remove(hash_of(hasher, &alone), id.0);
         }
         self.buckets.remove(id.0);
         let sa = self.slots.get_mut(id.0 as usize)?.take()?;
@@ -305,6 +307,13 @@ struct SpiKey {
     spi: u32,
     proto: u8,
     family: u16,
+}
+
+/// An SPI whatever the destination: newer releases give each out once per protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct SpiAlone {
+    spi: u32,
+    proto: u8,
 }
 
 /// `state_bysrc`.
@@ -352,6 +361,24 @@ impl SpiKey {
             proto: sa.id.proto,
             family: sa.family,
         })
+    }
+}
+
+impl SpiKey {
+    const fn alone(&self) -> SpiAlone {
+        SpiAlone {
+            spi: self.spi,
+            proto: self.proto,
+        }
+    }
+}
+
+impl SpiAlone {
+    const fn of(sa: &Sa) -> Self {
+        Self {
+            spi: sa.id.spi.get(),
+            proto: sa.id.proto,
+        }
     }
 }
 

@@ -108,6 +108,15 @@ impl Sa {
         self.set_sent(value.oseq, 0);
     }
 
+    /// Key managers know the numbers, because one of them has set them.
+    fn suppose_told(&mut self) {
+        let value = self.replay_value();
+        match self.told.get_mut() {
+            Some(told) => told.get_mut().unwrap_or_else(PoisonError::into_inner).value = value,
+            None => self.told = OnceLock::from(Told::nothing_since(value)),
+        }
+    }
+
     fn set_sent(&mut self, low: u32, high: u32) {
         let (esn, may_wrap) = (self.is_esn(), self.may_wrap());
         self.traffic
@@ -228,6 +237,9 @@ impl AeventParams<'_> {
         }
         if let Some(replay) = self.replay {
             sa.set_legacy(replay);
+        }
+        if self.esn.is_some() || self.replay.is_some() {
+            sa.suppose_told();
         }
         if let Some(curlft) = self.curlft {
             sa.traffic.set_lifetime(curlft);

@@ -9,7 +9,7 @@ use xfrm_proto::uapi::{Mark, UserSaInfo, UserSpiInfo};
 
 use super::find::LarvalQuery;
 use super::sa::{ANY_CPU, Lifecycle, mark_key};
-use super::{Sa, SaId, Sad};
+use super::{Sa, SaId, Sad, SpiAlone, hash_of, holds_at};
 use crate::netns::Context;
 use crate::sysctl::Sysctls;
 
@@ -158,7 +158,11 @@ impl Sad {
 
     fn spi_is_free(&self, sa: &Sa, spi: u32) -> bool {
         if self.profile.spi_unique_per_proto {
-            !self.spi_users.contains_key(&(spi, sa.id.proto))
+            let proto = sa.id.proto;
+            let wanted = SpiAlone { spi, proto };
+            let same = |p| holds_at(&self.slots, p, |sa| SpiAlone::of(sa) == wanted);
+            let hash = hash_of(&self.hasher, &wanted);
+            self.by_spi_alone.is_free(hash, same)
         } else {
             let mark = mark_key(sa.mark);
             self.lookup(mark, sa.id.daddr, spi, sa.id.proto, sa.family)

@@ -26,6 +26,8 @@ pub struct Traffic {
     add_time: u64,
     use_time: AtomicU64,
     last_used: AtomicU64,
+    /// The release notes the last use.
+    pub(super) notes_last_use: bool,
     /// The number sent last.
     numbers: Numbers,
     replay_window: AtomicU32,
@@ -100,6 +102,12 @@ impl Traffic {
         self.numbers.last()
     }
 
+    /// Whether there is no number left to send.
+    #[must_use]
+    pub fn numbers_are_used_up(&self) -> bool {
+        self.numbers.are_used_up()
+    }
+
     /// Has numbers count on from another one.
     pub(super) fn set_numbers(&mut self, change: impl FnOnce(&mut Numbers)) {
         *self.packets.get_mut() = self.packets();
@@ -119,7 +127,7 @@ impl Traffic {
 
     #[inline]
     fn note_use(&self, now: WallSecs) {
-        if self.last_used() != now.0 {
+        if self.notes_last_use && self.last_used() != now.0 {
             self.last_used.store(now.0, Ordering::Relaxed);
         }
     }
@@ -172,6 +180,14 @@ impl Traffic {
         self.expired.load(Ordering::Relaxed)
     }
 
+    /// Whether a hard limit in bytes or packets leaves nothing.
+    #[inline]
+    #[must_use]
+    pub fn is_used_up(&self, lft: &LifetimeCfg) -> bool {
+        self.bytes.load(Ordering::Relaxed) >= lft.hard_byte_limit
+            || self.packets() >= lft.hard_packet_limit
+    }
+
     /// Marks as used, and holds the counters against the limits (`xfrm_state_check_expire`).
     ///
     /// `Soft` is said once, to whoever finds it first; so is `Hard`.
@@ -182,13 +198,12 @@ impl Traffic {
         if self.use_time.load(Ordering::Relaxed) == 0 {
             self.use_time.store(now.0, Ordering::Relaxed);
         }
-        let bytes = self.bytes.load(Ordering::Relaxed);
-        let packets = self.packets();
-        if bytes >= lft.hard_byte_limit || packets >= lft.hard_packet_limit {
+        if self.is_used_up(lft) {
             self.expired.store(true, Ordering::Relaxed);
             return Limit::Hard;
         }
-        let soft = bytes >= lft.soft_byte_limit || packets >= lft.soft_packet_limit;
+        let soft = self.bytes.load(Ordering::Relaxed) >= lft.soft_byte_limit
+            || self.packets() >= lft.soft_packet_limit;
         if soft && !self.is_dying() && !self.dying.swap(true, Ordering::Relaxed) {
             return Limit::Soft;
         }

@@ -5,8 +5,6 @@
 //! for its IVs comes with the packet.
 //!
 //! Source: the `init_state` of `net/ipv4/esp4.c`, `ah4.c`, `ipcomp.c` and their IPv6 twins.
-//!
-//! Not yet: IPTFS. An SA in that mode has no transform.
 
 use xfrm_proto::consts::*;
 
@@ -16,6 +14,7 @@ use crate::crypto::{AeadAlgorithm, AuthAlgorithm, CipherAlgorithm, EspTransform,
 use crate::entropy::Entropy;
 use crate::packet::Family;
 use crate::packet::encap::Encap;
+use crate::path::aggregate::Iptfs;
 use crate::profile::Profile;
 use crate::transform::ah::{Ah, AhParams};
 use crate::transform::esp::Esp;
@@ -30,6 +29,7 @@ const DEFLATE_THRESHOLD_BYTES: usize = 90;
 #[derive(Debug)]
 pub(super) struct Engine {
     transform: Transform,
+    iptfs: Option<Iptfs>,
 }
 
 impl Sa {
@@ -57,9 +57,18 @@ impl Sa {
             self.protocol(profile, entropy)?,
             self.encap(),
         );
+        let config = self.options().iptfs.as_ref();
+        let iptfs = config.and_then(|config| Iptfs::new(&transform, config, self.flags));
         // Another worker may have been faster: then that one's counts.
-        let engine = self.engine.get_or_init(|| Box::new(Engine { transform }));
+        let engine = self
+            .engine
+            .get_or_init(|| Box::new(Engine { transform, iptfs }));
         Some(&engine.transform)
+    }
+
+    /// Its queue and its window, of an IPTFS SA that has a transform.
+    pub(crate) fn iptfs(&self) -> Option<&Iptfs> {
+        self.engine.get()?.iptfs.as_ref()
     }
 
     /// Takes over what UPDSA changed. Keys stay, and with them what makes IVs.
@@ -84,7 +93,12 @@ impl Sa {
 
     fn mode_params(&self) -> Option<ModeParams> {
         Some(ModeParams {
-            mode: Mode::from_xfrm(self.mode)?,
+            mode: match &self.options().iptfs {
+                Some(config) => Mode::Iptfs {
+                    splits: !config.dont_frag,
+                },
+                None => Mode::from_xfrm(self.mode)?,
+            },
             family: Family::from_af(self.family)?,
             selector_family: Family::from_af(self.sel.family),
             src: self.saddr,

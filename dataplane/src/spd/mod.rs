@@ -20,7 +20,6 @@ mod migrate;
 pub mod order;
 pub mod policy;
 mod position;
-mod slots;
 mod socket;
 mod store;
 #[cfg(test)]
@@ -36,6 +35,7 @@ use xfrm_proto::uapi::{SpdHinfo, SpdInfo, UserPolicyDefault};
 use crate::event::{Event, PolicyExpire};
 use crate::netns::{Context, Limits};
 use crate::profile::Profile;
+use crate::slots::SlotTable;
 use crate::time::{BootNanos, Now, WallSecs};
 
 pub use flow::Flow;
@@ -43,10 +43,11 @@ use index::{Find, Index};
 use lifetime::{Timers, Verdict};
 pub use migrate::Migration;
 pub use order::Thresholds;
-pub use policy::{LastUse, Policy, PolicyKey, Templates, selector_matches};
+pub use policy::{
+    LastUse, Mismatch, Policy, PolicyKey, Templates, selector_matches, selector_mismatch,
+};
 use policy::{Place, hash_state};
 use position::Positions;
-use slots::SlotTable;
 pub use socket::SocketKey;
 use socket::SocketPolicies;
 use store::Store;
@@ -91,16 +92,18 @@ pub struct Spd {
     age: u64,
     /// Counts what may change the result of a lookup.
     generation: u64,
-    /// Policies of type sub.
-    sub_policies: usize,
     /// `idx_generator`.
     next_index: u32,
     counts: SpdInfo,
+    /// Policies of type sub, of any direction but sockets' own.
+    subs: usize,
     /// Masks of Linux's hash tables, which GETSPDINFO shows: by direction, and by index.
     masks: [u32; XFRM_POLICY_MAX as usize],
     index_mask: u32,
     thresholds: Thresholds,
     defaults: UserPolicyDefault,
+    /// Indices of policies that came, changed or went, once somebody wants to know.
+    touched: Option<Vec<u32>>,
 }
 
 impl Spd {
@@ -119,9 +122,9 @@ impl Spd {
             sockets: SocketPolicies::default(),
             age: 0,
             generation: 0,
-            sub_policies: 0,
             next_index: 0,
             counts: SpdInfo::default(),
+            subs: 0,
             masks: [7; XFRM_POLICY_MAX as usize],
             index_mask: 7,
             thresholds: Thresholds::default(),
@@ -130,7 +133,36 @@ impl Spd {
                 fwd: XFRM_USERPOLICY_ACCEPT,
                 out: XFRM_USERPOLICY_ACCEPT,
             },
+            touched: None,
         }
+    }
+
+    /// Indices of policies that came, changed or went since the last call, sockets' own excepted;
+    /// the first call names all there are.
+    pub fn take_touched(&mut self) -> Vec<u32> {
+        match &mut self.touched {
+            Some(touched) => std::mem::take(touched),
+            None => {
+                self.touched = Some(Vec::new());
+                let policies = self.store.slots().filter_map(|slot| self.store.get(slot));
+                policies
+                    .filter(|policy| policy.key.dir < XFRM_POLICY_MAX)
+                    .map(|policy| policy.index)
+                    .collect()
+            }
+        }
+    }
+
+    fn touch(&mut self, index: u32) {
+        if let Some(touched) = &mut self.touched {
+            touched.push(index);
+        }
+    }
+
+    /// The policy of that index.
+    #[must_use]
+    pub fn of_index(&self, index: u32) -> Option<&Policy> {
+        self.store.get(self.find_index(index)?)
     }
 
     /// Whether there is room for one more policy.
@@ -188,11 +220,14 @@ impl Spd {
             rank: self.age,
             list: self.thresholds.list(&policy.key.selector, dir),
         };
-        self.sub_policies += usize::from(policy.key.kind != XFRM_POLICY_TYPE_MAIN);
         let (key_hash, index_hash) = (policy.key.hash(), hash_index(policy.index));
+        self.subs += usize::from(policy.key.kind == XFRM_POLICY_TYPE_SUB);
         let slot = self.store.insert(policy);
         self.by_key.insert(key_hash, slot);
         self.by_index.insert(index_hash, slot);
+        if let Some(index) = self.store.get(slot).map(|policy| policy.index) {
+            self.touch(index);
+        }
         self.index_flow(slot);
         *self.count_mut(dir) += 1;
         self.grow_masks(dir);
@@ -210,18 +245,19 @@ impl Spd {
             ..old.place
         };
         let before = (old.priority, old.place.rank);
+        let index = policy.index;
         if policy.priority != old.priority {
             policy.place.rank = self.age;
         }
         *old = policy;
         self.store.renew(slot);
+        self.touch(index);
         let store = &self.store;
         let Some(policy) = store.get(slot) else {
             return;
         };
         if (policy.priority, policy.place.rank) != before {
-            self.flows
-                .reorder(slot, policy, before, |slot| store.get(slot));
+            self.flows.reorder(slot, policy, before);
         }
         if let Some(positions) = self.positions.get_mut(usize::from(policy.key.dir)) {
             positions.put(policy, slot, Some(before));
@@ -231,7 +267,7 @@ impl Spd {
     fn index_flow(&mut self, slot: u32) {
         let store = &self.store;
         if let Some(policy) = store.get(slot) {
-            self.flows.insert(slot, policy, |slot| store.get(slot));
+            self.flows.insert(slot, policy);
             if let Some(positions) = self.positions.get_mut(usize::from(policy.key.dir)) {
                 positions.put(policy, slot, None);
             }
@@ -325,7 +361,6 @@ impl Spd {
     pub fn remove(&mut self, id: PolicyId) -> Option<Policy> {
         let policy = self.store.remove(id.0)?;
         self.generation += 1;
-        self.sub_policies -= usize::from(policy.key.kind != XFRM_POLICY_TYPE_MAIN);
         self.by_key.remove(policy.key.hash(), id.0);
         self.by_index.remove(hash_index(policy.index), id.0);
         self.flows.remove(id.0, &policy);
@@ -333,7 +368,9 @@ impl Spd {
             positions.remove(&policy, id.0);
         }
         self.timers.disarm(id.0);
+        self.touch(policy.index);
         *self.count_mut(policy.key.dir) -= 1;
+        self.subs -= usize::from(policy.key.kind == XFRM_POLICY_TYPE_SUB);
         Some(policy)
     }
 
@@ -350,6 +387,10 @@ impl Spd {
             .collect();
         self.generation += 1;
         if doomed.len() == self.store.len() {
+            if let Some(touched) = &mut self.touched {
+                let policies = doomed.iter().filter_map(|&slot| self.store.get(slot));
+                touched.extend(policies.map(|policy| policy.index));
+            }
             self.store.clear();
             self.by_key = SlotTable::default();
             self.by_index = SlotTable::default();
@@ -357,7 +398,7 @@ impl Spd {
             self.positions = no_positions(self.profile);
             self.timers = Timers::new(self.profile);
             self.counts = SpdInfo::default();
-            self.sub_policies = 0;
+            self.subs = 0;
         } else {
             for &slot in &doomed {
                 self.remove(PolicyId(slot));
@@ -369,10 +410,8 @@ impl Spd {
     /// The policy for a flow (`xfrm_policy_lookup`): one of type sub before any of type main.
     #[must_use]
     pub fn lookup(&self, flow: &Flow, dir: u8, if_id: u32) -> Option<PolicyId> {
-        let has_sub = self.sub_policies != 0;
-        let sub = || self.lookup_type(flow, dir, XFRM_POLICY_TYPE_SUB, if_id);
-        has_sub
-            .then(sub)
+        (self.subs > 0)
+            .then(|| self.lookup_type(flow, dir, XFRM_POLICY_TYPE_SUB, if_id))
             .flatten()
             .or_else(|| self.lookup_type(flow, dir, XFRM_POLICY_TYPE_MAIN, if_id))
     }
@@ -381,7 +420,7 @@ impl Spd {
     #[must_use]
     pub fn lookup_type(&self, flow: &Flow, dir: u8, kind: u8, if_id: u32) -> Option<PolicyId> {
         let find = Find { flow, kind, if_id };
-        let best = self.flows.find(dir, &find, |slot| self.store.get(slot));
+        let best = self.flows.find(dir, &find);
         let slot = match self.positions.get(usize::from(dir)) {
             Some(positions) => {
                 let winners: Vec<_> = best.winners().collect();
@@ -390,15 +429,28 @@ impl Spd {
             None => {
                 let age = |slot| Some(self.store.get(slot)?.place.age);
                 let mut winners = best.winners().map(|(_, _, slot)| slot);
-                let first = winners.next();
-                // Ages are asked for where there is something to compare.
-                winners.fold(first, |oldest, slot| match oldest {
-                    Some(oldest) if age(oldest) <= age(slot) => Some(oldest),
-                    _ => Some(slot),
-                })
+                // Usually one, whose age nobody has to know.
+                winners
+                    .next()
+                    .map(|first| winners.fold(first, |a, b| if age(b) < age(a) { b } else { a }))
             }
         };
         slot.map(PolicyId)
+    }
+
+    /// The policies of a direction, in the order in which a lookup prefers them: type sub first,
+    /// then by priority and age. Made for people: it costs a walk over all policies.
+    #[must_use]
+    pub fn in_order(&self, dir: u8) -> Vec<PolicyId> {
+        let all = self.store.slots().filter_map(|slot| {
+            let policy = self.store.get(slot)?;
+            let is_main = policy.key.kind == XFRM_POLICY_TYPE_MAIN;
+            let rank = (is_main, policy.priority, policy.place.age);
+            (policy.key.dir == dir).then_some((rank, PolicyId(slot)))
+        });
+        let mut all: Vec<_> = all.collect();
+        all.sort_unstable_by_key(|&(rank, _)| rank);
+        all.into_iter().map(|(_, id)| id).collect()
     }
 
     /// Notes that a packet used the policy.

@@ -226,11 +226,21 @@ impl Policy {
     /// Whether it is for that flow (`xfrm_policy_match`).
     #[must_use]
     pub fn matches(&self, flow: &Flow, kind: u8, if_id: u32) -> bool {
+        self.key.kind == kind && self.mismatch(flow, if_id).is_none()
+    }
+
+    /// Why it is not for that flow, its type apart.
+    #[inline]
+    #[must_use]
+    pub fn mismatch(&self, flow: &Flow, if_id: u32) -> Option<Mismatch> {
         let mark = self.key.mark;
-        self.key.if_id == if_id
-            && flow.mark & mark.m == mark.v
-            && self.key.kind == kind
-            && selector_matches(&self.key.selector, flow)
+        if self.key.if_id != if_id {
+            Some(Mismatch::IfId)
+        } else if flow.mark & mark.m != mark.v {
+            Some(Mismatch::Mark)
+        } else {
+            selector_mismatch(&self.key.selector, flow)
+        }
     }
 
     /// Whether any timer can end it.
@@ -247,16 +257,74 @@ impl Policy {
 /// Whether a selector is for that flow (`xfrm_selector_match`); family 0 is for both.
 #[must_use]
 pub fn selector_matches(sel: &Selector, flow: &Flow) -> bool {
+    selector_mismatch(sel, flow).is_none()
+}
+
+/// Why a selector is not for that flow.
+#[inline]
+#[must_use]
+pub fn selector_mismatch(sel: &Selector, flow: &Flow) -> Option<Mismatch> {
+    let same =
+        |one, other, bits| prefix(one, flow.family, bits) == prefix(other, flow.family, bits);
     let port = |value: u16, want: u16, mask: u16| (value ^ want) & mask == 0;
-    (sel.family == flow.family || sel.family == AF_UNSPEC)
-        && prefix(flow.daddr, flow.family, sel.prefixlen_d)
-            == prefix(sel.daddr, flow.family, sel.prefixlen_d)
-        && prefix(flow.saddr, flow.family, sel.prefixlen_s)
-            == prefix(sel.saddr, flow.family, sel.prefixlen_s)
-        && port(flow.dport, sel.dport.get(), sel.dport_mask.get())
-        && port(flow.sport, sel.sport.get(), sel.sport_mask.get())
-        && (sel.proto == 0 || sel.proto == flow.proto)
-        && (sel.ifindex == 0 || sel.ifindex == flow.ifindex)
+    if sel.family != flow.family && sel.family != AF_UNSPEC {
+        Some(Mismatch::Family)
+    } else if !same(flow.daddr, sel.daddr, sel.prefixlen_d) {
+        Some(Mismatch::Destination)
+    } else if !same(flow.saddr, sel.saddr, sel.prefixlen_s) {
+        Some(Mismatch::Source)
+    } else if !port(flow.dport, sel.dport.get(), sel.dport_mask.get()) {
+        Some(Mismatch::DestinationPort)
+    } else if !port(flow.sport, sel.sport.get(), sel.sport_mask.get()) {
+        Some(Mismatch::SourcePort)
+    } else if sel.proto != 0 && sel.proto != flow.proto {
+        Some(Mismatch::Protocol)
+    } else if sel.ifindex != 0 && sel.ifindex != flow.ifindex {
+        Some(Mismatch::Interface)
+    } else {
+        None
+    }
+}
+
+/// What of a policy or selector is not for a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mismatch {
+    /// `XFRMA_IF_ID`.
+    IfId,
+    /// The mark.
+    Mark,
+    /// The address family.
+    Family,
+    /// The destination.
+    Destination,
+    /// The source.
+    Source,
+    /// The destination port.
+    DestinationPort,
+    /// The source port.
+    SourcePort,
+    /// The protocol.
+    Protocol,
+    /// The interface.
+    Interface,
+}
+
+impl Mismatch {
+    /// In words.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::IfId => "another interface id",
+            Self::Mark => "another mark",
+            Self::Family => "another address family",
+            Self::Destination => "another destination",
+            Self::Source => "another source",
+            Self::DestinationPort => "another destination port",
+            Self::SourcePort => "another source port",
+            Self::Protocol => "another protocol",
+            Self::Interface => "another interface",
+        }
+    }
 }
 
 /// The first `bits` of an address, at the top of the number.

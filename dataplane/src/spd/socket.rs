@@ -102,6 +102,14 @@ impl Spd {
         }
     }
 
+    /// Whether a socket has a policy that lets packets pass as they are, whatever they are.
+    #[must_use]
+    pub fn socket_bypasses(&self, socket: SocketKey, dir: u8) -> bool {
+        let slot = self.sockets.slots.get(&(socket, dir));
+        slot.and_then(|&slot| self.store.get(slot))
+            .is_some_and(|policy| policy.action == XFRM_POLICY_ALLOW && policy.templates.is_empty())
+    }
+
     /// Whether a socket has a policy for a direction, whatever it is for.
     #[must_use]
     pub fn has_socket_policy(&self, socket: SocketKey, dir: u8) -> bool {

@@ -16,6 +16,7 @@
 pub mod ah;
 pub mod esp;
 pub mod ipcomp;
+pub mod iptfs;
 pub mod mode;
 pub mod mtu;
 pub mod route_optimization;
@@ -26,6 +27,7 @@ use crate::crypto::Deflate;
 use crate::drop_reason::DropReason;
 use crate::packet::encap::Encap;
 use crate::packet::{Family, PacketBuf, be16, be32, encap, finish, ip4, ip6, put};
+use crate::sad::sa::IptfsConfig;
 
 pub use mode::{Delivery, Mode, ModeParams, Place};
 
@@ -407,5 +409,20 @@ impl Transform {
             Protocol::Esp(esp) => mtu::esp(mtu, header_bytes, &self.mode, esp),
             _ => mtu::other(mtu, header_bytes),
         }
+    }
+
+    /// What the sending side of an IPTFS SA has to know of it; `None` for other SAs.
+    #[must_use]
+    pub fn iptfs_send_params(&self, config: &IptfsConfig) -> Option<iptfs::SendParams> {
+        let (Protocol::Esp(esp), Mode::Iptfs { .. }) = (&self.protocol, self.mode.params().mode)
+        else {
+            return None;
+        };
+        Some(iptfs::SendParams {
+            config: *config,
+            header_bytes: u32::try_from(self.header_bytes()).ok()?,
+            icv_bytes: esp.icv_bytes(),
+            block_bytes: esp.block_bytes(),
+        })
     }
 }

@@ -1,7 +1,8 @@
-//! Modes: transport, tunnel, BEET (draft-nikander-esp-beet-mode).
+//! Modes: transport, tunnel, BEET (draft-nikander-esp-beet-mode), IPTFS's outer header.
 //!
 //! Source: `net/xfrm/xfrm_output.c xfrm_outer_mode_output`,
-//! `net/xfrm/xfrm_input.c xfrm_inner_mode_input`, `net/xfrm/xfrm_inout.h`.
+//! `net/xfrm/xfrm_input.c xfrm_inner_mode_input`, `net/xfrm/xfrm_inout.h`,
+//! `net/xfrm/xfrm_iptfs.c iptfs_encap_add_ipv4` and its twin.
 //! Headers that depend on nothing but the SA are laid out in advance.
 //!
 //! Not as Linux has it: AH in BEET mode over IPv4, which `ip` refuses to set up. Linux leaves eight
@@ -10,7 +11,7 @@
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::Address;
 
-use super::{Inbound, Opened};
+use super::{Inbound, Opened, iptfs};
 use crate::drop_reason::DropReason;
 use crate::packet::{Family, PacketBuf, finish, ip4, ip6, put};
 
@@ -39,10 +40,16 @@ pub enum Mode {
     Beet,
     /// Mobile IPv6.
     RouteOptimization,
+    /// As a tunnel; what is inside, [`super::iptfs`] makes and takes apart.
+    Iptfs {
+        /// Inner packets may be split.
+        splits: bool,
+    },
 }
 
 impl Mode {
-    /// The mode of an `XFRM_MODE_*` value that has a packet path.
+    /// The mode of an `XFRM_MODE_*` value that has a packet path. IPTFS has none without its
+    /// configuration, and is not known by its value alone.
     #[must_use]
     pub const fn from_xfrm(mode: u8) -> Option<Self> {
         match mode {
@@ -107,6 +114,8 @@ pub enum Delivery {
     /// The buffer holds another packet, which enters as if it came from a
     /// device: `ip4::receive` or `ip6::receive` judges it.
     Packet(Family),
+    /// The buffer holds an AGGFRAG payload: [`super::iptfs::Receive::take`] is for it.
+    Aggfrag,
 }
 
 /// A mode, ready for packets.
@@ -216,6 +225,7 @@ impl ModeTransform {
         let beet_v4 = esp && params.selector_family != Some(Family::V6);
         match (params.mode, params.family) {
             (Mode::Tunnel, family) => family.header_bytes(),
+            (Mode::Iptfs { .. }, family) => family.header_bytes() + iptfs::HEADER_BYTES,
             (Mode::Beet, Family::V4) if beet_v4 => BEET_PSEUDO_BYTES,
             (Mode::Beet, Family::V6) if beet_v4 => {
                 BEET_PSEUDO_BYTES + ip6::HEADER_BYTES - ip4::HEADER_BYTES
@@ -236,6 +246,7 @@ impl ModeTransform {
             Mode::Transport | Mode::RouteOptimization => self.place_transport(packet, gap),
             Mode::Tunnel => self.place_tunnel(packet, gap, route),
             Mode::Beet => self.place_beet(packet, gap, route),
+            Mode::Iptfs { .. } => self.place_iptfs(packet, gap, route),
         }
     }
 
@@ -290,6 +301,37 @@ impl ModeTransform {
         self.write_outer(packet, &outer, inner.family.protocol())?;
         Ok(Place {
             next_header_at: next_header_at(params.family),
+            header_at: header_bytes,
+            payload_at: header_bytes + gap,
+        })
+    }
+
+    /// Nothing of the inner packets shows (RFC 9347 3.1).
+    fn place_iptfs(
+        &self,
+        packet: &mut PacketBuf,
+        gap: usize,
+        route: &Route,
+    ) -> Result<Place, DropReason> {
+        let family = self.params.family;
+        let outer = Fields {
+            family,
+            fixed_bytes: family.header_bytes(),
+            option_bytes: 0,
+            tos: 0,
+            ident: 0,
+            fragment: ip4::DF,
+            hop_limit: route.hop_limit,
+            flow_label: 0,
+            protocol: iptfs::IPPROTO_AGGFRAG,
+        };
+        let header_bytes = family.header_bytes();
+        packet
+            .push_front(header_bytes + gap)
+            .ok_or(DropReason::OutNoRoom)?;
+        self.write_outer(packet, &outer, outer.protocol)?;
+        Ok(Place {
+            next_header_at: next_header_at(family),
             header_at: header_bytes,
             payload_at: header_bytes + gap,
         })
@@ -363,6 +405,10 @@ impl ModeTransform {
             Mode::Transport => close_gap(packet, inbound, opened),
             Mode::Tunnel => self.unwrap_tunnel(packet, opened),
             Mode::Beet => self.unwrap_beet(packet, opened),
+            Mode::Iptfs { .. } => packet
+                .pull_front(opened.at)
+                .map(|()| Delivery::Aggfrag)
+                .ok_or(DropReason::IptfsShort),
             Mode::RouteOptimization => Err(DropReason::InMode),
         }
     }

@@ -11,6 +11,7 @@
     reason = "a test"
 )]
 
+mod iptfs;
 mod recording;
 mod sa;
 
@@ -138,6 +139,7 @@ impl Receiver {
                     judge(buffer)?;
                     return Ok(true);
                 }
+                Delivery::Aggfrag => unreachable!("no recording of this kind has it"),
             }
         }
     }

@@ -97,6 +97,9 @@ fn mode_params(params: &Params) -> ModeParams {
             "tunnel" => Mode::Tunnel,
             "beet" => Mode::Beet,
             "ro" => Mode::RouteOptimization,
+            "iptfs" => Mode::Iptfs {
+                splits: !params.contains_key("dont-frag"),
+            },
             other => panic!("{other}"),
         },
         family,
@@ -169,6 +172,7 @@ fn request<'a>(params: &Params, replay: &'a [u8]) -> SaRequest<'a> {
                 Mode::Tunnel => XFRM_MODE_TUNNEL,
                 Mode::Beet => XFRM_MODE_BEET,
                 Mode::RouteOptimization => XFRM_MODE_ROUTEOPTIMIZATION,
+                Mode::Iptfs { .. } => XFRM_MODE_IPTFS,
             },
             flags,
             replay_window: u8::try_from(window).unwrap_or(0),
@@ -212,6 +216,7 @@ fn request<'a>(params: &Params, replay: &'a [u8]) -> SaRequest<'a> {
             key: Key::new(&[]),
         });
     }
+    request.iptfs.dont_frag = params.contains_key("dont-frag");
     request.encap = params.get("encap").map(|text| {
         let mut parts = text.split(':').map(|part| part.parse::<u16>().unwrap());
         let mut next = || parts.next().unwrap();
@@ -282,6 +287,10 @@ impl Sa {
 
     pub(crate) fn encap_kind(&self) -> u16 {
         self.sa.encap().map_or(0, |encap| encap.kind)
+    }
+
+    pub(crate) fn is_esn(&self) -> bool {
+        self.sa.is_esn()
     }
 
     pub(crate) fn mode(&self) -> Mode {

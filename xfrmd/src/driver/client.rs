@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use anyhow::{Context, Result};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket,
 };
@@ -10,15 +11,22 @@ use serde_json::Value;
 use xfrm_proto::control::{Address, Answer, Request, VERSION};
 
 /// The daemon's statistics.
-pub(crate) fn statistics(address: &Address<'_>) -> io::Result<Value> {
-    let connection = reach(address)?;
+pub(crate) fn statistics(address: &Address<'_>) -> Result<Value> {
+    let connection = reach(address).with_context(|| {
+        format!(
+            "no daemon at {}: start one with `xfrmd`, or a private one with `xfrmd run -- COMMAND`",
+            String::from_utf8_lossy(address.path)
+        )
+    })?;
     let token = address.secret.map_or([0; 16], |secret| secret.token);
     let hello = Request::Hello {
         version: VERSION,
         token,
     };
-    ask(&connection, &hello)?;
-    Ok(serde_json::from_slice(&ask(&connection, &Request::Stat)?)?)
+    let asked = ask(&connection, &hello).and_then(|_| ask(&connection, &Request::Stat));
+    Ok(serde_json::from_slice(
+        &asked.context("asking the daemon")?,
+    )?)
 }
 
 fn reach(address: &Address<'_>) -> io::Result<OwnedFd> {

@@ -8,16 +8,18 @@ use std::ffi::OsString;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
 
 use nix::sys::signal::{SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{Pid, getuid};
 use xfrm_proto::control::{Address, ENV_CONTROL, Secret};
 
+use super::bypass::Handover;
 use super::signals::Signals;
 use super::{Daemon, Owner, Settings, host, listener};
 
@@ -39,6 +41,14 @@ const FORWARDED: [Signal; 9] = [
     Signal::SIGWINCH,
 ];
 
+/// Of the name of an instance's directory.
+const PREFIX: &str = "xfrmd-";
+/// The name of its socket in it.
+const CONTROL: &str = "control";
+/// Our descriptors in the daemon's loop.
+const SIGNALS: usize = 0;
+const BYPASS: usize = 1;
+
 /// A directory of our own, removed at the end.
 struct PrivateDirectory(PathBuf);
 
@@ -50,12 +60,15 @@ impl PrivateDirectory {
             .chain(["/tmp", "/var/tmp", "/dev/shm"].map(PathBuf::from));
         let mut number = [0; 8];
         host::random(&mut number);
-        let name = format!("xfrmd-{:016x}", u64::from_ne_bytes(number));
+        let name = format!("{PREFIX}{:016x}", u64::from_ne_bytes(number));
         let mut last = io::Error::from_raw_os_error(libc::EACCES);
         for parent in candidates.filter(|parent| is_executable(parent)) {
             let path = parent.join(&name);
             match DirBuilder::new().mode(0o711).create(&path) {
-                Ok(()) => return Ok(Self(path)),
+                Ok(()) => {
+                    remove_left_behind(&parent);
+                    return Ok(Self(path));
+                }
                 Err(error) => last = error,
             }
         }
@@ -66,6 +79,22 @@ impl PrivateDirectory {
 impl Drop for PrivateDirectory {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Removes directories of ours whose instance was killed: nobody answers there any more.
+fn remove_left_behind(parent: &Path) {
+    let Ok(entries) = parent.read_dir() else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX)
+            && entry
+                .metadata()
+                .is_ok_and(|status| status.is_dir() && status.uid() == getuid().as_raw());
+        if ours && listener::is_dead(&entry.path().join(CONTROL)) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -133,7 +162,7 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
         token: token.try_into().unwrap_or_default(),
         proof: proof.try_into().unwrap_or_default(),
     };
-    let path = directory.0.join("control");
+    let path = directory.0.join(CONTROL);
     let name = path.file_name().map(|_| directory.0.to_string_lossy());
     let name = name.unwrap_or_default();
     let mut listeners = vec![listener::at_path(&path)?];
@@ -153,7 +182,7 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
         ..run.settings
     };
     let mut daemon = Daemon::new(settings, listeners)?;
-    daemon.watch_for_caller(signals.fd(), 0)?;
+    daemon.watch_for_caller(signals.fd(), SIGNALS)?;
 
     let mut command = Command::new(&run.program);
     if let Some((name, arguments)) = run.command.split_first() {
@@ -163,12 +192,31 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
         .env(ENV_CONTROL, address.to_string())
         .env("LD_PRELOAD", preload(&shim, run.preload));
     let mask = signals.mask_before();
-    // SAFETY: the mask is set by one system call, which a child may make before exec.
+    let handover = Arc::new(Handover::new()?);
+    let theirs = Arc::clone(&handover);
+    // SAFETY: a few system calls, which a child may make before exec.
     unsafe {
-        command.pre_exec(move || Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?));
+        command.pre_exec(move || {
+            // Without a filter, what is static reaches the host as it would without us.
+            let _ = theirs.set_up();
+            Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?)
+        });
     }
     let mut child = command.spawn()?;
-    let status = daemon.serve(|_| Ok(pass_on(&signals, &mut child)))?;
+    let mut bypass = handover.take();
+    match &bypass {
+        Some(bypass) => daemon.watch_for_caller(&bypass.fd(), BYPASS)?,
+        None => tracing::debug!("no filter: static programs that are started reach the host"),
+    }
+    let status = daemon.serve(|index| {
+        Ok(match (index, &mut bypass) {
+            (BYPASS, Some(bypass)) => {
+                bypass.answer_all();
+                ControlFlow::Continue(())
+            }
+            _ => pass_on(&signals, &mut child),
+        })
+    })?;
     Ok(exit_code(status))
 }
 

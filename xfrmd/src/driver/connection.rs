@@ -69,14 +69,14 @@ impl Reply {
         Self::Answer(Answer::error(errno.unsigned_abs()))
     }
 
-    fn wants_proof() -> Self {
+    pub(super) fn wants_proof() -> Self {
         Self::Answer(Answer {
             wants_proof: true,
             ..Answer::default()
         })
     }
 
-    fn unknown_netns() -> Self {
+    pub(super) fn unknown_netns() -> Self {
         Self::Answer(Answer {
             unknown_netns: true,
             ..Answer::default()
@@ -301,7 +301,12 @@ impl Daemon {
                 let value = set.then_some(payload);
                 self.socket_policy(connection, socket, (family, option_family), value)
             }
+            Request::Show { socket, encap } => self.show(connection, socket, encap, fds),
             Request::Stat => Reply::Content(self.statistics().to_string().into_bytes()),
+            Request::Speaker { port } => match self.speaks_from(port) {
+                true => Reply::Answer(Answer::default()),
+                false => Reply::error(libc::ENOENT),
+            },
         }
     }
 
@@ -394,6 +399,7 @@ impl Daemon {
             entropy: &mut self.entropy,
         };
         self.emulator.handle_datagram(inputs, peer, datagram);
+        self.follow_policies(entered.id);
         let overrun = self.deliver(Some((entered.id, socket.port)), false);
         self.arm();
         Reply::Answer(Answer {
@@ -517,6 +523,7 @@ impl Daemon {
             // Taking policies away does not fail.
             let _ = self.emulator.set_socket_policy(now, id, socket, 0, 0, None);
         }
+        self.end_encap(connection.id);
         for entered in &connection.entered {
             let Some(instance) = self.instances.get(&entered.id) else {
                 continue;

@@ -41,9 +41,12 @@ pub(super) enum WriteError {
 impl Daemon {
     pub(super) fn read_file(&mut self, id: NetnsId, file: File) -> Vec<u8> {
         self.read_writers();
+        if file == File::Stat {
+            self.count_dropped(id);
+        }
         self.emulator
             .netns(id)
-            .map(|netns| content(netns, file).into_bytes())
+            .map(|netns| content(&netns, file).into_bytes())
             .unwrap_or_default()
     }
 
@@ -53,8 +56,8 @@ impl Daemon {
         file: File,
         bytes: &[u8],
     ) -> Result<(), WriteError> {
-        let netns = self.emulator.netns_mut(id).ok_or(WriteError::ReadOnly)?;
-        store(netns, file, bytes)
+        let mut netns = self.emulator.netns_mut(id).ok_or(WriteError::ReadOnly)?;
+        store(&mut netns, file, bytes)
     }
 
     /// A descriptor to write to; reading from it gives the content as of now.

@@ -127,6 +127,13 @@ impl Instance {
         counts
     }
 
+    /// Groups that the host delivers to somebody here.
+    pub(crate) fn native_groups(&self) -> u32 {
+        self.members
+            .values()
+            .fold(0, |groups, member| groups | member.native)
+    }
+
     /// Notes a socket's groups; the groups that we deliver to it.
     pub(crate) fn set_member(
         &mut self,
@@ -274,18 +281,17 @@ impl Instance {
     }
 
     /// Queues an event for the members of a group; whether somebody has no room and must be told.
-    pub(crate) fn multicast(&mut self, group: u32, bytes: &[u8]) -> bool {
+    ///
+    /// The host delivers the groups of `native`, here and to sockets of other namespaces that want
+    /// to hear this one.
+    pub(crate) fn multicast(&mut self, group: u32, native: u32, bytes: &[u8]) -> bool {
         let Some(speakers) = &self.speakers else {
             return false;
         };
         let Some(mask) = group.checked_sub(1).and_then(|bit| 1_u32.checked_shl(bit)) else {
             return false;
         };
-        if self
-            .members
-            .values()
-            .any(|member| member.native & mask != 0)
-        {
+        if native & mask != 0 {
             // The kernel delivers to the group, and then fails to find port 0.
             let _ = host::send_netlink(speakers.reply.as_fd(), bytes, 0, mask);
         }

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
@@ -26,6 +27,16 @@ pub(crate) fn at_path(path: &Path) -> io::Result<OwnedFd> {
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o666))?;
     listen(&fd, Backlog::MAXCONN)?;
     Ok(fd)
+}
+
+/// Whether a daemon has listened there that is no more.
+pub(crate) fn is_dead(path: &Path) -> bool {
+    let refused = || {
+        let address = UnixAddr::new(path).ok()?;
+        let probe = seqpacket().ok()?;
+        connect(probe.as_raw_fd(), &address).err()
+    };
+    refused() == Some(Errno::ECONNREFUSED)
 }
 
 /// Listens at an abstract address of the network namespace.

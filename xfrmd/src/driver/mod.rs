@@ -13,21 +13,25 @@
 //! * [`instance`]: a namespace's sockets and members; delivery.
 //! * [`namespace`]: entering namespaces, learning of their end.
 //! * [`privilege`]: who may configure.
+//! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
-//! * [`command`], [`program`]: `xfrmd run`.
+//! * [`command`], [`program`], [`bypass`]: `xfrmd run`.
 //! * [`client`]: `xfrmd stat` and `xfrmd env`.
 
+mod attaching;
+mod bypass;
 pub(crate) mod client;
 mod clock;
 pub(crate) mod command;
 mod connection;
 mod entry;
 mod files;
-mod host;
+pub(crate) mod host;
 mod instance;
 pub(crate) mod listener;
 mod namespace;
+mod packets;
 mod privilege;
 pub(crate) mod program;
 pub(crate) mod signals;
@@ -49,11 +53,13 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use xfrm_proto::control::{LARGEST_FRAME, Secret};
 use xfrmd::emulator::{Destination, Emulator, Inputs, NetnsId};
 
+use attaching::Following;
 use clock::HostEntropy;
 use connection::Connection;
 use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
+use packets::Inquiries;
 
 /// How often we look whether sockets without a process that told us are still there.
 const LINGER: u64 = 2_000_000_000;
@@ -85,6 +91,8 @@ pub(crate) struct Settings {
     pub(crate) max_connections: usize,
     /// Whose it is.
     pub(crate) owner: Owner,
+    /// Whether packets are carried, not only requests answered.
+    pub(crate) packets: bool,
     /// Where clients load the shim from.
     pub(crate) shim: Option<PathBuf>,
 }
@@ -98,16 +106,18 @@ enum Source {
     Writer = 3,
     Namespaces = 4,
     Caller = 5,
+    Packets = 6,
 }
 
 impl Source {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Listener,
         Self::Connection,
         Self::Timer,
         Self::Writer,
         Self::Namespaces,
         Self::Caller,
+        Self::Packets,
     ];
 
     fn data(self, index: usize) -> u64 {
@@ -139,8 +149,12 @@ pub(crate) struct Daemon {
     by_cookie: HashMap<u64, NetnsId, RandomState>,
     writers: Vec<Option<Writer>>,
     group_members: [u32; 32],
+    native_groups: u32,
     overruns: bool,
     lingering: bool,
+    following: Following,
+    /// What packets ask for, if they are carried.
+    inquiries: Option<Inquiries>,
     frame: Vec<u8>,
 }
 
@@ -165,6 +179,10 @@ impl Daemon {
         if let Some(watch) = &watch {
             wait(watch.fd(), Source::Namespaces, 0)?;
         }
+        let inquiries = settings.packets.then(Inquiries::new).transpose()?;
+        if let Some(inquiries) = &inquiries {
+            wait(inquiries.fd(), Source::Packets, 0)?;
+        }
         Ok(Self {
             emulator: Emulator::new(settings.profile, settings.limits),
             settings,
@@ -181,8 +199,11 @@ impl Daemon {
             by_cookie: HashMap::default(),
             writers: Vec::new(),
             group_members: [0; 32],
+            native_groups: 0,
             overruns: false,
             lingering: false,
+            following: Following::default(),
+            inquiries,
             frame: vec![0; LARGEST_FRAME],
         })
     }
@@ -213,6 +234,7 @@ impl Daemon {
                     Some((Source::Timer, _)) => self.run_timers(),
                     Some((Source::Writer, index)) => self.read_writer(index),
                     Some((Source::Namespaces, _)) => self.end_namespaces(),
+                    Some((Source::Packets, _)) => self.answer_packets(),
                     Some((Source::Caller, index)) => {
                         if let ControlFlow::Break(result) = caller(index)? {
                             return Ok(result);
@@ -233,6 +255,8 @@ impl Daemon {
             entropy: &mut self.entropy,
         };
         self.emulator.handle_timeout(inputs);
+        self.release_held();
+        self.follow_all_policies();
         self.deliver(None, false);
         if self.overruns {
             self.overruns = false;
@@ -294,7 +318,7 @@ impl Daemon {
             let port = match batch.to {
                 Destination::Group(group) => {
                     for bytes in batch.datagrams() {
-                        self.overruns |= instance.multicast(group, bytes);
+                        self.overruns |= instance.multicast(group, self.native_groups, bytes);
                     }
                     continue;
                 }
@@ -342,7 +366,9 @@ impl Daemon {
     /// listener in any namespace counts for all (`netlink_update_listeners`).
     fn count_listeners(&mut self) {
         let mut counts = [0; 32];
+        self.native_groups = 0;
         for instance in self.instances.values() {
+            self.native_groups |= instance.native_groups();
             for (sum, count) in counts.iter_mut().zip(instance.listeners()) {
                 *sum += count;
             }
@@ -356,6 +382,14 @@ impl Daemon {
                 self.emulator.set_listeners(id, group, count);
             }
         }
+    }
+
+    /// Whether events of some namespace come from that port.
+    fn speaks_from(&self, port: u32) -> bool {
+        self.instances
+            .values()
+            .filter_map(|instance| instance.speakers.as_ref())
+            .any(|speakers| speakers.reply_port == port)
     }
 
     /// The listeners in an instance's namespace, where the host shows them.
@@ -419,8 +453,16 @@ impl Daemon {
             };
             tracing::info!(netns = cookie, "namespace ended");
             self.instances.remove(&id);
+            self.unfollow(id);
             self.emulator.destroy_netns(id);
         }
         self.count_listeners();
+    }
+}
+
+impl Drop for Daemon {
+    /// An orderly end: what was to be protected goes as if we had never been there.
+    fn drop(&mut self) {
+        self.detach_all();
     }
 }

@@ -8,7 +8,11 @@ use super::instance::Instance;
 
 impl Daemon {
     /// Counters and table sizes of every instance. Nothing in it is a key or an address.
-    pub(super) fn statistics(&self) -> Value {
+    pub(super) fn statistics(&mut self) -> Value {
+        let ids: Vec<NetnsId> = self.instances.keys().copied().collect();
+        for id in ids {
+            self.count_dropped(id);
+        }
         let mut instances: Vec<&Instance> = self.instances.values().collect();
         instances.sort_by_key(|instance| instance.id);
         json!({

@@ -30,6 +30,16 @@ pub(crate) static CASES: &[Case] = &[
     ("setuid_programs_are_refused", Need::Root, setuid_programs),
     ("private_instances_are_apart", Need::Nothing, runs_are_apart),
     ("nothing_is_left_behind", Need::Nothing, nothing_left),
+    (
+        "what_a_killed_instance_left_goes_with_the_next",
+        Need::Nothing,
+        left_by_the_killed,
+    ),
+    (
+        "programs_without_the_shim_do_not_reach_the_host",
+        Need::Nothing,
+        bypassing_programs,
+    ),
     ("stat_and_env", Need::Nothing, stat_and_env),
     ("readiness_and_sigterm", Need::Root, readiness_and_sigterm),
     (
@@ -49,6 +59,11 @@ pub(crate) static CASES: &[Case] = &[
         others_at_a_shared_daemon,
     ),
     ("ip_in_namespaces", Need::Ip, ip_in_namespaces),
+    (
+        "events_of_other_namespaces",
+        Need::Ip,
+        events_of_other_namespaces,
+    ),
     (
         "an_instance_ends_with_its_namespace",
         Need::Ip,
@@ -260,6 +275,45 @@ fn nothing_left() {
     std::fs::remove_dir(&directory).unwrap();
 }
 
+fn left_by_the_killed() {
+    let directory = scratch("killed");
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir(&directory).unwrap();
+    let count = || std::fs::read_dir(&directory).unwrap().count();
+    let mut run = xfrmd();
+    run.args(["run", "--"])
+        .arg(me().get_program())
+        .env("TMPDIR", &directory);
+    let mut agent = Agent::start(&mut run);
+    assert_eq!(agent.does("bind 0"), "ok");
+    succeeds(xfrmd().args(["run", "true"]).env("TMPDIR", &directory));
+    assert_eq!(count(), 1, "a living instance has lost its directory");
+    agent.kill();
+    assert_eq!(count(), 1);
+    succeeds(xfrmd().args(["run", "true"]).env("TMPDIR", &directory));
+    assert_eq!(count(), 0);
+    std::fs::remove_dir(&directory).unwrap();
+}
+
+fn bypassing_programs() {
+    let me = me();
+    let script = format!(
+        "for n in 1 2; do env -u LD_PRELOAD {me} process unshimmed; done; {me} process unshimmed",
+        me = me.get_program().to_string_lossy()
+    );
+    let run = |command: &mut Command| {
+        let output = outcome(command.args(["run", "--", "sh", "-c", &script]));
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(said, "errno 93\nerrno 93\nok\n");
+        let why = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(why.matches("the shim is not in it").count(), 2, "{why}");
+    };
+    run(&mut xfrmd());
+    run(as_nobody(&mut xfrmd()));
+    // Inside another instance it is the outer one that notices.
+    run(xfrmd().args(["run", "--"]).arg(xfrmd().get_program()));
+}
+
 fn stat_and_env() {
     let program = xfrmd();
     let program = program.get_program().to_string_lossy().into_owned();
@@ -438,6 +492,44 @@ fn ip_in_namespaces() {
         counts[..3],
         ["1 OUT 1 FWD 0", "0 OUT 0 FWD 1", "0 OUT 1 FWD 0"]
     );
+}
+
+fn events_of_other_namespaces() {
+    // The second socket of the same kind hears its own namespace alone.
+    let script = "
+        ip netns add one; ip netns add two; ip -n one netns set two 5
+        ip netns exec one ip xfrm monitor all-nsid >all & all=$!
+        ip netns exec one ip xfrm monitor >own & own=$!
+        added() { grep -c 'src 10' all; }
+        tries=0
+        until [ \"$(added)\" -gt 1 ] || [ $tries -ge 200 ]; do
+            ip -n two xfrm policy update src 10.1.0.0/16 dst 11.0.0.0/8 dir in
+            tries=$((tries + 1)); sleep 0.02
+        done
+        ip -n one xfrm policy add src 12.1.0.0/16 dst 11.0.0.0/8 dir in
+        until grep -q '^src 12' own && grep -q 'src 12' all || [ $tries -ge 400 ]; do
+            tries=$((tries + 1)); sleep 0.02
+        done
+        kill $all $own; wait
+        grep -h 'src 10' all | sort -u; grep -h 'src 12' all own; grep -c 'src 10' own
+        ip netns del one; ip netns del two";
+    let directory = scratch("nsid");
+    std::fs::create_dir(&directory).unwrap();
+    let output = outcome(
+        xfrmd()
+            .args(["run", "--", "unshare"])
+            .args(in_private_mounts(script))
+            .current_dir(&directory),
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(
+        text,
+        "[nsid 5]Updated src 10.1.0.0/16 dst 11.0.0.0/8 \n\
+         [nsid current]src 12.1.0.0/16 dst 11.0.0.0/8 \n\
+         src 12.1.0.0/16 dst 11.0.0.0/8 \n\
+         0\n"
+    );
+    std::fs::remove_dir_all(&directory).unwrap();
 }
 
 fn instance_ends() {

@@ -1,5 +1,7 @@
 //! One namespace with one worker, packets by hand, a virtual clock.
 
+mod input;
+mod iptfs;
 mod limits;
 mod output;
 mod sizes;
@@ -226,7 +228,7 @@ impl Host {
                 Delivery::Packet(_) if number + 1 < sas.len() => {
                     inbound = Inbound::locate(&packet, 0).unwrap();
                 }
-                Delivery::Packet(_) => return packet.to_vec(),
+                Delivery::Packet(_) | Delivery::Aggfrag => return packet.to_vec(),
             }
         }
         inbound.finish(&mut packet).unwrap();

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use hashbrown::HashMap;
+use xfrm_proto::uapi::Mark;
 
 use super::{Best, Find};
 use crate::spd::order::List;
@@ -19,61 +20,91 @@ type State = foldhash::fast::FixedState;
 /// Beyond this many the cell sorts its policies into shapes.
 const FEW: usize = 8;
 
+/// What a lookup must know of a policy beside its prefixes: it reads no policy.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rule {
+    rank: u64,
+    slot: u32,
+    priority: u32,
+    if_id: u32,
+    ifindex: i32,
+    mark: Mark,
+    dport: u16,
+    dport_mask: u16,
+    sport: u16,
+    sport_mask: u16,
+    proto: u8,
+    kind: u8,
+    list: List,
+}
+
+impl Rule {
+    /// The policy in `slot`.
+    pub(super) fn of(slot: u32, policy: &Policy) -> Self {
+        let key = &policy.key;
+        let sel = &key.selector;
+        Self {
+            rank: policy.place.rank,
+            slot,
+            priority: policy.priority,
+            if_id: key.if_id,
+            ifindex: sel.ifindex,
+            mark: key.mark,
+            dport: sel.dport.get() & sel.dport_mask.get(),
+            dport_mask: sel.dport_mask.get(),
+            sport: sel.sport.get() & sel.sport_mask.get(),
+            sport_mask: sel.sport_mask.get(),
+            proto: sel.proto,
+            kind: key.kind,
+            list: policy.place.list,
+        }
+    }
+
+    /// `xfrm_policy_match` without the addresses.
+    fn matches(&self, find: &Find<'_>) -> bool {
+        let flow = find.flow;
+        self.kind == find.kind
+            && self.if_id == find.if_id
+            && flow.mark & self.mark.m == self.mark.v
+            && flow.dport & self.dport_mask == self.dport
+            && flow.sport & self.sport_mask == self.sport
+            && (self.proto == 0 || self.proto == flow.proto)
+            && (self.ifindex == 0 || self.ifindex == flow.ifindex)
+    }
+
+    const fn mask(&self) -> Mask {
+        Mask {
+            dport: self.dport_mask,
+            sport: self.sport_mask,
+            proto: self.proto != 0,
+            ifindex: self.ifindex != 0,
+            mark: self.mark.m,
+        }
+    }
+
+    const fn values(&self, shape: u32) -> Values {
+        Values {
+            shape,
+            if_id: self.if_id,
+            ifindex: self.ifindex,
+            mark: self.mark.v,
+            dport: self.dport,
+            sport: self.sport,
+            proto: self.proto,
+            kind: self.kind,
+            list: self.list,
+        }
+    }
+}
+
 /// The policies of a cell.
 #[derive(Debug, Default)]
 pub(super) enum Cell {
     #[default]
     Empty,
-    One(Single),
-    Few(Box<[u32; FEW]>, u8),
+    One(Rule),
+    Few(Vec<Rule>),
     Many(Box<Shapes>),
-}
-
-/// A policy that has its prefixes to itself, with what most lookups need to know of it: the
-/// policy itself is far away in memory.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Single {
-    rank: u64,
-    slot: u32,
-    priority: u32,
-    if_id: u32,
-    kind: u8,
-    list: List,
-    proto: u8,
-    /// It looks at no mark and no interface.
-    plain: bool,
-    /// Value and mask.
-    dport: (u16, u16),
-    sport: (u16, u16),
-}
-
-impl Single {
-    fn new(slot: u32, policy: &Policy) -> Self {
-        let sel = &policy.key.selector;
-        Self {
-            proto: sel.proto,
-            dport: (sel.dport.get(), sel.dport_mask.get()),
-            sport: (sel.sport.get(), sel.sport_mask.get()),
-            rank: policy.place.rank,
-            slot,
-            priority: policy.priority,
-            if_id: policy.key.if_id,
-            kind: policy.key.kind,
-            list: policy.place.list,
-            plain: policy.key.mark.m == 0 && sel.ifindex == 0,
-        }
-    }
-
-    /// Whether it is for the flow, unless its mark or interface says otherwise.
-    #[inline]
-    const fn may_match(&self, find: &Find<'_>) -> bool {
-        let flow = find.flow;
-        self.kind == find.kind
-            && self.if_id == find.if_id
-            && (self.proto == 0 || self.proto == flow.proto)
-            && (flow.dport ^ self.dport.0) & self.dport.1 == 0
-            && (flow.sport ^ self.sport.0) & self.sport.1 == 0
-    }
 }
 
 /// Which fields beside the prefixes a policy looks at.
@@ -89,7 +120,7 @@ struct Mask {
 /// What it wants to see there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Values {
-    mask: u32,
+    shape: u32,
     if_id: u32,
     ifindex: i32,
     mark: u32,
@@ -124,117 +155,52 @@ pub(super) struct Shapes {
     len: usize,
 }
 
-fn mask_of(policy: &Policy) -> Mask {
-    let sel = &policy.key.selector;
-    Mask {
-        dport: sel.dport_mask.get(),
-        sport: sel.sport_mask.get(),
-        proto: sel.proto != 0,
-        ifindex: sel.ifindex != 0,
-        mark: policy.key.mark.m,
-    }
-}
-
 impl Cell {
     pub(super) fn is_empty(&self) -> bool {
         matches!(self, Self::Empty)
     }
 
-    /// Adds `slot`, which holds `policy`.
-    pub(super) fn insert<'a>(
-        &mut self,
-        slot: u32,
-        policy: &'a Policy,
-        fetch: impl Fn(u32) -> Option<&'a Policy>,
-    ) {
+    /// Adds a policy.
+    pub(super) fn insert(&mut self, rule: Rule) {
         match self {
-            Self::Empty => *self = Self::One(Single::new(slot, policy)),
-            Self::One(first) => {
-                let mut slots = Box::new([0; FEW]);
-                for (place, slot) in slots.iter_mut().zip([first.slot, slot]) {
-                    *place = slot;
-                }
-                *self = Self::Few(slots, 2);
-            }
-            Self::Few(slots, len) => {
-                if let Some(place) = slots.get_mut(usize::from(*len)) {
-                    *place = slot;
-                    *len += 1;
-                    return;
-                }
+            Self::Empty => *self = Self::One(rule),
+            Self::One(first) => *self = Self::Few(vec![*first, rule]),
+            Self::Few(rules) if rules.len() < FEW => rules.push(rule),
+            Self::Few(rules) => {
                 let mut shapes = Box::new(Shapes::new());
-                for &slot in slots.iter() {
-                    if let Some(policy) = fetch(slot) {
-                        shapes.insert(slot, policy);
-                    }
-                }
-                shapes.insert(slot, policy);
+                rules.iter().for_each(|&rule| shapes.insert(rule));
+                shapes.insert(rule);
                 *self = Self::Many(shapes);
             }
-            Self::Many(shapes) => shapes.insert(slot, policy),
+            Self::Many(shapes) => shapes.insert(rule),
         }
     }
 
-    /// Removes `slot`, which holds `policy`; `order` is the priority and rank it came with.
+    /// Removes the policy in `slot`; `order` is the priority and rank it came with.
     pub(super) fn remove(&mut self, slot: u32, policy: &Policy, order: (u32, u64)) {
-        match self {
-            Self::Empty => {}
-            Self::One(_) => *self = Self::Empty,
-            Self::Few(slots, len) => {
-                let (mut used, all) = (0, usize::from(*len));
-                for at in 0..all {
-                    if let Some(&kept) = slots.get(at).filter(|&&s| s != slot)
-                        && let Some(place) = slots.get_mut(usize::from(used))
-                    {
-                        *place = kept;
-                        used += 1;
-                    }
-                }
-                *len = used;
-                if used == 0 {
-                    *self = Self::Empty;
-                }
+        let emptied = match self {
+            Self::Empty => false,
+            Self::One(_) => true,
+            Self::Few(rules) => {
+                rules.retain(|rule| rule.slot != slot);
+                rules.is_empty()
             }
             Self::Many(shapes) => {
-                shapes.remove(policy, order);
-                if shapes.len == 0 {
-                    *self = Self::Empty;
-                }
+                shapes.remove(&Rule::of(slot, policy), order);
+                shapes.len == 0
             }
+        };
+        if emptied {
+            *self = Self::Empty;
         }
     }
 
-    /// Whether the order of its policies is kept here, and not read from them.
-    pub(super) fn keeps_order(&self) -> bool {
-        matches!(self, Self::One(_) | Self::Many(_))
-    }
-
-    pub(super) fn find<'a>(
-        &self,
-        find: &Find<'_>,
-        best: &mut Best,
-        fetch: &impl Fn(u32) -> Option<&'a Policy>,
-    ) {
-        let mut consider = |slot: u32| {
-            if let Some(policy) = fetch(slot)
-                && policy.matches(find.flow, find.kind, find.if_id)
-            {
-                best.consider(policy.place.list, policy.priority, policy.place.rank, slot);
-            }
-        };
+    /// Shows `best` the policies that match.
+    pub(super) fn find(&self, find: &Find<'_>, best: &mut Best) {
         match self {
             Self::Empty => {}
-            Self::One(single) if !single.may_match(find) => {}
-            Self::One(single) if single.plain => {
-                best.consider(single.list, single.priority, single.rank, single.slot);
-            }
-            Self::One(single) => consider(single.slot),
-            Self::Few(slots, len) => {
-                slots
-                    .iter()
-                    .take(usize::from(*len))
-                    .for_each(|&slot| consider(slot));
-            }
+            Self::One(rule) => best.consider(rule, find),
+            Self::Few(rules) => rules.iter().for_each(|rule| best.consider(rule, find)),
             Self::Many(shapes) => shapes.find(find, best),
         }
     }
@@ -242,12 +208,20 @@ impl Cell {
     pub(super) fn heap_bytes(&self) -> usize {
         match self {
             Self::Empty | Self::One(_) => 0,
-            Self::Few(..) => size_of::<[u32; FEW]>(),
+            Self::Few(rules) => rules.capacity() * size_of::<Rule>(),
             Self::Many(shapes) => {
                 size_of::<Shapes>()
                     + shapes.table.allocation_size()
                     + shapes.numbers.allocation_size()
             }
+        }
+    }
+}
+
+impl Best {
+    fn consider(&mut self, rule: &Rule, find: &Find<'_>) {
+        if rule.matches(find) {
+            self.offer(rule.list, rule.priority, rule.rank, rule.slot);
         }
     }
 }
@@ -262,26 +236,8 @@ impl Shapes {
         }
     }
 
-    fn values(&self, policy: &Policy) -> Option<Values> {
-        let key = &policy.key;
-        let sel = &key.selector;
-        let list = policy.place.list;
-        let mask = *self.numbers.get(&(mask_of(policy), list))?;
-        Some(Values {
-            mask,
-            if_id: key.if_id,
-            ifindex: sel.ifindex,
-            mark: key.mark.v,
-            dport: sel.dport.get() & sel.dport_mask.get(),
-            sport: sel.sport.get() & sel.sport_mask.get(),
-            proto: sel.proto,
-            kind: key.kind,
-            list,
-        })
-    }
-
-    fn insert(&mut self, slot: u32, policy: &Policy) {
-        let (mask, list) = (mask_of(policy), policy.place.list);
+    fn insert(&mut self, rule: Rule) {
+        let (mask, list) = (rule.mask(), rule.list);
         let number = *self.numbers.entry((mask, list)).or_insert_with(|| {
             self.shapes.push(Shape {
                 mask,
@@ -293,14 +249,16 @@ impl Shapes {
         });
         if let Some(shape) = self.shapes.get_mut(number as usize) {
             shape.users += 1;
-            shape.best = shape.best.min(policy.priority);
+            shape.best = shape.best.min(rule.priority);
         }
-        let Some(values) = self.values(policy) else {
-            return;
-        };
         self.len += 1;
-        let (priority, rank) = (policy.priority, policy.place.rank);
-        match self.table.entry(values) {
+        let Rule {
+            priority,
+            rank,
+            slot,
+            ..
+        } = rule;
+        match self.table.entry(rule.values(number)) {
             hashbrown::hash_map::Entry::Vacant(entry) => {
                 entry.insert(Bucket::One(priority, rank, slot));
             }
@@ -316,11 +274,12 @@ impl Shapes {
         }
     }
 
-    fn remove(&mut self, policy: &Policy, order: (u32, u64)) {
-        let Some(values) = self.values(policy) else {
+    fn remove(&mut self, rule: &Rule, order: (u32, u64)) {
+        let Some(&number) = self.numbers.get(&(rule.mask(), rule.list)) else {
             return;
         };
-        let hashbrown::hash_map::Entry::Occupied(mut entry) = self.table.entry(values) else {
+        let hashbrown::hash_map::Entry::Occupied(mut entry) = self.table.entry(rule.values(number))
+        else {
             return;
         };
         self.len -= 1;
@@ -334,7 +293,7 @@ impl Shapes {
         if emptied {
             entry.remove();
         }
-        if let Some(shape) = self.shapes.get_mut(values.mask as usize) {
+        if let Some(shape) = self.shapes.get_mut(number as usize) {
             shape.users -= 1;
             if shape.users == 0 {
                 shape.best = u32::MAX;
@@ -350,7 +309,7 @@ impl Shapes {
                 continue;
             }
             let values = Values {
-                mask: number,
+                shape: number,
                 if_id: find.if_id,
                 ifindex: if mask.ifindex { flow.ifindex } else { 0 },
                 mark: flow.mark & mask.mark,
@@ -367,11 +326,11 @@ impl Shapes {
             match self.table.get(&values) {
                 None => {}
                 Some(&Bucket::One(priority, rank, slot)) => {
-                    best.consider(shape.list, priority, rank, slot);
+                    best.offer(shape.list, priority, rank, slot);
                 }
                 Some(Bucket::Many(slots)) => {
                     if let Some((&(priority, rank), &slot)) = slots.first_key_value() {
-                        best.consider(shape.list, priority, rank, slot);
+                        best.offer(shape.list, priority, rank, slot);
                     }
                 }
             }

@@ -48,7 +48,7 @@ impl Best {
         })
     }
 
-    fn consider(&mut self, list: List, priority: u32, rank: u64, slot: u32) {
+    fn offer(&mut self, list: List, priority: u32, rank: u64, slot: u32) {
         if priority > self.priority {
             return;
         }
@@ -70,19 +70,14 @@ pub(super) struct Index {
 
 impl Index {
     /// Adds the policy in `slot`.
-    pub(super) fn insert<'a>(
-        &mut self,
-        slot: u32,
-        policy: &'a Policy,
-        fetch: impl Fn(u32) -> Option<&'a Policy>,
-    ) {
+    pub(super) fn insert(&mut self, slot: u32, policy: &Policy) {
         let dir = usize::from(policy.key.dir);
         if policy.key.selector.family == AF_INET {
             if let Some(pairs) = self.v4.get_mut(dir) {
-                pairs.insert(slot, policy, fetch);
+                pairs.insert(slot, policy);
             }
         } else if let Some(pairs) = self.v6.get_mut(dir) {
-            pairs.insert(slot, policy, fetch);
+            pairs.insert(slot, policy);
         }
     }
 
@@ -99,40 +94,29 @@ impl Index {
     }
 
     /// Tells that the policy in `slot` had another priority and rank before.
-    pub(super) fn reorder<'a>(
-        &mut self,
-        slot: u32,
-        policy: &'a Policy,
-        before: (u32, u64),
-        fetch: impl Fn(u32) -> Option<&'a Policy>,
-    ) {
+    pub(super) fn reorder(&mut self, slot: u32, policy: &Policy, before: (u32, u64)) {
         let dir = usize::from(policy.key.dir);
         if policy.key.selector.family == AF_INET {
             if let Some(pairs) = self.v4.get_mut(dir) {
-                pairs.reorder(slot, policy, before, fetch);
+                pairs.reorder(slot, policy, before);
             }
         } else if let Some(pairs) = self.v6.get_mut(dir) {
-            pairs.reorder(slot, policy, before, fetch);
+            pairs.reorder(slot, policy, before);
         }
     }
 
     /// The best policy of each lookup list for a flow in a direction.
-    pub(super) fn find<'a>(
-        &self,
-        dir: u8,
-        find: &Find<'_>,
-        fetch: impl Fn(u32) -> Option<&'a Policy>,
-    ) -> Best {
+    pub(super) fn find(&self, dir: u8, find: &Find<'_>) -> Best {
         let mut best = Best::new();
         let dir = usize::from(dir);
         if find.flow.family == AF_INET {
             if let Some(pairs) = self.v4.get(dir) {
-                pairs.find(find, &mut best, &fetch);
+                pairs.find(find, &mut best);
             }
         } else if find.flow.family == AF_INET6
             && let Some(pairs) = self.v6.get(dir)
         {
-            pairs.find(find, &mut best, &fetch);
+            pairs.find(find, &mut best);
         }
         best
     }

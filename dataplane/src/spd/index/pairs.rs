@@ -15,17 +15,15 @@
 
 use std::hash::{BuildHasher, Hasher};
 
+use hashbrown::{HashTable, hash_table};
 use xfrm_proto::uapi::Address;
 
-use super::cell::Cell;
+use super::cell::{Cell, Rule};
 use super::{Best, Find};
 use crate::spd::policy::{Policy, hash_state};
-use crate::spd::slots::SlotTable;
 
 /// Pairs that a bucket may hold before it is looked at for a finer table.
-const CROWD: usize = 16;
-/// Tables that are probed together.
-const SWEEP: usize = 16;
+const CROWD: usize = 32;
 /// Cuts are multiples of this many bits.
 const STEP: u8 = 4;
 
@@ -115,11 +113,11 @@ struct Cuts {
 }
 
 impl Cuts {
-    fn hash<B: Bits>(self, dst: B, src: B) -> u32 {
+    fn hash<B: Bits>(self, dst: B, src: B) -> u64 {
         let mut hasher = hash_state().build_hasher();
         dst.first(self.dst).feed(&mut hasher);
         src.first(self.src).feed(&mut hasher);
-        (hasher.finish() >> 32) as u32
+        hasher.finish()
     }
 
     const fn bits(self) -> usize {
@@ -163,14 +161,42 @@ impl<B> Bucket<B> {
             Self::Many(crowd) => &mut crowd.entries,
         }
     }
+
+    /// Adds an entry: from the second on they are a crowd.
+    fn push(self, entry: Entry<B>) -> Crowd<B> {
+        let mut crowd = match self {
+            Self::Many(crowd) => crowd,
+            Self::One(first) => Crowd {
+                entries: vec![first],
+                limit: CROWD,
+            },
+        };
+        crowd.entries.push(entry);
+        crowd
+    }
+}
+
+impl<B: Bits> Bucket<B> {
+    /// Whether it is that of these addresses.
+    fn is_of(&self, cuts: Cuts, dst: B, src: B) -> bool {
+        self.entries().first().is_some_and(|entry| {
+            entry.pair.dst.first(cuts.dst) == dst.first(cuts.dst)
+                && entry.pair.src.first(cuts.src) == src.first(cuts.src)
+        })
+    }
+
+    fn hash(&self, cuts: Cuts) -> u64 {
+        let first = self.entries().first();
+        first.map_or(0, |entry| cuts.hash(entry.pair.dst, entry.pair.src))
+    }
 }
 
 #[derive(Debug)]
 struct Table<B> {
     cuts: Cuts,
-    index: SlotTable,
-    buckets: Vec<Option<Bucket<B>>>,
-    free: Vec<u32>,
+    /// Their entries are not empty. The table holds them itself: its tags are few enough to stay
+    /// in the cache, so that a lookup waits for memory once.
+    buckets: HashTable<Bucket<B>>,
     /// No policy of the table has a lower priority number.
     best: u32,
 }
@@ -179,60 +205,27 @@ impl<B: Bits> Table<B> {
     fn new(cuts: Cuts) -> Self {
         Self {
             cuts,
-            index: SlotTable::default(),
-            buckets: Vec::new(),
-            free: Vec::new(),
+            buckets: HashTable::new(),
             best: u32::MAX,
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.buckets.len() == self.free.len()
-    }
-
-    fn bucket(&self, number: u32) -> Option<&Bucket<B>> {
-        self.buckets.get(number as usize)?.as_ref()
-    }
-
     /// The bucket of these addresses.
-    fn find(&self, dst: B, src: B) -> Option<u32> {
-        let Cuts { dst: d, src: s } = self.cuts;
-        self.index.find(self.cuts.hash(dst, src), |number| {
-            let first = self.bucket(number).and_then(|b| b.entries().first());
-            first.is_some_and(|entry| {
-                entry.pair.dst.first(d) == dst.first(d) && entry.pair.src.first(s) == src.first(s)
-            })
-        })
-    }
-
-    /// Shows `best` the policies of a bucket for a flow.
-    #[inline]
-    fn find_in<'a>(
-        &self,
-        number: u32,
-        dst: B,
-        src: B,
-        find: &Find<'_>,
-        best: &mut Best,
-        fetch: &impl Fn(u32) -> Option<&'a Policy>,
-    ) {
-        if self.best > best.priority {
-            return;
-        }
-        let bucket = self.bucket(number);
-        for entry in bucket.map(Bucket::entries).unwrap_or_default() {
-            if entry.best <= best.priority && entry.pair.covers(dst, src) {
-                entry.cell.find(find, best, fetch);
-            }
-        }
+    fn find(&self, dst: B, src: B) -> Option<&Bucket<B>> {
+        let cuts = self.cuts;
+        self.buckets
+            .find(cuts.hash(dst, src), |bucket| bucket.is_of(cuts, dst, src))
     }
 
     fn entry_mut(&mut self, pair: &Pair<B>) -> Option<&mut Entry<B>> {
-        if !pair.reaches(self.cuts) {
+        let cuts = self.cuts;
+        if !pair.reaches(cuts) {
             return None;
         }
-        let number = self.find(pair.dst, pair.src)?;
-        let bucket = self.buckets.get_mut(number as usize)?.as_mut()?;
+        let (dst, src) = (pair.dst, pair.src);
+        let bucket = self
+            .buckets
+            .find_mut(cuts.hash(dst, src), |bucket| bucket.is_of(cuts, dst, src))?;
         bucket.entries_mut().iter_mut().find(|e| e.pair == *pair)
     }
 
@@ -240,69 +233,50 @@ impl<B: Bits> Table<B> {
     /// serve better, taken out again.
     fn add(&mut self, entry: Entry<B>) -> Option<(Cuts, Vec<Entry<B>>)> {
         self.best = self.best.min(entry.best);
+        let cuts = self.cuts;
         let (dst, src) = (entry.pair.dst, entry.pair.src);
-        let Some(number) = self.find(dst, src) else {
-            let bucket = Some(Bucket::One(entry));
-            let number = match self.free.pop() {
-                Some(number) => {
-                    if let Some(place) = self.buckets.get_mut(number as usize) {
-                        *place = bucket;
-                    }
-                    number
-                }
-                None => {
-                    self.buckets.push(bucket);
-                    u32::try_from(self.buckets.len() - 1).unwrap_or(u32::MAX)
-                }
-            };
-            self.index.insert(self.cuts.hash(dst, src), number);
-            return None;
+        let found = self.buckets.entry(
+            cuts.hash(dst, src),
+            |bucket| bucket.is_of(cuts, dst, src),
+            |bucket| bucket.hash(cuts),
+        );
+        let (bucket, place) = match found {
+            hash_table::Entry::Vacant(place) => {
+                place.insert(Bucket::One(entry));
+                return None;
+            }
+            hash_table::Entry::Occupied(bucket) => bucket.remove(),
         };
-        let place = self.buckets.get_mut(number as usize)?;
-        let mut crowd = match place.take()? {
-            Bucket::One(first) => Crowd {
-                entries: vec![first],
-                limit: CROWD,
-            },
-            Bucket::Many(crowd) => crowd,
-        };
-        crowd.entries.push(entry);
-        let moved = (crowd.entries.len() > crowd.limit).then(|| crowd.refine(self.cuts));
-        let emptied = crowd.entries.is_empty();
-        *place = Some(Bucket::Many(crowd));
-        if emptied {
-            self.drop_bucket(number, dst, src);
+        let mut crowd = bucket.push(entry);
+        let moved = (crowd.entries.len() > crowd.limit).then(|| crowd.refine(cuts));
+        if !crowd.entries.is_empty() {
+            place.insert(Bucket::Many(crowd));
+        } else if self.buckets.is_empty() {
+            self.best = u32::MAX;
         }
         moved.flatten()
     }
 
-    fn drop_bucket(&mut self, number: u32, dst: B, src: B) {
-        self.index.remove(self.cuts.hash(dst, src), number);
-        if let Some(place) = self.buckets.get_mut(number as usize) {
-            *place = None;
-        }
-        self.free.push(number);
-        if self.is_empty() {
-            self.best = u32::MAX;
-        }
-    }
-
     /// Takes an entry out, if it is here.
     fn take(&mut self, pair: &Pair<B>) {
-        let Some(number) = self.find(pair.dst, pair.src) else {
-            return;
-        };
-        let place = self.buckets.get_mut(number as usize);
-        let emptied = match place.and_then(Option::as_mut) {
-            Some(Bucket::Many(crowd)) => {
+        let cuts = self.cuts;
+        let (dst, src) = (pair.dst, pair.src);
+        let found = self
+            .buckets
+            .find_entry(cuts.hash(dst, src), |bucket| bucket.is_of(cuts, dst, src));
+        let Ok(mut bucket) = found else { return };
+        let emptied = match bucket.get_mut() {
+            Bucket::Many(crowd) => {
                 crowd.entries.retain(|entry| entry.pair != *pair);
                 crowd.entries.is_empty()
             }
-            Some(Bucket::One(entry)) => entry.pair == *pair,
-            None => false,
+            Bucket::One(entry) => entry.pair == *pair,
         };
         if emptied {
-            self.drop_bucket(number, pair.dst, pair.src);
+            bucket.remove();
+            if self.buckets.is_empty() {
+                self.best = u32::MAX;
+            }
         }
     }
 }
@@ -356,27 +330,21 @@ impl<B: Bits> Default for Pairs<B> {
 
 impl<B: Bits> Pairs<B> {
     /// Adds the policy in `slot`.
-    pub(super) fn insert<'a>(
-        &mut self,
-        slot: u32,
-        policy: &'a Policy,
-        fetch: impl Fn(u32) -> Option<&'a Policy>,
-    ) {
+    pub(super) fn insert(&mut self, slot: u32, policy: &Policy) {
         let pair = Pair::of(policy);
+        let rule = Rule::of(slot, policy);
         for table in &mut self.tables {
             if let Some(entry) = table.entry_mut(&pair) {
-                entry.cell.insert(slot, policy, fetch);
+                entry.cell.insert(rule);
                 entry.best = entry.best.min(policy.priority);
                 table.best = table.best.min(policy.priority);
                 return;
             }
         }
-        let mut cell = Cell::Empty;
-        cell.insert(slot, policy, fetch);
         self.add(Entry {
             pair,
             best: policy.priority,
-            cell,
+            cell: Cell::One(rule),
         });
     }
 
@@ -410,20 +378,12 @@ impl<B: Bits> Pairs<B> {
     }
 
     /// Tells that the policy in `slot` had another priority and rank before.
-    pub(super) fn reorder<'a>(
-        &mut self,
-        slot: u32,
-        policy: &'a Policy,
-        before: (u32, u64),
-        fetch: impl Fn(u32) -> Option<&'a Policy>,
-    ) {
+    pub(super) fn reorder(&mut self, slot: u32, policy: &Policy, before: (u32, u64)) {
         let pair = Pair::of(policy);
         for table in &mut self.tables {
             if let Some(entry) = table.entry_mut(&pair) {
-                if entry.cell.keeps_order() {
-                    entry.cell.remove(slot, policy, before);
-                    entry.cell.insert(slot, policy, fetch);
-                }
+                entry.cell.remove(slot, policy, before);
+                entry.cell.insert(Rule::of(slot, policy));
                 entry.best = entry.best.min(policy.priority);
                 table.best = table.best.min(policy.priority);
                 return;
@@ -432,34 +392,16 @@ impl<B: Bits> Pairs<B> {
     }
 
     /// Shows `best` the policies for a flow.
-    pub(super) fn find<'a>(
-        &self,
-        find: &Find<'_>,
-        best: &mut Best,
-        fetch: impl Fn(u32) -> Option<&'a Policy>,
-    ) {
+    pub(super) fn find(&self, find: &Find<'_>, best: &mut Best) {
         let (dst, src) = (B::of(find.flow.daddr), B::of(find.flow.saddr));
-        for tables in self.tables.chunks(SWEEP) {
-            // First all probes, then all buckets: the memory that they wait for does not depend
-            // on each other, so they wait together.
-            let mut hits = [(0, 0); SWEEP];
-            let mut free = hits.iter_mut();
-            for (at, table) in tables.iter().enumerate() {
-                if table.is_empty() || table.best > best.priority {
-                    continue;
-                }
-                for number in table.index.with_hash(table.cuts.hash(dst, src)) {
-                    match free.next() {
-                        Some(hit) => *hit = (at, number),
-                        // Hashes that collide: rare enough to be slow.
-                        None => table.find_in(number, dst, src, find, best, &fetch),
-                    }
-                }
+        for table in &self.tables {
+            if table.buckets.is_empty() || table.best > best.priority {
+                continue;
             }
-            let left = free.len();
-            for &(at, number) in hits.iter().take(SWEEP - left) {
-                if let Some(table) = tables.get(at) {
-                    table.find_in(number, dst, src, find, best, &fetch);
+            let bucket = table.find(dst, src);
+            for entry in bucket.map(Bucket::entries).unwrap_or_default() {
+                if entry.best <= best.priority && entry.pair.covers(dst, src) {
+                    entry.cell.find(find, best);
                 }
             }
         }
@@ -476,10 +418,7 @@ impl<B: Bits> Pairs<B> {
             crowd + cells.sum::<usize>()
         };
         let of_table = |table: &Table<B>| {
-            table.index.heap_bytes()
-                + table.buckets.capacity() * size_of::<Option<Bucket<B>>>()
-                + table.free.capacity() * size_of::<u32>()
-                + table.buckets.iter().flatten().map(of_bucket).sum::<usize>()
+            table.buckets.allocation_size() + table.buckets.iter().map(of_bucket).sum::<usize>()
         };
         self.tables.iter().map(of_table).sum()
     }

@@ -1,15 +1,15 @@
 //! A hash table of slot numbers: 32 bits of hash beside 32 bits of slot, open
 //! addressing, linear probing.
 //!
-//! The things that the slots name live elsewhere and hold the keys; the table
-//! only finds them. One cache line answers most questions, which is what keeps
-//! a request's cost the same at a million policies: a general-purpose map
-//! needs two. Entries are placed by the upper bits of their hash, so growing
+//! The things that the slots name (policies, SAs) live elsewhere
+//! and hold the keys; the table only finds them. One cache line answers most
+//! questions, which is what keeps a request's cost nearly the same at a million
+//! entries: a general-purpose map needs two. Entries are placed by the upper bits of their hash, so growing
 //! is one sequential pass that touches no key.
 
 /// Finds slots by hash.
 #[derive(Clone, Debug)]
-pub(super) struct SlotTable {
+pub(crate) struct SlotTable {
     /// `hash << 32 | slot + 1`, 0 for empty; the length is a power of two.
     entries: Vec<u64>,
     len: usize,
@@ -49,41 +49,41 @@ impl SlotTable {
     }
 
     /// The slot of that hash for which `matches` holds.
-    pub(super) fn find(&self, hash: u32, mut matches: impl FnMut(u32) -> bool) -> Option<u32> {
+    pub(crate) fn find(&self, hash: u32, matches: impl FnMut(u32) -> bool) -> Option<u32> {
+        self.search(hash, matches).map(|(_, slot)| slot)
+    }
+
+    /// Puts `slot` in the place of the one that [`SlotTable::find`] finds, which is returned.
+    pub(crate) fn replace(
+        &mut self,
+        hash: u32,
+        slot: u32,
+        matches: impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
+        let (at, replaced) = self.search(hash, matches)?;
+        self.set(at, entry_of(hash, slot));
+        Some(replaced)
+    }
+
+    fn search(&self, hash: u32, mut matches: impl FnMut(u32) -> bool) -> Option<(usize, u32)> {
         let mut at = self.home(hash);
         loop {
             let entry = self.at(at);
             let slot = slot_of(entry)?;
             if hash_of(entry) == hash && matches(slot) {
-                return Some(slot);
+                return Some((at, slot));
             }
             at = self.next(at);
         }
     }
 
-    /// The slots of that hash, in no order.
-    #[inline]
-    pub(super) fn with_hash(&self, hash: u32) -> impl Iterator<Item = u32> + '_ {
-        let mut at = self.home(hash);
-        std::iter::from_fn(move || {
-            loop {
-                let entry = self.at(at);
-                let slot = slot_of(entry)?;
-                at = self.next(at);
-                if hash_of(entry) == hash {
-                    return Some(slot);
-                }
-            }
-        })
-    }
-
     /// Adds a slot, which must not be in the table under that hash.
-    pub(super) fn insert(&mut self, hash: u32, slot: u32) {
+    pub(crate) fn insert(&mut self, hash: u32, slot: u32) {
         if (self.len + 1) * 4 > self.entries.len() * 3 {
             self.grow();
         }
         self.len += 1;
-        self.place(u64::from(hash) << 32 | (u64::from(slot) + 1));
+        self.place(entry_of(hash, slot));
     }
 
     fn place(&mut self, entry: u64) {
@@ -104,8 +104,8 @@ impl SlotTable {
     }
 
     /// Removes a slot that was inserted with that hash.
-    pub(super) fn remove(&mut self, hash: u32, slot: u32) {
-        let wanted = u64::from(hash) << 32 | (u64::from(slot) + 1);
+    pub(crate) fn remove(&mut self, hash: u32, slot: u32) {
+        let wanted = entry_of(hash, slot);
         let mut hole = self.home(hash);
         while self.at(hole) != wanted {
             if self.at(hole) == 0 {
@@ -133,10 +133,23 @@ impl SlotTable {
         self.set(hole, 0);
     }
 
+    /// All slots, to change each for another of the same hash.
+    pub(crate) fn for_each_mut(&mut self, mut change: impl FnMut(u32) -> u32) {
+        for entry in &mut self.entries {
+            if let Some(slot) = slot_of(*entry) {
+                *entry = entry_of(hash_of(*entry), change(slot));
+            }
+        }
+    }
+
     /// Bytes on the heap.
-    pub(super) fn heap_bytes(&self) -> usize {
+    pub(crate) fn heap_bytes(&self) -> usize {
         self.entries.capacity() * size_of::<u64>()
     }
+}
+
+const fn entry_of(hash: u32, slot: u32) -> u64 {
+    (hash as u64) << 32 | (slot as u64 + 1)
 }
 
 const fn hash_of(entry: u64) -> u32 {

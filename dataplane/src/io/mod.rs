@@ -1,0 +1,67 @@
+//! Where packets come from and go to.
+//!
+//! A [`PacketIo`] gives whole IP packets and takes whole IP packets: what a
+//! device leaves undone (segmentation, checksums) or does not give (an IPv6
+//! header) is made good here, so that the engine never knows where a packet
+//! came from.
+//!
+//! * [`mem`]: two ends in memory, for tests.
+//! * [`tun`]: plain packets, from and to the host's IP.
+//! * [`raw`]: protected packets, by protocol number; and any packet, outward.
+//! * [`udp_encap`]: ESP in UDP, beside the key manager's own socket.
+//! * `sys`: the system calls. The only unsafe code of this crate.
+//!
+//! Nothing here blocks, and nothing but `tun::Tun::open` opens a file.
+
+pub mod mem;
+pub mod raw;
+mod sys;
+pub mod tun;
+pub mod udp_encap;
+mod vnet;
+
+use std::io;
+
+use crate::packet::PacketBuf;
+
+/// A source and sink of IP packets.
+pub trait PacketIo {
+    /// Fills buffers from the front of `packets`; how many were, 0 when nothing waits.
+    ///
+    /// # Errors
+    /// The device's; it can be tried again.
+    fn receive(&mut self, packets: &mut [PacketBuf]) -> io::Result<usize>;
+
+    /// Sends packets; what became of them.
+    fn send(&mut self, packets: &[PacketBuf]) -> Sent;
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Packets that went.
+    pub packets: usize,
+    /// Packets that were too long for their route.
+    pub too_long: usize,
+    /// Packets that were lost for another reason.
+    pub lost: usize,
+}
+
+impl Sent {
+    /// Counts one packet's fate.
+    fn count(&mut self, result: &io::Result<()>) {
+        match result.as_ref().map_err(io::Error::raw_os_error) {
+            Ok(()) => self.packets += 1,
+            Err(Some(libc::EMSGSIZE)) => self.too_long += 1,
+            Err(_) => self.lost += 1,
+        }
+    }
+}
+
+impl std::ops::AddAssign for Sent {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.too_long += other.too_long;
+        self.lost += other.lost;
+    }
+}

@@ -1,0 +1,460 @@
+//! The host's packet filter: which packets are captured, and which may not come in.
+//!
+//! Table `inet xfrmd`:
+//!
+//! | chain | at | does |
+//! |---|---|---|
+//! | `output` | output, rerouting | marks what OUT policies protect, after the host has chosen the source |
+//! | `prerouting` | prerouting | the same for what is forwarded; marks what comes from the device |
+//! | `forward` | forward | drops what FWD policies want protected and is not; OUT policies that name an interface |
+//! | `input` | input | drops what IN policies want protected and is not |
+//! | `postrouting` | postrouting | drops what was to be captured and goes elsewhere |
+//!
+//! Each calls `out`, `fwd` or `in` (and `*_sub` for sub-policies), which hold
+//! a rule for each set of [`super::classify`]. Exempt are packets that carry
+//! the bypass mark, or whose socket has it, the loopback device, and on input
+//! the protocols of SAs and tunnels, which policies do not apply to.
+//!
+//! The table has no owner: it stays when the daemon dies, and a daemon that
+//! comes replaces it in one transaction.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use dataplane::mib::Counter;
+use dataplane::spd::Policy;
+use nix::sys::socket::SockProtocol;
+use xfrm_proto::consts::*;
+use xfrm_proto::uapi::UserPolicyDefault;
+
+use super::classify::{Classifier, Edit, Shape, Verdict, prefix_mask};
+use super::netlink::Socket;
+use super::nft::{
+    Base, Hook, Meta, NFPROTO_IPV4, NFPROTO_IPV6, REG, Rule, Then, Transaction, ask_counter,
+    counted,
+};
+use super::{BYPASS, CAPTURED, DEVICE, MARK_MASK, RETURNED};
+
+const TABLE: &str = "xfrmd";
+const CAPTURE: &str = "capture";
+/// `lo` has this index in every namespace.
+const LOOPBACK: u32 = 1;
+/// `NF_IP_PRI_MANGLE`.
+const EARLY: i32 = -150;
+/// Behind what others filter.
+const LATE: i32 = 300;
+
+/// Chains of policies: direction, type, name.
+const CHAINS: [(u8, u8, &str); 6] = [
+    (XFRM_POLICY_IN, XFRM_POLICY_TYPE_MAIN, "in"),
+    (XFRM_POLICY_IN, XFRM_POLICY_TYPE_SUB, "in_sub"),
+    (XFRM_POLICY_OUT, XFRM_POLICY_TYPE_MAIN, "out"),
+    (XFRM_POLICY_OUT, XFRM_POLICY_TYPE_SUB, "out_sub"),
+    (XFRM_POLICY_FWD, XFRM_POLICY_TYPE_MAIN, "fwd"),
+    (XFRM_POLICY_FWD, XFRM_POLICY_TYPE_SUB, "fwd_sub"),
+];
+
+const UNPROTECTED: &str = "in_unprotected";
+const IN_BLOCKED: &str = "in_blocked";
+const NO_POLICY: &str = "in_no_policy";
+const OUT_BLOCKED: &str = "out_blocked";
+const STRAYED: &str = "out_strayed";
+
+/// Packets that died here, and where Linux counts them.
+const COUNTERS: [(&str, Counter); 5] = [
+    (UNPROTECTED, Counter::InTmplMismatch),
+    (IN_BLOCKED, Counter::InPolBlock),
+    (NO_POLICY, Counter::InNoPols),
+    (OUT_BLOCKED, Counter::OutPolBlock),
+    (STRAYED, Counter::OutError),
+];
+
+/// The table, and what it is made from.
+#[derive(Debug, Default)]
+pub(super) struct Firewall {
+    classifiers: [Classifier; CHAINS.len()],
+    defaults: Option<UserPolicyDefault>,
+    /// What the host has shows the present state but for edits.
+    installed: bool,
+}
+
+impl Firewall {
+    /// Notes what the policy of an index is now.
+    pub(super) fn set(&mut self, index: u32, policy: Option<&Policy>) {
+        // The direction is in the index, the type is not.
+        let dir = direction(index);
+        for ((chain_dir, kind, _), classifier) in CHAINS.iter().zip(&mut self.classifiers) {
+            if *chain_dir == dir {
+                // Interface ids belong to xfrm interfaces, of which there are none.
+                let here = policy.filter(|it| it.key.kind == *kind && it.key.if_id == 0);
+                classifier.set(index, here);
+            }
+        }
+    }
+
+    /// Notes what happens without a policy; whether that is new.
+    pub(super) fn set_defaults(&mut self, defaults: UserPolicyDefault) -> bool {
+        let block = |it: &UserPolicyDefault| {
+            [it.input, it.fwd, it.out].map(|it| it == XFRM_USERPOLICY_BLOCK)
+        };
+        let changed = self.defaults.as_ref().map(block).unwrap_or_default() != block(&defaults);
+        self.defaults = Some(defaults);
+        changed
+    }
+
+    /// Whether all packets may pass as if we were not there.
+    pub(super) fn is_idle(&self) -> bool {
+        self.classifiers.iter().all(Classifier::is_empty) && self.default_blocks().all(|it| !it)
+    }
+
+    /// By chain.
+    fn default_blocks(&self) -> impl Iterator<Item = bool> {
+        CHAINS.iter().map(|&(dir, kind, _)| {
+            kind == XFRM_POLICY_TYPE_MAIN
+                && self.defaults.is_some_and(|defaults| {
+                    XFRM_USERPOLICY_BLOCK
+                        == match dir {
+                            XFRM_POLICY_IN => defaults.input,
+                            XFRM_POLICY_OUT => defaults.out,
+                            _ => defaults.fwd,
+                        }
+                })
+        })
+    }
+
+    /// Brings the host's table up to date, in one transaction.
+    ///
+    /// # Errors
+    /// The host's: then it has what it had, and the next call makes the table anew.
+    pub(super) fn apply(&mut self, socket: &Socket) -> io::Result<()> {
+        let mut transaction = Transaction::new(TABLE);
+        let edits = self.classifiers.each_mut().map(Classifier::take_edits);
+        if self.installed {
+            for (index, edits) in edits.iter().enumerate() {
+                self.edit(&mut transaction, index, edits);
+            }
+        } else {
+            self.install(&mut transaction);
+        }
+        let result = socket.transact(&transaction.finish());
+        self.installed = result.is_ok();
+        result
+    }
+
+    /// Makes the next [`Firewall::apply`] write everything.
+    pub(super) fn forget_host(&mut self) {
+        self.installed = false;
+    }
+
+    fn edit(&self, transaction: &mut Transaction<'_>, index: usize, edits: &[Edit]) {
+        let Some(&(_, _, chain)) = CHAINS.get(index) else {
+            return;
+        };
+        let order = edits.contains(&Edit::Order);
+        let dropped = edits.iter().filter_map(|edit| match edit {
+            Edit::DropSet(id, bytes) => Some((*id, *bytes)),
+            _ => None,
+        });
+        let drops: BTreeMap<u32, usize> = dropped.collect();
+        let mut fresh = BTreeSet::new();
+        if order {
+            transaction.flush_chain(chain);
+        }
+        for edit in edits {
+            match edit {
+                Edit::NewSet(id, bytes) => {
+                    fresh.insert(*id);
+                    if *bytes > 0 && !drops.contains_key(id) {
+                        transaction.add_set(&set_name(chain, *id), *bytes, *id);
+                    }
+                }
+                Edit::Add(_, key) | Edit::Remove(_, key) if key.is_empty() => {}
+                Edit::Add(id, key) if !drops.contains_key(id) => {
+                    transaction.add_elements(&set_name(chain, *id), std::iter::once(&**key));
+                }
+                Edit::Remove(id, key) if !drops.contains_key(id) => {
+                    transaction.delete_elements(&set_name(chain, *id), std::iter::once(&**key));
+                }
+                _ => {}
+            }
+        }
+        if order {
+            self.rules(transaction, index);
+        }
+        for (id, bytes) in drops {
+            // A set without fields is none on the host.
+            if bytes > 0 && !fresh.contains(&id) {
+                transaction.delete_set(&set_name(chain, id));
+            }
+        }
+    }
+
+    fn install(&self, transaction: &mut Transaction<'_>) {
+        transaction.add_table();
+        transaction.delete_table();
+        transaction.add_table();
+        for (name, _) in COUNTERS {
+            transaction.add_counter(name);
+        }
+        transaction.add_chain(CAPTURE);
+        transaction.add_rule(CAPTURE, |rule| set_mark(rule, CAPTURED));
+        for (index, (&(_, _, chain), classifier)) in
+            CHAINS.iter().zip(&self.classifiers).enumerate()
+        {
+            transaction.add_chain(chain);
+            for band in classifier.bands() {
+                for (shape, set) in band.sets.iter().filter(|(shape, _)| shape.key_bytes() > 0) {
+                    let name = set_name(chain, set.id);
+                    transaction.add_set(&name, shape.key_bytes(), set.id);
+                    transaction.add_elements(&name, set.keys());
+                }
+            }
+            self.rules(transaction, index);
+        }
+        base_chains(transaction);
+    }
+
+    /// The rules of a chain of policies: the first band with a match decides.
+    fn rules(&self, transaction: &mut Transaction<'_>, index: usize) {
+        let (Some(&(dir, _, chain)), Some(classifier)) =
+            (CHAINS.get(index), self.classifiers.get(index))
+        else {
+            return;
+        };
+        for band in classifier.bands() {
+            for (shape, set) in &band.sets {
+                transaction.add_rule(chain, |rule| {
+                    select(rule, shape, dir, &set_name(chain, set.id));
+                    decide(rule, dir, band.verdict());
+                });
+            }
+        }
+        if self.default_blocks().nth(index) == Some(true) {
+            transaction.add_rule(chain, |rule| {
+                rule.count(if dir == XFRM_POLICY_OUT {
+                    OUT_BLOCKED
+                } else {
+                    NO_POLICY
+                });
+                rule.then(Then::Drop);
+            });
+        }
+    }
+}
+
+/// Packets that the table has dropped, by where Linux counts them; to be asked in any namespace.
+pub(super) fn dropped(socket: &Socket) -> Vec<(Counter, u64)> {
+    let mut found = Vec::new();
+    for (name, counter) in COUNTERS {
+        let asked = socket.exchange(&ask_counter(TABLE, name), |kind, payload| {
+            found.extend(counted(kind, payload).map(|packets| (counter, packets)));
+        });
+        if let Err(error) = asked {
+            tracing::debug!(name, %error, "a counter of the packet filter");
+        }
+    }
+    found
+}
+
+/// Takes the table away.
+pub(super) fn remove(socket: &Socket) -> io::Result<()> {
+    let mut transaction = Transaction::new(TABLE);
+    transaction.delete_table();
+    socket.transact(&transaction.finish())
+}
+
+/// A socket in the thread's namespace.
+pub(super) fn socket() -> io::Result<Socket> {
+    Socket::open(SockProtocol::NetlinkNetFilter)
+}
+
+fn set_name(chain: &str, id: u32) -> String {
+    format!("{chain}_{id}")
+}
+
+/// The direction that a policy's index tells.
+fn direction(index: u32) -> u8 {
+    (index & 7).to_le_bytes()[0]
+}
+
+fn base_chains(transaction: &mut Transaction<'_>) {
+    transaction.add_base_chain("output", "route", Hook::Output, EARLY);
+    transaction.add_rule("output", |rule| {
+        interface_is(rule, Meta::OutputInterface);
+        rule.then(Then::Return);
+    });
+    transaction.add_rule("output", |rule| {
+        has_mark(rule, BYPASS);
+        rule.then(Then::Return);
+    });
+    call(transaction, "output", ["out", "out_sub"]);
+
+    transaction.add_base_chain("prerouting", "filter", Hook::Prerouting, EARLY);
+    transaction.add_rule("prerouting", |rule| {
+        interface_is(rule, Meta::InputInterface);
+        rule.then(Then::Return);
+    });
+    transaction.add_rule("prerouting", |rule| {
+        rule.meta(Meta::InputName, REG);
+        rule.equals(REG, &device_name());
+        set_mark(rule, RETURNED);
+    });
+    call(transaction, "prerouting", ["out", "out_sub"]);
+
+    transaction.add_base_chain("input", "filter", Hook::Input, LATE);
+    comes_protected(transaction, "input");
+    for protocol in [
+        IPPROTO_ESP,
+        IPPROTO_AH,
+        IPPROTO_COMP,
+        IPPROTO_IPIP,
+        IPPROTO_IPV6,
+    ] {
+        transaction.add_rule("input", |rule| {
+            rule.meta(Meta::L4Protocol, REG);
+            rule.equals(REG, &[protocol]);
+            rule.then(Then::Return);
+        });
+    }
+    transaction.add_rule("input", |rule| {
+        rule.socket_mark(REG);
+        mask_mark(rule);
+        rule.equals(REG, &BYPASS.to_ne_bytes());
+        rule.then(Then::Return);
+    });
+    call(transaction, "input", ["in", "in_sub"]);
+
+    transaction.add_base_chain("forward", "filter", Hook::Forward, LATE);
+    comes_protected(transaction, "forward");
+    call(transaction, "forward", ["fwd", "fwd_sub"]);
+    // Now the interface is known: what names one and was not captured is dropped behind.
+    call(transaction, "forward", ["out", "out_sub"]);
+
+    transaction.add_base_chain("postrouting", "filter", Hook::Postrouting, LATE);
+    transaction.add_rule("postrouting", |rule| {
+        has_mark(rule, CAPTURED);
+        rule.meta(Meta::OutputName, REG);
+        rule.differs(REG, &device_name());
+        rule.count(STRAYED);
+        rule.then(Then::Drop);
+    });
+}
+
+/// What comes from the device has been checked by the engine, what comes from `lo` needs no check.
+fn comes_protected(transaction: &mut Transaction<'_>, chain: &str) {
+    transaction.add_rule(chain, |rule| {
+        interface_is(rule, Meta::InputInterface);
+        rule.then(Then::Return);
+    });
+    transaction.add_rule(chain, |rule| {
+        rule.meta(Meta::InputName, REG);
+        rule.equals(REG, &device_name());
+        rule.then(Then::Return);
+    });
+}
+
+fn call(transaction: &mut Transaction<'_>, chain: &str, called: [&str; 2]) {
+    for called in called {
+        transaction.add_rule(chain, |rule| rule.then(Then::Jump(called)));
+    }
+}
+
+fn interface_is(rule: &mut Rule<'_, '_>, which: Meta) {
+    rule.meta(which, REG);
+    rule.equals(REG, &LOOPBACK.to_ne_bytes());
+}
+
+fn device_name() -> [u8; 16] {
+    let mut name = [0; 16];
+    for (slot, byte) in name.iter_mut().zip(DEVICE.bytes()) {
+        *slot = byte;
+    }
+    name
+}
+
+fn mask_mark(rule: &mut Rule<'_, '_>) {
+    rule.bitwise(REG, &MARK_MASK.to_ne_bytes(), &[0; 4]);
+}
+
+fn has_mark(rule: &mut Rule<'_, '_>, mark: u32) {
+    rule.meta(Meta::Mark, REG);
+    mask_mark(rule);
+    rule.equals(REG, &mark.to_ne_bytes());
+}
+
+/// Sets our bits of the mark; the others stay.
+fn set_mark(rule: &mut Rule<'_, '_>, mark: u32) {
+    rule.meta(Meta::Mark, REG);
+    rule.bitwise(REG, &(!MARK_MASK).to_ne_bytes(), &mark.to_ne_bytes());
+    rule.set_mark(REG);
+}
+
+/// Goes on only with packets that a policy of the set is for: the fields in the order of its keys.
+fn select(rule: &mut Rule<'_, '_>, shape: &Shape, dir: u8, set: &str) {
+    let (nfproto, source_at, destination_at) = if shape.is_v6 {
+        (NFPROTO_IPV6, 8, 24)
+    } else {
+        (NFPROTO_IPV4, 12, 16)
+    };
+    rule.meta(Meta::Nfproto, REG);
+    rule.equals(REG, &[nfproto]);
+    let bytes = shape.address_bytes();
+    let words = |bytes: usize| u32::try_from(bytes / 4).unwrap_or(0);
+    let mut register = REG;
+    for (at, bits) in [
+        (source_at, shape.source_bits),
+        (destination_at, shape.destination_bits),
+    ] {
+        if bits == 0 {
+            continue;
+        }
+        rule.payload(Base::Network, at, 4 * words(bytes), register);
+        if usize::from(bits) < 8 * bytes {
+            rule.bitwise(register, &prefix_mask(bits, bytes), &vec![0; bytes]);
+        }
+        register += words(bytes);
+    }
+    if shape.protocol {
+        rule.meta(Meta::L4Protocol, register);
+        register += 1;
+    }
+    if shape.ports != [0; 4] {
+        rule.payload(Base::Transport, 0, 4, register);
+        if shape.ports != [0xff; 4] {
+            rule.bitwise(register, &shape.ports, &[0; 4]);
+        }
+        register += 1;
+    }
+    if shape.interface {
+        let which = if dir == XFRM_POLICY_OUT {
+            Meta::OutputInterface
+        } else {
+            Meta::InputInterface
+        };
+        rule.meta(which, register);
+        register += 1;
+    }
+    if shape.mark != 0 {
+        rule.meta(Meta::Mark, register);
+        rule.bitwise(register, &shape.mark.to_ne_bytes(), &[0; 4]);
+    }
+    if shape.key_bytes() > 0 {
+        rule.lookup(set, REG);
+    }
+}
+
+fn decide(rule: &mut Rule<'_, '_>, dir: u8, verdict: Verdict) {
+    let out = dir == XFRM_POLICY_OUT;
+    match verdict {
+        Verdict::Bypass => rule.then(Then::Return),
+        Verdict::Protect if out => rule.then(Then::Goto(CAPTURE)),
+        Verdict::Protect => {
+            rule.count(UNPROTECTED);
+            rule.then(Then::Drop);
+        }
+        Verdict::Block => {
+            rule.count(if out { OUT_BLOCKED } else { IN_BLOCKED });
+            rule.then(Then::Drop);
+        }
+    }
+}

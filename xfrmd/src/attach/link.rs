@@ -1,0 +1,220 @@
+//! The way of captured packets to the TUN device: the device itself, a routing
+//! table, and the rules that lead there.
+//!
+//! The table's last route is unreachable: without the device nothing goes on
+//! to other tables, where it would leave in clear.
+//!
+//! Source: rtnetlink(7), `include/uapi/linux/fib_rules.h`.
+
+use std::io;
+
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::SockProtocol;
+
+use super::netlink::{Body, Messages, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, Socket};
+use super::{CAPTURED, DEVICE, MARK_MASK, RETURNED};
+
+/// The routing table.
+const TABLE: u32 = 0x7866;
+/// Rules come before strongSwan's table 220, and before main.
+const CAPTURED_PREFERENCE: u32 = 90;
+const RETURNED_PREFERENCE: u32 = 91;
+/// Behind every other route.
+const LAST_RESORT_METRIC: u32 = 0xff00_0000;
+/// The engine decides what is too long for a path, not the device.
+const DEVICE_MTU: u32 = 65_535;
+const DEVICE_QUEUE: u32 = 1000;
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
+const RTN_UNICAST: u8 = 1;
+const RTN_UNREACHABLE: u8 = 7;
+const RT_SCOPE_LINK: u8 = 253;
+/// `RTPROT_STATIC`.
+const PROTOCOL: u8 = 4;
+
+const FAMILIES: [u8; 2] = [2, 10];
+
+/// Settings of the device under `/proc/sys/net`: packets from it are what SAs protected, whatever
+/// the route back is, and no neighbours are there.
+const SYSCTLS: [(&str, &str); 6] = [
+    ("ipv4/conf/*/rp_filter", "0"),
+    ("ipv4/conf/*/src_valid_mark", "1"),
+    ("ipv4/conf/*/accept_local", "1"),
+    ("ipv4/conf/*/send_redirects", "0"),
+    ("ipv6/conf/*/accept_ra", "0"),
+    ("ipv6/conf/*/disable_ipv6", "0"),
+];
+
+/// Sets the device up and leads captured packets to it. To be called in its namespace.
+///
+/// # Errors
+/// The host's. What had been done is undone.
+pub(super) fn set_up() -> io::Result<()> {
+    let socket = Socket::open(SockProtocol::NetlinkRoute)?;
+    let index = if_nametoindex(DEVICE)?;
+    for (path, value) in SYSCTLS {
+        let path = format!("/proc/sys/net/{}", path.replace('*', DEVICE));
+        if let Err(error) = std::fs::write(&path, value) {
+            tracing::debug!(path, %error, "not set");
+        }
+    }
+    start_device(&socket, index)?;
+    for family in FAMILIES {
+        if let Err(error) = lead(&socket, family, index) {
+            let absent = error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+                || error.raw_os_error() == Some(libc::EOPNOTSUPP);
+            if i32::from(family) == libc::AF_INET6 && absent {
+                tracing::debug!("no IPv6");
+                continue;
+            }
+            take_down_with(&socket);
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Takes the rules and the table away; the device goes with its descriptor.
+pub(super) fn take_down() -> io::Result<()> {
+    take_down_with(&Socket::open(SockProtocol::NetlinkRoute)?);
+    Ok(())
+}
+
+fn take_down_with(socket: &Socket) {
+    for family in FAMILIES {
+        let mut messages = Messages::default();
+        rule(&mut messages, RTM_DELRULE, 0, family, Rule::Captured);
+        rule(&mut messages, RTM_DELRULE, 0, family, Rule::Returned);
+        route(&mut messages, RTM_DELROUTE, 0, family, None);
+        if let Err(error) = socket.transact(&messages) {
+            tracing::debug!(family, %error, "taking rules away");
+        }
+    }
+}
+
+fn start_device(socket: &Socket, index: u32) -> io::Result<()> {
+    const IFLA_MTU: u16 = 4;
+    const IFLA_TXQLEN: u16 = 13;
+    const IFLA_AF_SPEC: u16 = 26;
+    const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+    const ADDR_GEN_MODE_NONE: u8 = 1;
+    let header = |up: u32| {
+        let mut header = [0; 16];
+        let fields = [index.to_ne_bytes(), up.to_ne_bytes(), up.to_ne_bytes()];
+        for (slot, field) in header.chunks_exact_mut(4).skip(1).zip(fields) {
+            slot.copy_from_slice(&field);
+        }
+        header
+    };
+    let mut messages = Messages::default();
+    messages.push(RTM_NEWLINK, NLM_F_ACK, |out| {
+        out.fixed(&header(0));
+        out.number(IFLA_MTU, DEVICE_MTU);
+        out.number(IFLA_TXQLEN, DEVICE_QUEUE);
+    });
+    socket.transact(&messages)?;
+    let mut messages = Messages::default();
+    messages.push(RTM_NEWLINK, NLM_F_ACK, |out| {
+        out.fixed(&header(0));
+        out.nest(IFLA_AF_SPEC, |out| {
+            out.nest(10, |out| {
+                out.attr(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE])
+            });
+        });
+    });
+    // Without IPv6 there is no such setting.
+    if let Err(error) = socket.transact(&messages) {
+        tracing::debug!(%error, "no IPv6 on the device");
+    }
+    let mut messages = Messages::default();
+    messages.push(RTM_NEWLINK, NLM_F_ACK, |out| {
+        out.fixed(&header(libc::IFF_UP.cast_unsigned()));
+    });
+    socket.transact(&messages)
+}
+
+fn lead(socket: &Socket, family: u8, index: u32) -> io::Result<()> {
+    let mut messages = Messages::default();
+    let add = NLM_F_CREATE | NLM_F_REPLACE;
+    // The last resort first.
+    route(&mut messages, RTM_NEWROUTE, add, family, None);
+    route(&mut messages, RTM_NEWROUTE, add, family, Some(index));
+    socket.transact(&messages)?;
+    for which in [Rule::Captured, Rule::Returned] {
+        let mut messages = Messages::default();
+        // A dead daemon's rule stays, and is ours.
+        const NLM_F_EXCL: u16 = 0x200;
+        rule(
+            &mut messages,
+            RTM_NEWRULE,
+            NLM_F_CREATE | NLM_F_EXCL,
+            family,
+            which,
+        );
+        match socket.transact(&messages) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// A default route into the device, or the last resort.
+fn route(messages: &mut Messages, kind: u16, flags: u16, family: u8, device: Option<u32>) {
+    const RTA_OIF: u16 = 4;
+    const RTA_PRIORITY: u16 = 6;
+    const RTA_TABLE: u16 = 15;
+    let (scope, route_kind) = match device {
+        Some(_) => (RT_SCOPE_LINK, RTN_UNICAST),
+        None => (0, RTN_UNREACHABLE),
+    };
+    messages.push(kind, flags | NLM_F_ACK, |out| {
+        out.fixed(&[family, 0, 0, 0, 0, PROTOCOL, scope, route_kind, 0, 0, 0, 0]);
+        out.number(RTA_TABLE, TABLE);
+        match device {
+            Some(index) => {
+                out.number(RTA_OIF, index);
+                out.number(RTA_PRIORITY, 1);
+            }
+            None => out.number(RTA_PRIORITY, LAST_RESORT_METRIC),
+        }
+    });
+}
+
+#[derive(Clone, Copy)]
+enum Rule {
+    /// Captured packets go to the device.
+    Captured,
+    /// The way back of what comes from the device, when the host looks whether there is one: such
+    /// a look is taken as if a packet came from `lo`.
+    Returned,
+}
+
+fn rule(messages: &mut Messages, kind: u16, flags: u16, family: u8, rule: Rule) {
+    const FRA_IIFNAME: u16 = 3;
+    const FRA_PRIORITY: u16 = 6;
+    const FRA_FWMARK: u16 = 10;
+    const FRA_TABLE: u16 = 15;
+    const FRA_FWMASK: u16 = 16;
+    const TO_TABLE: u8 = 1;
+    let common = |out: &mut Body<'_>, preference, mark| {
+        out.number(FRA_PRIORITY, preference);
+        out.number(FRA_FWMARK, mark);
+        out.number(FRA_FWMASK, MARK_MASK);
+        out.number(FRA_TABLE, TABLE);
+    };
+    messages.push(kind, flags | NLM_F_ACK, |out| {
+        out.fixed(&[family, 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0]);
+        match rule {
+            Rule::Captured => common(out, CAPTURED_PREFERENCE, CAPTURED),
+            Rule::Returned => {
+                out.text(FRA_IIFNAME, "lo");
+                common(out, RETURNED_PREFERENCE, RETURNED);
+            }
+        }
+    });
+}

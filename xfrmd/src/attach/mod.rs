@@ -1,0 +1,196 @@
+//! How packets of a network namespace get into the engine and back, on a host
+//! whose kernel has no ESP.
+//!
+//! * [`classify`]: policies as hash sets; [`firewall`]: the host's packet
+//!   filter made of them, which marks what is to be protected and drops what
+//!   should have been; [`nft`] and [`netlink`]: its messages.
+//! * [`routes`]: what the engine asks of the host's routes.
+//! * [`link`]: the TUN device, and the routes by which marked packets reach it.
+//!
+//! An [`Attachment`] exists while a namespace has policies. It is made when
+//! the first one comes, follows each change before the request that made it is
+//! answered, and goes with the last one or with the daemon's orderly end. When
+//! the daemon is killed its device goes, and rules, table and last route stay:
+//! what was to be protected finds no way out, and nothing unprotected in.
+//!
+//! **Marks.** Two bits of the packet mark are ours, the others are left as they
+//! are: [`CAPTURED`] leads to the device, [`RETURNED`] is on what comes from
+//! it, [`BYPASS`] on everything that the daemon sends and on the sockets of key
+//! managers that have a policy to bypass.
+//!
+//! Not yet: policies with a firewall mark or an interface select the right
+//! packets, but the engine does not learn mark and interface from the device.
+//! Sockets bound to a device do not reach it: their packets are dropped.
+
+mod classify;
+mod firewall;
+mod link;
+mod netlink;
+mod nft;
+mod routes;
+
+use std::io;
+
+use dataplane::io::raw::Raw;
+use dataplane::io::tun::Tun;
+use dataplane::mib::Counter;
+use dataplane::packet::Family;
+use dataplane::spd::Policy;
+use xfrm_proto::consts::IPPROTO_ESP;
+use xfrm_proto::uapi::UserPolicyDefault;
+
+use firewall::Firewall;
+pub(crate) use routes::{EncapSocket, HostRoutes};
+
+/// Name of the TUN device.
+const DEVICE: &str = "xfrmd0";
+/// The bits of the packet mark that are ours.
+pub(crate) const MARK_MASK: u32 = 0x3000_0000;
+/// On packets that a policy wants protected.
+const CAPTURED: u32 = 0x1000_0000;
+/// On packets that the engine has given back.
+const RETURNED: u32 = 0x2000_0000;
+/// On packets that policies do not apply to (any more).
+pub(crate) const BYPASS: u32 = 0x3000_0000;
+
+/// What this process lacks to carry packets, and how to get it.
+pub(crate) fn missing() -> Option<String> {
+    let what = |name: &str, error: &io::Error, advice: &str| format!("{name}: {error} ({advice})");
+    let device = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun");
+    if let Err(error) = device {
+        return Some(what(
+            "/dev/net/tun",
+            &error,
+            "modprobe tun; in a container, --device /dev/net/tun",
+        ));
+    }
+    if let Err(error) = Raw::open(Family::V4, IPPROTO_ESP, BYPASS) {
+        return Some(what(
+            "a raw socket with a mark",
+            &error,
+            "needs CAP_NET_RAW and CAP_NET_ADMIN: sudo, or unshare -rn",
+        ));
+    }
+    match firewall::socket() {
+        Err(error) => Some(what(
+            "nf_tables",
+            &error,
+            "modprobe nf_tables, CONFIG_NF_TABLES_INET",
+        )),
+        Ok(_) => None,
+    }
+}
+
+/// Policies of a namespace as the host's packet filter has to show them, attached or not.
+#[derive(Debug, Default)]
+pub(crate) struct Attachment {
+    firewall: Firewall,
+    host: Option<netlink::Socket>,
+}
+
+/// What a change comes to.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// Nothing, or a change of what is there.
+    Same,
+    /// The first policy has come: packets come from this device.
+    Attached(Box<Tun>),
+    /// The last one has gone.
+    Detached,
+}
+
+impl Attachment {
+    /// Notes what the policy of an index is now.
+    pub(crate) fn set(&mut self, index: u32, policy: Option<&Policy>) {
+        self.firewall.set(index, policy);
+    }
+
+    /// Notes what happens without a policy; whether that is new.
+    pub(crate) fn set_defaults(&mut self, defaults: UserPolicyDefault) -> bool {
+        let changed = self.firewall.set_defaults(defaults);
+        if changed {
+            self.firewall.forget_host();
+        }
+        changed
+    }
+
+    /// Whether the host sends us packets.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.host.is_some()
+    }
+
+    /// Brings the host up to date; `inside` runs work in the namespace.
+    ///
+    /// # Errors
+    /// The host's, and what was tried: nothing is half attached. A failed change of what is there
+    /// is tried again with the next one.
+    pub(crate) fn apply(
+        &mut self,
+        inside: impl FnOnce(&mut dyn FnMut() -> io::Result<()>) -> io::Result<()>,
+    ) -> io::Result<Change> {
+        match (&self.host, self.firewall.is_idle()) {
+            (None, true) => Ok(Change::Same),
+            (Some(host), false) => self.firewall.apply(host).map(|()| Change::Same),
+            (None, false) => {
+                let mut made = None;
+                inside(&mut || {
+                    made = Some(attach(&mut self.firewall)?);
+                    Ok(())
+                })?;
+                let (host, tun) = made.ok_or(io::ErrorKind::Other)?;
+                self.host = Some(host);
+                Ok(Change::Attached(Box::new(tun)))
+            }
+            (Some(_), true) => {
+                self.detach(inside)?;
+                Ok(Change::Detached)
+            }
+        }
+    }
+
+    /// Takes everything away.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(crate) fn detach(
+        &mut self,
+        inside: impl FnOnce(&mut dyn FnMut() -> io::Result<()>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.firewall.forget_host();
+        let Some(host) = self.host.take() else {
+            return Ok(());
+        };
+        let removed = firewall::remove(&host);
+        inside(&mut link::take_down)?;
+        removed
+    }
+
+    /// Packets that the host dropped for us, by where Linux counts them.
+    pub(crate) fn dropped(&self) -> Vec<(Counter, u64)> {
+        self.host
+            .as_ref()
+            .map(firewall::dropped)
+            .unwrap_or_default()
+    }
+}
+
+/// Device, routes, then the packet filter, in the thread's namespace.
+fn attach(firewall: &mut Firewall) -> io::Result<(netlink::Socket, Tun)> {
+    let named =
+        |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+    let tun = Tun::open(DEVICE).map_err(|error| named("/dev/net/tun", error))?;
+    link::set_up().map_err(|error| named("routes to the device", error))?;
+    let host = firewall::socket().and_then(|host| firewall.apply(&host).map(|()| host));
+    match host {
+        Ok(host) => Ok((host, tun)),
+        Err(error) => {
+            if let Err(error) = link::take_down() {
+                tracing::warn!(%error, "routes to the device stay");
+            }
+            Err(named("nf_tables", error))
+        }
+    }
+}

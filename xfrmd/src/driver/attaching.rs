@@ -1,0 +1,344 @@
+//! Namespaces that packets are carried for: attached while they have policies.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use dataplane::io::udp_encap;
+use dataplane::mib::Counter;
+use dataplane::spd::SocketKey;
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt, setsockopt, sockopt};
+use xfrm_proto::consts::XFRM_POLICY_OUT;
+use xfrmd::emulator::{Inputs, NetnsId};
+
+use super::connection::{Connection, Reply};
+use super::namespace::Home;
+use super::packets::{PacketThread, Sockets};
+use super::{Daemon, clock, host};
+use crate::attach::{Attachment, BYPASS, Change, EncapSocket, MARK_MASK};
+use xfrm_proto::control::{Answer, Socket};
+
+/// A namespace whose policies are followed.
+#[derive(Default)]
+pub(super) struct Followed {
+    attachment: Attachment,
+    thread: Option<PacketThread>,
+    /// The namespace while it is attached; none for the daemon's own.
+    namespace: Option<OwnedFd>,
+    /// What the host's packet filter had dropped when it was asked last.
+    dropped: Vec<(Counter, u64)>,
+    /// A failure has been told.
+    told: bool,
+    /// Sockets that take ESP in UDP, their local ports, and the connections that said so.
+    encap: Vec<(u64, EncapSocket)>,
+}
+
+/// By namespace.
+pub(super) type Following = HashMap<NetnsId, Followed, RandomState>;
+
+fn inside(
+    home: &Home,
+    namespace: Option<&OwnedFd>,
+    work: &mut dyn FnMut() -> io::Result<()>,
+) -> io::Result<()> {
+    match namespace {
+        Some(namespace) => home.inside(namespace.as_fd(), work),
+        None => work(),
+    }
+}
+
+impl Followed {
+    /// Starts carrying packets, once the host sends them.
+    fn start(&mut self, daemon: &Carrier<'_>, tun: dataplane::io::tun::Tun) -> io::Result<()> {
+        let mut sockets = None;
+        inside(daemon.home, self.namespace.as_ref(), &mut || {
+            sockets = Some(Sockets::open()?);
+            Ok(())
+        })?;
+        let sockets = sockets.ok_or(io::ErrorKind::Other)?;
+        let thread = PacketThread::start(
+            daemon.id,
+            Arc::clone(&daemon.netns),
+            tun,
+            sockets,
+            daemon.line.clone(),
+        )?;
+        self.thread = Some(thread);
+        self.tell_ports();
+        Ok(())
+    }
+
+    fn tell_ports(&self) {
+        if let Some(thread) = &self.thread {
+            let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|&(_, it)| it).collect();
+            // Of several with the same port the newest counts.
+            sockets.reverse();
+            sockets.sort_by_key(|it| it.port);
+            sockets.dedup_by_key(|it| it.port);
+            sockets.truncate(udp_encap::MOST_PORTS);
+            thread.set_encap_sockets(sockets);
+        }
+    }
+
+    fn detach(&mut self, home: &Home) {
+        let namespace = self.namespace.take();
+        let detached = self
+            .attachment
+            .detach(|work| inside(home, namespace.as_ref(), work));
+        if let Err(error) = detached {
+            tracing::error!(%error, "rules in the host's packet filter or routes may have stayed");
+        }
+        self.thread = None;
+        self.dropped.clear();
+    }
+}
+
+/// What of the daemon a packet thread needs.
+struct Carrier<'a> {
+    id: NetnsId,
+    home: &'a Home,
+    netns: Arc<std::sync::RwLock<dataplane::Netns>>,
+    line: super::packets::Line,
+}
+
+impl Daemon {
+    /// Makes the host send us what policies select, as they are now. To be called before the
+    /// request that changed them is answered.
+    pub(super) fn follow_policies(&mut self, id: NetnsId) {
+        let Some(inquiries) = &self.inquiries else {
+            return;
+        };
+        let (Some(netns), Some(instance)) = (self.emulator.shared(id), self.instances.get(&id))
+        else {
+            return;
+        };
+        let followed = self.following.entry(id).or_default();
+        {
+            let mut netns = netns
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let touched = netns.spd.take_touched();
+            let defaults = followed.attachment.set_defaults(netns.spd.defaults());
+            if touched.is_empty() && !defaults {
+                return;
+            }
+            for index in touched {
+                followed.attachment.set(index, netns.spd.of_index(index));
+            }
+        }
+        if !followed.attachment.is_attached() && instance.netns != self.home.cookie {
+            let namespace = instance.namespace.as_ref().map(OwnedFd::try_clone);
+            followed.namespace = namespace.and_then(Result::ok);
+            if followed.namespace.is_none() {
+                if !std::mem::replace(&mut followed.told, true) {
+                    tracing::error!(
+                        "a namespace that we cannot enter: no packets are carried there"
+                    );
+                }
+                return;
+            }
+        }
+        let home = &self.home;
+        let namespace = followed.namespace.as_ref();
+        let changed = followed
+            .attachment
+            .apply(|work| inside(home, namespace, work));
+        let carrier = Carrier {
+            id,
+            home,
+            netns,
+            line: inquiries.line(),
+        };
+        let result = match changed {
+            Ok(Change::Same) => Ok(()),
+            Ok(Change::Attached(tun)) => {
+                tracing::info!(netns = instance.netns, "carrying packets");
+                let started = followed.start(&carrier, *tun);
+                if started.is_err() {
+                    followed.detach(home);
+                }
+                started
+            }
+            Ok(Change::Detached) => {
+                tracing::info!(netns = instance.netns, "no more packets");
+                followed.thread = None;
+                followed.namespace = None;
+                followed.dropped.clear();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(()) => followed.told = false,
+            Err(error) if !followed.told => {
+                followed.told = true;
+                tracing::error!(%error, netns = instance.netns, "no packets are carried");
+            }
+            Err(error) => tracing::debug!(%error, "still no packets"),
+        }
+    }
+
+    /// The same for every namespace, after timers.
+    pub(super) fn follow_all_policies(&mut self) {
+        let ids: Vec<NetnsId> = self.following.keys().copied().collect();
+        for id in ids {
+            self.follow_policies(id);
+        }
+    }
+
+    /// Does what packets asked for.
+    pub(super) fn answer_packets(&mut self) {
+        let Some(inquiries) = &self.inquiries else {
+            return;
+        };
+        for (id, requests) in inquiries.take() {
+            let inputs = Inputs {
+                now: clock::now(),
+                entropy: &mut self.entropy,
+            };
+            self.emulator
+                .with_packets(inputs, id, |netns, cx| netns.handle_requests(cx, requests));
+        }
+        self.deliver(None, false);
+        self.arm();
+    }
+
+    /// Gives packets back that have waited, for SAs or in them.
+    pub(super) fn release_held(&mut self) {
+        let now = clock::boot();
+        for (&id, followed) in &self.following {
+            let Some(thread) = &followed.thread else {
+                continue;
+            };
+            if let Some(mut netns) = self.emulator.netns_mut(id) {
+                let queues = netns.take_held(now);
+                if !queues.is_empty() {
+                    thread.retry(queues);
+                }
+                let due = netns.take_iptfs(now);
+                if !due.is_empty() {
+                    thread.run_iptfs(due);
+                }
+            }
+        }
+    }
+
+    /// Counts what the host's packet filter has dropped for us.
+    pub(super) fn count_dropped(&mut self, id: NetnsId) {
+        let Some(followed) = self.following.get_mut(&id) else {
+            return;
+        };
+        let dropped = followed.attachment.dropped();
+        if let Some(netns) = self.emulator.netns(id) {
+            for &(counter, packets) in &dropped {
+                let before = followed
+                    .dropped
+                    .iter()
+                    .find(|&&(other, _)| other == counter)
+                    .map_or(0, |&(_, packets)| packets);
+                netns.mib.add(counter, packets.saturating_sub(before));
+            }
+        }
+        followed.dropped = dropped;
+    }
+
+    /// Does to a key manager's socket what the host's XFRM would do by itself.
+    pub(super) fn show(
+        &mut self,
+        connection: &mut Connection,
+        socket: Socket,
+        encap: bool,
+        [fd, _]: [Option<OwnedFd>; 2],
+    ) -> Reply {
+        if self.inquiries.is_none() {
+            return Reply::Answer(Answer::default());
+        }
+        let Some(entered) = self.enter(connection, socket.netns) else {
+            return Reply::unknown_netns();
+        };
+        let Some(fd) = fd else {
+            return Reply::wants_proof();
+        };
+        let is_it = host::netns_cookie(fd.as_fd()).is_ok_and(|netns| netns == socket.netns)
+            && host::socket_cookie(fd.as_fd()).is_ok_and(|cookie| cookie == socket.cookie);
+        if !is_it {
+            return Reply::HangUp;
+        }
+        if entered.privileged && self.bypasses(entered.id, &socket) {
+            let marked = getsockopt(&fd, sockopt::Mark)
+                .and_then(|mark| setsockopt(&fd, sockopt::Mark, &(mark & !MARK_MASK | BYPASS)));
+            if let Err(error) = marked {
+                tracing::warn!(%error, "a socket's policy to bypass has no effect on packets");
+            }
+        }
+        if encap {
+            let taken = take_encap(&fd);
+            match taken {
+                Ok(port) => {
+                    let followed = self.following.entry(entered.id).or_default();
+                    let key = SocketKey(socket.cookie);
+                    followed
+                        .encap
+                        .push((connection.id, EncapSocket { port, key }));
+                    followed.tell_ports();
+                }
+                Err(error) => tracing::warn!(%error, "no ESP in UDP for a socket"),
+            }
+        }
+        Reply::Answer(Answer::default())
+    }
+
+    /// Whether a socket has a policy that lets what it sends pass as it is.
+    fn bypasses(&self, id: NetnsId, socket: &Socket) -> bool {
+        let Some(netns) = self.emulator.netns(id) else {
+            return false;
+        };
+        let key = SocketKey(socket.cookie);
+        netns.spd.socket_bypasses(key, XFRM_POLICY_OUT)
+    }
+
+    /// Forgets what only a connection needed.
+    pub(super) fn end_encap(&mut self, connection: u64) {
+        for followed in self.following.values_mut() {
+            let before = followed.encap.len();
+            followed.encap.retain(|&(owner, _)| owner != connection);
+            if followed.encap.len() != before {
+                followed.tell_ports();
+            }
+        }
+    }
+
+    /// Carries packets of a namespace no more, because it is gone.
+    pub(super) fn unfollow(&mut self, id: NetnsId) {
+        self.following.remove(&id);
+    }
+
+    /// Carries no packets any more: the host goes on as without us.
+    pub(super) fn detach_all(&mut self) {
+        for (_, mut followed) in self.following.drain() {
+            if followed.attachment.is_attached() {
+                followed.detach(&self.home);
+            }
+        }
+    }
+}
+
+/// Takes ESP out of what a UDP socket receives; its port.
+fn take_encap(fd: &OwnedFd) -> io::Result<u16> {
+    if getsockopt(fd, sockopt::SockType)? != SockType::Datagram {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let address: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+    let port = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+        (Some(v4), _) => v4.port(),
+        (_, Some(v6)) => v6.port(),
+        _ => 0,
+    };
+    if port == 0 {
+        return Err(io::Error::other("it has no port yet"));
+    }
+    udp_encap::filter_owner(fd)?;
+    Ok(port)
+}
