@@ -17,13 +17,14 @@ use crate::packet::Family;
 use crate::path::sec_path::SecPath;
 use crate::sad::Sa;
 use crate::spd::{Flow, Policy, PolicyId, SocketKey, selector_matches};
-use crate::time::Now;
+use crate::time::WallSecs;
 
 /// A packet before its policies.
 #[derive(Clone, Copy)]
 pub(super) struct Question<'a> {
     pub(super) netns: &'a Netns,
-    pub(super) now: Now,
+    /// When its policies are used; `None` where nothing may change.
+    pub(super) used: Option<WallSecs>,
     pub(super) packet: &'a [u8],
     pub(super) flow: &'a Flow,
     /// `XFRM_POLICY_IN` or `_FWD`.
@@ -47,10 +48,15 @@ impl<'a> Question<'a> {
                 return Err(DropReason::InSelector);
             }
         }
-        let Some(first) = self.policy() else {
+        let chosen = self.policies();
+        if chosen == [None, None] {
             return self.without_policy(path);
-        };
-        let policies = self.expand(first);
+        }
+        if let Some(now) = self.used {
+            let chosen = chosen.iter().flatten();
+            chosen.for_each(|&id| netns.spd.mark_used(id, now));
+        }
+        let policies = chosen.map(|id| netns.spd.get(id?));
         if policies[0].is_some_and(|policy| policy.action != XFRM_POLICY_ALLOW) {
             return Err(DropReason::InPolicyBlock);
         }
@@ -98,23 +104,18 @@ impl<'a> Question<'a> {
         Ok(())
     }
 
-    /// Adds the main policy to one of type sub, and marks both as used.
+    /// The policies that count: the first, and beside one of type sub the main one.
     ///
     /// QUIRK: forwarding_asks_the_main_input_policy: whatever the direction of the sub policy.
-    fn expand(&self, first: PolicyId) -> Policies<'a> {
+    pub(super) fn policies(&self) -> [Option<PolicyId>; 2] {
         let spd = &self.netns.spd;
-        let (policy, now) = (spd.get(first), self.now.real);
-        spd.mark_used(first, now);
-        let is_sub = policy.is_some_and(|policy| policy.key.kind != XFRM_POLICY_TYPE_MAIN);
-        if !is_sub {
-            return [policy, None];
-        }
+        let first = self.policy();
+        let is_sub = first
+            .and_then(|first| spd.get(first))
+            .is_some_and(|policy| policy.key.kind != XFRM_POLICY_TYPE_MAIN);
         let kind = XFRM_POLICY_TYPE_MAIN;
-        let second = spd.lookup_type(self.flow, XFRM_POLICY_IN, kind, self.if_id);
-        if let Some(second) = second {
-            spd.mark_used(second, now);
-        }
-        [policy, second.and_then(|id| spd.get(id))]
+        let second = || spd.lookup_type(self.flow, XFRM_POLICY_IN, kind, self.if_id);
+        [first, is_sub.then(second).flatten()]
     }
 
     fn match_templates(

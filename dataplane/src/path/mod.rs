@@ -38,6 +38,7 @@ mod sec_path;
 #[cfg(test)]
 mod tests;
 mod transmit;
+mod witness;
 pub mod worker;
 
 pub use explain::Explanation;

@@ -105,6 +105,7 @@ impl Tools {
             let group = segments.get_mut(..count).unwrap_or_default();
             let mut done = |verdict| match verdict {
                 Verdict::Sent(pieces) => sent += pieces,
+                Verdict::Queued => {}
                 other => failed = failed.or(Some(other)),
             };
             self.transform_group(at, group, bundle, sink, &mut done);
@@ -135,7 +136,7 @@ impl Tools {
             for (number, packet) in packets.iter_mut().enumerate() {
                 let verdict = self.transform(netns, now, packet, meta, bundle, sink);
                 done(verdict);
-                if !matches!(verdict, Verdict::Sent(_)) {
+                if !matches!(verdict, Verdict::Sent(_) | Verdict::Queued) {
                     return number + 1;
                 }
             }

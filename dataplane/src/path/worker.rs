@@ -29,10 +29,10 @@ pub(super) struct Tools {
     pub(super) ident: u16,
     /// A fragment on its way out.
     pub(super) part: Option<Box<PacketBuf>>,
-    /// Pieces of a large packet on their way out.
-    pub(super) segments: Vec<PacketBuf>,
     /// A payload of an IPTFS SA on its way out.
     pub(super) payload: Option<Box<PacketBuf>>,
+    /// Pieces of a large packet on their way out.
+    pub(super) segments: Vec<PacketBuf>,
     /// Fragments that have come in.
     pub(super) reassembler: Reassembler,
     /// What the control thread has to do, in order.
@@ -54,8 +54,8 @@ impl Worker {
                 scratch: Scratch::default(),
                 ident: u16::from_be_bytes([high, low]),
                 part: None,
-                segments: Vec::new(),
                 payload: None,
+                segments: Vec::new(),
                 reassembler: Reassembler::new(Limits::default()),
                 requests: Vec::new(),
             },

@@ -102,17 +102,17 @@ impl Traffic {
         self.numbers.last()
     }
 
-    /// Whether there is no number left to send.
-    #[must_use]
-    pub fn numbers_are_used_up(&self) -> bool {
-        self.numbers.are_used_up()
-    }
-
     /// Has numbers count on from another one.
     pub(super) fn set_numbers(&mut self, change: impl FnOnce(&mut Numbers)) {
         *self.packets.get_mut() = self.packets();
         change(&mut self.numbers);
         self.origin = self.numbers.last().0;
+    }
+
+    /// Whether there is no number left.
+    #[must_use]
+    pub fn has_no_number(&self) -> bool {
+        self.numbers.are_used_up()
     }
 
     /// Numbers and counts packets that leave, and gives the first number; `None`, and nothing
@@ -172,6 +172,10 @@ impl Traffic {
 
     pub(super) fn set_dying(&mut self, dying: bool) {
         *self.dying.get_mut() = dying;
+    }
+
+    pub(super) fn set_expired(&mut self, expired: bool) {
+        *self.expired.get_mut() = expired;
     }
 
     /// Whether a hard limit in bytes or packets is reached.

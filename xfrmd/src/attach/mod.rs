@@ -117,6 +117,11 @@ impl Attachment {
         changed
     }
 
+    /// Whether the host should send us packets.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.firewall.is_idle()
+    }
+
     /// Whether the host sends us packets.
     pub(crate) fn is_attached(&self) -> bool {
         self.host.is_some()
@@ -166,6 +171,12 @@ impl Attachment {
         let removed = firewall::remove(&host);
         inside(&mut link::take_down)?;
         removed
+    }
+
+    /// Lets the host's objects be as if we had been killed: what was to be protected finds no way.
+    pub(crate) fn abandon(&mut self) {
+        self.firewall.forget_host();
+        self.host = None;
     }
 
     /// Packets that the host dropped for us, by where Linux counts them.

@@ -17,6 +17,7 @@ use dataplane::path::{Destination, Host, LearnedMtu, Owner, PathInfo, RouteQuery
 use dataplane::spd::{Flow, SocketKey};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
+use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockProtocol, recv};
 use xfrm_proto::consts::{AF_INET6, IPPROTO_UDP, UDP_ENCAP_ESPINUDP};
 use xfrm_proto::uapi::Address;
@@ -107,10 +108,10 @@ impl HostRoutes {
     pub(crate) fn forget(&self) {
         let mut waste = [0; 8192];
         let fd = self.events.fd().as_raw_fd();
-        // ENOBUFS too is an answer: something has changed.
-        while !matches!(
+        // ENOBUFS too tells that something has changed.
+        while matches!(
             recv(fd, &mut waste, MsgFlags::MSG_DONTWAIT),
-            Err(nix::errno::Errno::EAGAIN)
+            Ok(_) | Err(Errno::ENOBUFS)
         ) {}
         self.generation.set(self.generation.get() + 1);
         self.routes.borrow_mut().clear();

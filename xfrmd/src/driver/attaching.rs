@@ -14,7 +14,7 @@ use xfrm_proto::consts::XFRM_POLICY_OUT;
 use xfrmd::emulator::{Inputs, NetnsId};
 
 use super::connection::{Connection, Reply};
-use super::namespace::Home;
+use super::namespace::{self, Home};
 use super::packets::{PacketThread, Sockets};
 use super::{Daemon, clock, host};
 use crate::attach::{Attachment, BYPASS, Change, EncapSocket, MARK_MASK};
@@ -121,14 +121,20 @@ impl Daemon {
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
             let touched = netns.spd.take_touched();
             let defaults = followed.attachment.set_defaults(netns.spd.defaults());
-            if touched.is_empty() && !defaults {
+            let missing = followed.attachment.is_wanted() && !followed.attachment.is_attached();
+            if touched.is_empty() && !defaults && !missing {
                 return;
             }
             for index in touched {
                 followed.attachment.set(index, netns.spd.of_index(index));
             }
         }
-        if !followed.attachment.is_attached() && instance.netns != self.home.cookie {
+        let is_home = instance.netns == self.home.cookie;
+        if !followed.attachment.is_attached() && !is_home {
+            if instance.users.is_empty() && instance.namespace.is_none() {
+                // Let go; the next client brings us back.
+                return;
+            }
             let namespace = instance.namespace.as_ref().map(OwnedFd::try_clone);
             followed.namespace = namespace.and_then(Result::ok);
             if followed.namespace.is_none() {
@@ -308,6 +314,26 @@ impl Daemon {
                 followed.tell_ports();
             }
         }
+    }
+
+    /// Lets go of a namespace that nobody else is in, so that it can end; whether it must be
+    /// looked at again. Should it live on, its rules stay, and the next client brings us back.
+    pub(super) fn let_go(&mut self, id: NetnsId) -> bool {
+        let Some(followed) = self.following.get_mut(&id) else {
+            return false;
+        };
+        let Some(namespace) = &followed.namespace else {
+            return false;
+        };
+        if namespace::is_inhabited(namespace.as_fd()) {
+            return true;
+        }
+        tracing::info!("nobody is left in a namespace that packets were carried for");
+        followed.thread = None;
+        followed.attachment.abandon();
+        followed.namespace = None;
+        followed.dropped.clear();
+        false
     }
 
     /// Carries packets of a namespace no more, because it is gone.

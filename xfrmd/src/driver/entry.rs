@@ -164,6 +164,7 @@ impl Daemon {
             instance.find_members(&found);
         }
         self.count_listeners();
+        self.follow_policies(id);
         Ok(None)
     }
 }

@@ -409,7 +409,10 @@ impl Daemon {
         let idle: Vec<NetnsId> = self
             .instances
             .values()
-            .filter(|instance| instance.users.is_empty() && instance.speakers.is_some())
+            .filter(|instance| {
+                instance.users.is_empty()
+                    && (instance.speakers.is_some() || self.following.contains_key(&instance.id))
+            })
             .map(|instance| instance.id)
             .collect();
         for id in idle {
@@ -443,6 +446,7 @@ impl Daemon {
         }
         instance.speakers = None;
         instance.namespace = None;
+        self.lingering |= self.let_go(id);
     }
 
     fn end_namespaces(&mut self) {

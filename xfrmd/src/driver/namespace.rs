@@ -5,7 +5,8 @@
 //! only while clients use them, and what is in the SAD and SPD stays until the
 //! kernel tells that the namespace is gone (`RTM_DELNSID`, which needs
 //! CAP_NET_ADMIN and an id given to the namespace before). Without that, state
-//! goes with the daemon, which then is a private one.
+//! goes with the daemon, which then is a private one. Sockets and device of a
+//! namespace that packets are carried for stay while somebody else is in it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,6 +18,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
     socket,
 };
+use nix::sys::stat::fstat;
 
 use super::host;
 
@@ -73,6 +75,25 @@ fn listener(line: &str) -> Option<(u32, u32)> {
     let port = columns.next()?.parse().ok()?;
     let groups = u32::from_str_radix(columns.next()?, 16).ok()?;
     (is_usersock && groups != 0).then_some((port, groups))
+}
+
+/// Whether a process or a mount that we see keeps a namespace alive.
+pub(crate) fn is_inhabited(namespace: BorrowedFd<'_>) -> bool {
+    let Ok(status) = fstat(namespace) else {
+        return true;
+    };
+    let name = format!("net:[{}]", status.st_ino);
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return true;
+    };
+    let lives_in = |process: std::fs::DirEntry| {
+        std::fs::read_link(process.path().join("ns/net"))
+            .is_ok_and(|found| found.as_os_str() == &*name)
+    };
+    // What is mounted has its name as the mount's root.
+    let mounted = std::fs::read_to_string("/proc/self/mountinfo")
+        .is_ok_and(|mounts| mounts.split_whitespace().any(|word| word == name));
+    mounted || processes.flatten().any(lives_in)
 }
 
 /// Tells when namespaces end.

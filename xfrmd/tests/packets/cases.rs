@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use crate::net::{Namespace, QUIT, Wire, Xfrmd, join, protocols};
+use crate::net::{Namespace, QUIT, Shared, Wire, Xfrmd, join, protocols};
 
 /// Every case.
 pub(crate) static CASES: &[(&str, fn())] = &[
@@ -22,6 +22,7 @@ pub(crate) static CASES: &[(&str, fn())] = &[
     ("blocked_flows_get_eperm", blocked),
     ("nothing_leaks_when_the_daemon_is_killed", killed),
     ("nothing_is_left_behind", nothing_left),
+    ("one_daemon_carries_for_several_namespaces", shared_daemon),
 ];
 
 const ESP: u8 = 50;
@@ -331,7 +332,7 @@ fn udp_encap() {
     let log = |name| std::env::temp_dir().join(format!("xfrmd-{name}-{}", std::process::id()));
     for (xfrmd, log) in [(&mut pair.xa, log("ike-a")), (&mut pair.xb, log("ike-b"))] {
         xfrmd.sh(&format!(
-            "{} key-manager {log} > /dev/null < /dev/null & \
+            "{} key-manager {log} > /dev/null 2>&1 < /dev/null & \
              while ! grep -q ready {log} 2> /dev/null; do sleep 0.01; done",
             me.display(),
             log = log.display()
@@ -371,7 +372,7 @@ fn acquire() {
     pair.policies("transport", [A, B], [A, B], false);
     let log = std::env::temp_dir().join(format!("xfrmd-acquire-{}", std::process::id()));
     pair.xa.sh(&format!(
-        "ip xfrm monitor acquire > {} & echo $! > {0}.pid",
+        "timeout 60 ip xfrm monitor acquire > {} 2> /dev/null & echo $! > {0}.pid",
         log.display()
     ));
     let server = pair.b.inside(|| udp(&format!("{B}:0")));
@@ -395,6 +396,8 @@ fn acquire() {
     pair.xb.sh("true");
     pair.sas("transport", A, B);
     let mut got = [0; 100];
+    // Each look takes place after twice as long.
+    server.set_read_timeout(Some(6 * WAIT)).unwrap();
     let (len, _) = server.recv_from(&mut got).expect("what waited");
     assert_eq!(&got[..len], SECRET);
     pair.xa.sh(&format!(
@@ -546,4 +549,48 @@ fn nothing_left() {
     assert_ne!(state(&a), before);
     drop(xa);
     assert_eq!(state(&a), before);
+}
+
+fn shared_daemon() {
+    let mut daemon = Shared::start();
+    let (a, b) = (Namespace::new(), Namespace::new());
+    join(&a, &b);
+    a.sh(&format!("ip addr add {A}/24 dev v0"));
+    b.sh(&format!("ip addr add {B}/24 dev v1"));
+    let script = |here: &str, there: &str| {
+        let sa = |src: &str, dst: &str, spi: u32| {
+            format!(
+                "ip xfrm state add src {src} dst {dst} proto esp spi {spi} reqid 1 mode transport \
+                 aead 'rfc4106(gcm(aes))' 0x0102030405060708090a0b0c0d0e0f1011121314 128"
+            )
+        };
+        let tmpl = "tmpl proto esp reqid 1 mode transport";
+        format!(
+            "{}; {}; ip xfrm policy add dir out src {here} dst {there} {tmpl}; \
+             ip xfrm policy add dir in src {there} dst {here} {tmpl}",
+            sa(A, B, 0x100),
+            sa(B, A, 0x200)
+        )
+    };
+    daemon.sh(&a, &script(A, B));
+    daemon.sh(&b, &script(B, A));
+    let wire = Wire::listen(&a, "v0");
+    // Whoever asked has gone; packets are carried all the same.
+    echo(&a, &b, "0.0.0.0:0", &format!("{B}:0"), 100);
+    is_protected(&wire.stop());
+    // A namespace ends, although we are in it.
+    drop(b);
+    let ended = |count: usize| {
+        for _ in 0..100 {
+            if daemon.stat().unwrap().matches("\"cookie\"").count() == count {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        false
+    };
+    assert!(ended(1), "{:?}", daemon.stat());
+    assert!(a.sh("ip rule").contains("30822"));
+    daemon.stop();
+    assert!(!a.sh("ip rule; ip link").contains("30822"));
 }

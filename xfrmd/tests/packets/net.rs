@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -168,6 +169,71 @@ impl Namespace {
         let mut xfrmd = Xfrmd(Talk::start(&mut command));
         xfrmd.sh("true");
         xfrmd
+    }
+}
+
+/// A daemon for all namespaces, and where it listens.
+pub(crate) struct Shared {
+    daemon: Child,
+    directory: PathBuf,
+}
+
+impl Shared {
+    pub(crate) fn start() -> Self {
+        let name = format!("xfrmd-packets-{}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&directory).unwrap();
+        // In a namespace of its own: what goes wrong shall not reach the host's.
+        let daemon = Command::new("unshare")
+            .args(["-n", env!("CARGO_BIN_EXE_xfrmd"), "--packets", "--socket"])
+            .arg(directory.join("control"))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let shared = Self { daemon, directory };
+        for _ in 0..1000 {
+            if shared.stat().is_some() {
+                return shared;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the daemon does not answer");
+    }
+
+    /// What it says of itself.
+    pub(crate) fn stat(&self) -> Option<String> {
+        let output = Command::new(env!("CARGO_BIN_EXE_xfrmd"))
+            .args(["stat", "-j", "--socket"])
+            .arg(self.directory.join("control"))
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        output.status.success().then_some(text)
+    }
+
+    /// A script in a namespace that uses it.
+    #[track_caller]
+    pub(crate) fn sh(&self, namespace: &Namespace, script: &str) -> String {
+        namespace.sh(&format!(
+            "eval \"$({} env --socket {})\"; {script}",
+            env!("CARGO_BIN_EXE_xfrmd"),
+            self.directory.join("control").display()
+        ))
+    }
+
+    /// Ends it as a service manager does.
+    pub(crate) fn stop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.daemon.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
+        assert!(self.daemon.wait().unwrap().success());
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 

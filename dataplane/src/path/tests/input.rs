@@ -9,8 +9,8 @@ use crate::path::{Destination, InputMeta, Owner, Received};
 use crate::spd::Flow;
 
 /// The host at 192.0.2.2, with the nets that policies protect behind it.
-struct Remote {
-    encap: u16,
+pub(super) struct Remote {
+    pub(super) encap: u16,
 }
 
 impl crate::path::Host for Remote {
@@ -47,12 +47,12 @@ impl Host {
         )
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Received {
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Received {
         self.meet(bytes, &mut InputMeta::default(), 0)
     }
 
     /// A policy for what comes out of the tunnel.
-    fn accept(&mut self, templates: &[UserTmpl]) {
+    pub(super) fn accept(&mut self, templates: &[UserTmpl]) {
         let mut policy = policy(templates);
         policy.key.dir = XFRM_POLICY_FWD;
         self.add_policy(policy);

@@ -1,5 +1,6 @@
 //! One namespace with one worker, packets by hand, a virtual clock.
 
+mod explain;
 mod input;
 mod iptfs;
 mod limits;
