@@ -30,7 +30,7 @@ use xfrm_proto::uapi::{
 use zerocopy::IntoBytes;
 
 /// Millions where they are fast.
-const PACKETS: u64 = if cfg!(debug_assertions) { 300_000 } else { 2_000_000 };
+const PACKETS: u64 = if cfg!(debug_assertions) { 100_000 } else { 2_000_000 };
 /// SAs are replaced after so many packets of one direction.
 const REKEY: u64 = 5_000;
 /// A packet is overtaken by no more than this many, so that the window still takes it.
