@@ -14,7 +14,10 @@ use std::cell::Cell;
 use dataplane::crypto::{AeadAlgorithm, AuthAlgorithm, CipherAlgorithm, EspTransform, mac};
 use dataplane::netns::Limits;
 use dataplane::packet::{Family, PacketBuf, ip4};
-use dataplane::path::{Departure, Destination, Host, InputMeta, OutputMeta, Owner, PathInfo, Received, RouteQuery, Routes, Verdict, Worker};
+use dataplane::path::{
+    Departure, Destination, Host, InputMeta, OutputMeta, Owner, PathInfo, Received, RouteQuery,
+    Routes, Verdict, Worker,
+};
 use dataplane::profile::V7_2;
 use dataplane::sad::construct::SaRequest;
 use dataplane::spd::{Flow, Policy, Templates};

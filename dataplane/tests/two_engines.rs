@@ -30,7 +30,11 @@ use xfrm_proto::uapi::{
 use zerocopy::IntoBytes;
 
 /// Millions where they are fast.
-const PACKETS: u64 = if cfg!(debug_assertions) { 100_000 } else { 2_000_000 };
+const PACKETS: u64 = if cfg!(debug_assertions) {
+    100_000
+} else {
+    2_000_000
+};
 /// SAs are replaced after so many packets of one direction.
 const REKEY: u64 = 5_000;
 /// A packet is overtaken by no more than this many, so that the window still takes it.
@@ -189,7 +193,16 @@ impl Engine {
     /// Sends packet `number`; what goes onto the wire.
     fn send(&mut self, now: Now, number: u64) -> Vec<u8> {
         let mut inner = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0];
-        inner.extend([self.nets[0], 0, 0, 1, self.nets[1], 0, 0, (number % 7) as u8]);
+        inner.extend([
+            self.nets[0],
+            0,
+            0,
+            1,
+            self.nets[1],
+            0,
+            0,
+            (number % 7) as u8,
+        ]);
         inner.extend([0x10, 0, 0x20, (number % 5) as u8, 0, 0, 0, 0]);
         inner.extend(number.to_be_bytes());
         inner.resize(inner.len() + (number * 37 % 1300) as usize, number as u8);
@@ -246,22 +259,29 @@ struct Wire {
 impl Wire {
     fn carry(&mut self, dice: &mut SeededEntropy, step: u64, number: u64, bytes: Vec<u8>) {
         let roll = dice.u32();
-        if roll % 50 == 0 {
+        if roll.is_multiple_of(50) {
             self.lost += 1;
             return;
         }
         let delay = |dice: &mut SeededEntropy| u64::from(dice.u32()) % MOST_DELAY as u64;
-        if roll % 31 == 0 {
+        if roll.is_multiple_of(31) {
             self.repeated += 1;
             let at = step + delay(dice);
             self.under_way.push((at, number, bytes.clone()));
         }
-        let at = if roll % 3 == 0 { step + delay(dice) } else { step };
+        let at = if roll.is_multiple_of(3) {
+            step + delay(dice)
+        } else {
+            step
+        };
         self.under_way.push((at, number, bytes));
     }
 
     fn arrivals(&mut self, step: u64) -> Vec<Vec<u8>> {
-        let mut due: Vec<_> = self.under_way.extract_if(.., |entry| entry.0 <= step).collect();
+        let mut due: Vec<_> = self
+            .under_way
+            .extract_if(.., |entry| entry.0 <= step)
+            .collect();
         due.sort_by_key(|entry| entry.0);
         due.into_iter().map(|(_, _, bytes)| bytes).collect()
     }
@@ -302,7 +322,7 @@ fn nothing_is_lost_and_nothing_comes_twice() {
     let end = PACKETS / 2;
     for step in 0..end + MOST_DELAY as u64 {
         let now = at(step);
-        if step % REKEY == 0 {
+        if step.is_multiple_of(REKEY) {
             rekey(now, &mut left, &mut right, spi);
             rekey(now, &mut right, &mut left, spi + 1);
             spi += 2;

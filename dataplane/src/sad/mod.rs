@@ -204,7 +204,8 @@ impl Sad {
         });
         let id = SaId(place);
         sa.serial = self.next_serial;
-        sa.traffic.notes_last_use = self.profile.tells_last_use || matches!(sa.id.proto, IPPROTO_DSTOPTS | IPPROTO_ROUTING);
+        sa.traffic.notes_last_use =
+            self.profile.tells_last_use || matches!(sa.id.proto, IPPROTO_DSTOPTS | IPPROTO_ROUTING);
         self.next_serial += 1;
         self.choices.change(&sa);
         self.by_age.insert(sa.serial, id);

@@ -30,7 +30,7 @@ impl crate::path::Host for Remote {
 }
 
 impl Host {
-    fn receive(&mut self, bytes: &[u8], meta: &mut InputMeta, encap: u16) -> Received {
+    fn receive_by(&mut self, bytes: &[u8], meta: &mut InputMeta, encap: u16) -> Received {
         let mut packet = PacketBuf::copy_of(bytes);
         let now = self.now();
         let mut cx = Context {
@@ -48,7 +48,7 @@ impl Host {
     }
 
     fn take(&mut self, bytes: &[u8]) -> Received {
-        self.receive(bytes, &mut InputMeta::default(), 0)
+        self.receive_by(bytes, &mut InputMeta::default(), 0)
     }
 
     /// A policy for what comes out of the tunnel.
@@ -69,7 +69,26 @@ fn null(request: &mut SaRequest<'_>) {
 /// ESP without cipher and MAC, from 192.0.2.1 to 192.0.2.2.
 fn esp(spi: u32, seq: u32, next: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![
-        0x45, 0, 0, 0, 0, 0, 0, 0, 64, IPPROTO_ESP, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2,
+        0x45,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        64,
+        IPPROTO_ESP,
+        0,
+        0,
+        192,
+        0,
+        2,
+        1,
+        192,
+        0,
+        2,
+        2,
     ];
     packet.extend(spi.to_be_bytes());
     packet.extend(seq.to_be_bytes());
@@ -90,7 +109,10 @@ fn transport_without_policy_passes() {
     });
     host.add_sa(2, null);
     let datagram = udp(53, 4);
-    assert_eq!(host.take(&esp(1, 1, IPPROTO_UDP, &datagram[20..])), Received::Local);
+    assert_eq!(
+        host.take(&esp(1, 1, IPPROTO_UDP, &datagram[20..])),
+        Received::Local
+    );
     let tunnelled = host.take(&esp(2, 1, IPPROTO_IPIP, &datagram));
     assert_eq!(tunnelled, Received::Dropped(DropReason::InNoPolicy));
     assert_eq!(host.counters(), BTreeMap::from([("InNoPols".into(), 1)]));
@@ -117,7 +139,10 @@ fn destinations_are_not_compared() {
     wanted.id.daddr = Address::v4(9, 9, 9, 9);
     host.accept(&[wanted]);
     host.add_sa(1, null);
-    assert_eq!(host.take(&esp(1, 1, IPPROTO_IPIP, &udp(53, 4))), Received::Forward);
+    assert_eq!(
+        host.take(&esp(1, 1, IPPROTO_IPIP, &udp(53, 4))),
+        Received::Forward
+    );
 }
 
 #[test]
@@ -132,7 +157,10 @@ fn forwarding_asks_the_main_input_policy() {
     assert_eq!(host.take(&udp(53, 4)), Received::Forward);
     main.key.dir = XFRM_POLICY_IN;
     host.add_policy(main);
-    assert_eq!(host.take(&udp(53, 4)), Received::Dropped(DropReason::InPolicyBlock));
+    assert_eq!(
+        host.take(&udp(53, 4)),
+        Received::Dropped(DropReason::InPolicyBlock)
+    );
 }
 
 #[test]
@@ -141,7 +169,24 @@ fn icmp_errors_for_this_host_are_not_understood() {
     quoted[12..16].copy_from_slice(&[192, 0, 2, 2]);
     ip4::finish(&mut quoted).unwrap();
     let error = |to: [u8; 4]| {
-        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, IPPROTO_ICMP, 0, 0, 9, 9, 9, 9];
+        let mut packet = vec![
+            0x45,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            64,
+            IPPROTO_ICMP,
+            0,
+            0,
+            9,
+            9,
+            9,
+            9,
+        ];
         packet.extend(to);
         packet.extend([3, 1, 0, 0, 0, 0, 0, 0]);
         packet.extend(&quoted);
@@ -176,7 +221,10 @@ fn icmp_errors_for_this_host_are_not_understood() {
     // The second look is at the packet in the error, and lets it pass; the first has counted.
     let here = host.take(&esp(1, 2, IPPROTO_IPIP, &error([192, 0, 2, 2])));
     assert_eq!(here, Received::Local);
-    assert_eq!(host.counters(), BTreeMap::from([("InStateMismatch".into(), 1)]));
+    assert_eq!(
+        host.counters(),
+        BTreeMap::from([("InStateMismatch".into(), 1)])
+    );
 }
 
 #[test]
@@ -215,13 +263,32 @@ fn short_esp_in_udp_vanishes() {
         (20, Received::Dropped(DropReason::InEncap)),
     ] {
         let mut packet = vec![
-            0x45, 0, 0, 0, 0, 0, 0, 0, 64, IPPROTO_UDP, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2,
+            0x45,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            64,
+            IPPROTO_UDP,
+            0,
+            0,
+            192,
+            0,
+            2,
+            1,
+            192,
+            0,
+            2,
+            2,
         ];
         packet.extend([0x11, 0x94, 0x11, 0x94, 0, 8 + bytes, 0, 0]);
         packet.extend([0, 0, 0, 1, 0, 0, 0, 1]);
         packet.resize(28 + usize::from(bytes), 0);
         ip4::finish(&mut packet).unwrap();
-        let received = host.receive(&packet, &mut InputMeta::default(), UDP_ENCAP_ESPINUDP);
+        let received = host.receive_by(&packet, &mut InputMeta::default(), UDP_ENCAP_ESPINUDP);
         assert_eq!(received, expected, "{bytes}");
     }
     assert_eq!(host.sa(sa).traffic.lifetime().packets, 0);
@@ -259,7 +326,7 @@ fn a_mapping_is_told_with_every_packet() {
     };
     let told = |host: &mut Host, port, spi, seq| {
         let mut meta = InputMeta::default();
-        let received = host.receive(&from(port, spi, seq), &mut meta, UDP_ENCAP_ESPINUDP);
+        let received = host.receive_by(&from(port, spi, seq), &mut meta, UDP_ENCAP_ESPINUDP);
         assert_eq!(received, Received::Forward);
         host.events().len()
     };
@@ -267,7 +334,9 @@ fn a_mapping_is_told_with_every_packet() {
     for seq in 2..5 {
         assert_eq!(told(&mut host, 4501, 1, seq), 1);
     }
-    let limited: Vec<_> = [4501, 4501, 4502, 4501].map(|port| told(&mut host, port, 2, 1)).into();
+    let limited: Vec<_> = [4501, 4501, 4502, 4501]
+        .map(|port| told(&mut host, port, 2, 1))
+        .into();
     assert_eq!(limited, [1, 0, 1, 1]);
     host.wait(11_500);
     assert_eq!(told(&mut host, 4501, 2, 1), 1);
@@ -298,9 +367,19 @@ fn fragments_of_different_ways_are_not_mixed() {
         ip4::finish(&mut packet).unwrap();
         packet
     };
-    assert_eq!(host.take(&esp(2, 1, IPPROTO_IPIP, &fragment(0, true))), Received::Kept);
-    assert_eq!(host.take(&fragment(1, false)), Received::Kept, "plain: another packet");
-    assert_eq!(host.take(&esp(2, 2, IPPROTO_IPIP, &fragment(1, false))), Received::Local);
+    assert_eq!(
+        host.take(&esp(2, 1, IPPROTO_IPIP, &fragment(0, true))),
+        Received::Kept
+    );
+    assert_eq!(
+        host.take(&fragment(1, false)),
+        Received::Kept,
+        "plain: another packet"
+    );
+    assert_eq!(
+        host.take(&esp(2, 2, IPPROTO_IPIP, &fragment(1, false))),
+        Received::Local
+    );
 }
 
 #[test]
@@ -314,7 +393,10 @@ fn larval_and_expired_sas_take_nothing() {
     let packet = esp(1, 1, IPPROTO_IPIP, &udp(53, 4));
     assert_eq!(host.take(&packet), Received::Forward);
     assert_eq!(host.take(&packet), Received::Dropped(DropReason::InExpired));
-    assert_eq!(host.take(&packet), Received::Dropped(DropReason::InNoStates));
+    assert_eq!(
+        host.take(&packet),
+        Received::Dropped(DropReason::InNoStates)
+    );
     assert!(host.netns.sad.get(id).is_none());
 }
 
@@ -359,7 +441,7 @@ proptest! {
             .collect();
         host.accept(&wanted);
         let mut meta = InputMeta { path, ..InputMeta::default() };
-        let received = host.receive(&udp(53, 4), &mut meta, 0);
+        let received = host.receive_by(&udp(53, 4), &mut meta, 0);
         let expected = if fits(&sas, &templates) {
             Received::Forward
         } else {
