@@ -100,7 +100,7 @@ def new_sa(ns, sa, direction):
         else:
             out = 0
         attrs += attr(ESN, struct.pack("IIIIII", 0 if direction == 2 else 2, out & 0xFFFFFFFF, seq & 0xFFFFFFFF,
-                                       out >> 32, seq >> 32, 0 if direction == 2 else 64)
+                                       out >> 32, seq >> 32, 0 if direction == 2 else int(sa["replay-window"]))
                       + bytes(0 if direction == 2 else 8))
     for name, (kind, form) in IPTFS.items():
         inward = name in ("drop-time", "reorder-window")
@@ -516,7 +516,8 @@ def in_cases():
     yield numbered((1, 3, 1300, 5, 1600, 4, 6, 1900, 7), dict(late, **{"reorder-window": 10}), "-gaps")
     # ESN.
     for window in (0, 3):
-        esn = sa_of(flags="esn", enc=NULL, replay_seq=hex(0xFFFFFFFD), reorder_window=window)
+        esn = sa_of(flags="esn", enc=NULL, replay_seq=hex(0xFFFFFFFD), replay_window=64,
+                    reorder_window=window)
         yield case(f"in-esn-wrap-window{window}", [(0xFFFFFFFE, one), (0xFFFFFFFF, aggfrag(0, whole[1], long[:100])),
                                                    (0x100000000, aggfrag(300, long[100:], whole[2])), (0x100000001, aggfrag(0, whole[3])),
                                                    (0x100000002, aggfrag(0, whole[4]))], esn)

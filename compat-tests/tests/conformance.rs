@@ -38,12 +38,12 @@ fn main() -> ExitCode {
             move || no_stray_files(kernel),
         ));
         live(kernel, scenario::all().collect(), &mut trials);
-        live_traffic(kernel, &mut trials);
+        live_traffic(kernel, traffic::all().collect(), &mut trials);
     }
-    let with_module: Vec<_> = scenario::all()
-        .filter(|scenario| golden::has_own(kernel::WITH_IPTFS, scenario.name))
-        .collect();
-    for &scenario in &with_module {
+    let shows = |scenario: &&Scenario| golden::has_own(kernel::WITH_IPTFS, scenario.name);
+    let with_module: Vec<_> = scenario::all().filter(shows).collect();
+    let traffic_with_module: Vec<_> = traffic::all().filter(shows).collect();
+    for &scenario in with_module.iter().chain(&traffic_with_module) {
         let divergences = Arc::clone(&divergences);
         trials.push(Trial::test(
             format!("golden::{}::{}", kernel::WITH_IPTFS.name, scenario.name),
@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         || no_stray_files(kernel::WITH_IPTFS),
     ));
     live(kernel::WITH_IPTFS, with_module, &mut trials);
+    live_traffic(kernel::WITH_IPTFS, traffic_with_module, &mut trials);
     let shims = kernel::ALL.map(|kernel| (kernel, Recording::default()));
     for (kernel, recording) in &shims {
         shim(*kernel, recording, &divergences, &mut trials);
@@ -90,10 +91,13 @@ fn no_stray_files(kernel: Kernel) -> Result<(), Failed> {
     for (directory, prefix) in [(own, ""), (traffic, "traffic/")] {
         for entry in fs::read_dir(directory).into_iter().flatten() {
             let path = entry?.path();
+            if !path.is_file() {
+                continue;
+            }
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             let name = format!("{prefix}{stem}");
             let mut scenarios = scenario::all().chain(traffic::all());
-            if path.is_file() && !scenarios.any(|scenario| scenario.name == name) {
+            if !scenarios.any(|scenario| scenario.name == name) {
                 return Err(format!("{} belongs to no scenario", path.display()).into());
             }
             let twin = plain.map(|plain| golden::path(plain, &name));
@@ -239,12 +243,12 @@ fn live(kernel: Kernel, scenarios: Vec<&'static Scenario>, trials: &mut Vec<Tria
 }
 
 /// The scenarios of traffic, where a kernel is installed; [`live`] says so where none is.
-fn live_traffic(kernel: Kernel, trials: &mut Vec<Trial>) {
+fn live_traffic(kernel: Kernel, scenarios: Vec<&'static Scenario>, trials: &mut Vec<Trial>) {
     if kernel.available().is_err() {
         return;
     }
     let recording: Recording = Arc::default();
-    for scenario in traffic::all() {
+    for scenario in scenarios {
         let recording = Arc::clone(&recording);
         trials.push(Trial::test(
             format!("live::{}::{}", kernel.name, scenario.name),

@@ -12,6 +12,7 @@ mod acquire;
 mod check;
 mod craft;
 mod describe;
+mod iptfs;
 mod limits;
 mod outcome;
 mod receive;
@@ -32,6 +33,7 @@ const AREAS: &[&[Scenario]] = &[
     receive::SCENARIOS,
     check::SCENARIOS,
     size::SCENARIOS,
+    iptfs::SCENARIOS,
 ];
 
 /// All of them.

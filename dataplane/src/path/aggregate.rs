@@ -138,10 +138,11 @@ impl Inner {
         let bytes = self.lengths.pop_front().unwrap_or(0);
         let (front, back) = self.data.as_slices();
         let in_front = front.get(..bytes).unwrap_or(front);
-        packet.fill(in_front);
-        let behind = packet.push_back(bytes - in_front.len());
-        if let (Some(behind), Some(back)) = (behind, back.get(..bytes - in_front.len())) {
-            behind.copy_from_slice(back);
+        let behind = back.get(..bytes - in_front.len()).unwrap_or_default();
+        let fits = packet.fill(in_front);
+        match packet.push_back(behind.len()) {
+            Some(room) if fits => room.copy_from_slice(behind),
+            _ => packet.truncate(0),
         }
         self.data.drain(..bytes);
         if self.data.is_empty() && self.data.capacity() > MAX_PACKET {
@@ -265,7 +266,7 @@ impl Worker {
 
 impl Tools {
     /// Puts a packet into the queue of the SA at step `at` of its bundle.
-    #[cold]
+    #[inline(never)]
     pub(super) fn enqueue(
         &mut self,
         netns: &Netns,
@@ -288,21 +289,15 @@ impl Tools {
             count(netns, DropReason::OutInvalid);
             return gone;
         };
-        let due = {
-            let mut send = iptfs.send();
-            let had_timer = send.poll_timeout().is_some();
-            if let Err(error) = send.push(packet, passage, step.outer_mtu, now.boot) {
-                return refuse(netns, meta, error);
-            }
-            send.poll_timeout().filter(|_| !had_timer)
-        };
-        match due {
-            Some(due) if due <= now.boot => {
+        let pushed = iptfs.send().push(packet, passage, step.outer_mtu, now.boot);
+        match pushed {
+            Err(error) => return refuse(netns, meta, error),
+            Ok(Some(due)) if due <= now.boot => {
                 let sent = self.empty_queue(netns, now, iptfs, sink);
                 return Verdict::Sent(sent);
             }
-            Some(due) => self.requests.push(Request::IptfsTimer(due, step.sa)),
-            None => {}
+            Ok(Some(due)) => self.requests.push(Request::IptfsTimer(due, step.sa)),
+            Ok(None) => {}
         }
         Verdict::Queued
     }
@@ -380,7 +375,8 @@ impl Tools {
 }
 
 /// QUIRK: iptfs_counts_only_forwarded_packets_as_too_big. Linux counts where the packet's
-/// interface is known, and a local packet has none yet.
+/// interface is known, and a local packet has none yet. Its sender hears of success, and of the
+/// error only in its socket's error queue.
 fn refuse(netns: &Netns, meta: &OutputMeta, error: PushError) -> Verdict {
     match error {
         PushError::Full => {
@@ -390,11 +386,13 @@ fn refuse(netns: &Netns, meta: &OutputMeta, error: PushError) -> Verdict {
                 errno: 0,
             }
         }
-        PushError::TooBig { mtu } => {
-            if meta.forwarded {
-                count(netns, error.reason());
-            }
+        PushError::TooBig { mtu } if meta.forwarded => {
+            count(netns, error.reason());
             Verdict::TooBig { mtu }
         }
+        PushError::TooBig { .. } => Verdict::Dropped {
+            reason: error.reason(),
+            errno: 0,
+        },
     }
 }

@@ -70,8 +70,7 @@ impl Receive {
 
     /// Takes what ESP left of an outer packet: an AGGFRAG header and data blocks.
     ///
-    /// What the payload is said to be (next header) is not asked: QUIRK:
-    /// iptfs_takes_any_next_header.
+    /// QUIRK: iptfs_takes_any_next_header. What ESP says that the payload is, is not asked.
     pub fn take(
         &mut self,
         payload: &mut [u8],

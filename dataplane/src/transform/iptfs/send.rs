@@ -168,7 +168,7 @@ impl<T> Send<T> {
     }
 
     /// Puts an inner packet into the queue; beyond 95 of a hundred of its bound the packet is
-    /// marked (CE) if it may be.
+    /// marked (CE) if it may be. Gives the time when all leave, if this packet has set it.
     ///
     /// # Errors
     /// No room, or too long for an SA that does not split.
@@ -178,7 +178,7 @@ impl<T> Send<T> {
         tag: T,
         outer_mtu: u32,
         now: BootNanos,
-    ) -> Result<(), PushError> {
+    ) -> Result<Option<BootNanos>, PushError> {
         let config = &self.params.config;
         if config.dont_frag {
             let mtu = self.params.payload_limit(outer_mtu);
@@ -199,11 +199,12 @@ impl<T> Send<T> {
             tag,
         });
         self.queued_bytes = bytes;
-        if self.deadline.is_none() {
-            let delay = u64::from(config.init_delay_usecs) * NANOS_PER_USEC;
-            self.deadline = Some(now.plus_nanos(delay));
+        if self.deadline.is_some() {
+            return Ok(None);
         }
-        Ok(())
+        let delay = u64::from(config.init_delay_usecs) * NANOS_PER_USEC;
+        self.deadline = Some(now.plus_nanos(delay));
+        Ok(self.deadline)
     }
 
     /// When [`Send::pop`] has something to give.

@@ -220,13 +220,14 @@ fn packets_that_come_while_others_leave_wait_again() {
     let mut buffer = PacketBuf::with_capacity(2000);
     let push = |send: &mut Send<u8>, tag, now| {
         send.push(&mut v4(1000, 0), tag, 1500, BootNanos(now))
-            .unwrap();
+            .unwrap()
     };
-    push(&mut send, 1, 0);
-    push(&mut send, 2, 0);
+    assert_eq!(push(&mut send, 1, 0), Some(BootNanos(1_000_000)));
+    assert_eq!(push(&mut send, 2, 0), None);
     let popped = send.pop(BootNanos(1_000_000), |_| 1500, &mut buffer);
     assert_eq!(popped, Some(Popped::Payload(&1)));
-    push(&mut send, 3, 1_000_000);
+    // Nobody else asks for a timer now: the packet must.
+    assert_eq!(push(&mut send, 3, 1_000_000), Some(BootNanos(2_000_000)));
     let popped = send.pop(BootNanos(1_000_000), |_| 1500, &mut buffer);
     assert_eq!(popped, Some(Popped::Payload(&2)));
     assert_eq!(send.pop(BootNanos(1_000_000), |_| 1500, &mut buffer), None);
