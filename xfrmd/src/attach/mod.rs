@@ -61,11 +61,11 @@ pub(crate) fn missing() -> Option<String> {
         .write(true)
         .open("/dev/net/tun");
     if let Err(error) = device {
-        return Some(what(
-            "/dev/net/tun",
-            &error,
-            "modprobe tun; in a container, --device /dev/net/tun",
-        ));
+        let advice = match error.kind() {
+            io::ErrorKind::PermissionDenied => "as root, or chmod 666 /dev/net/tun",
+            _ => "modprobe tun; in a container, --device /dev/net/tun",
+        };
+        return Some(what("/dev/net/tun", &error, advice));
     }
     if let Err(error) = Raw::open(Family::V4, IPPROTO_ESP, BYPASS) {
         return Some(what(
