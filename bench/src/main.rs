@@ -1,7 +1,7 @@
 //! `cargo xtask bench [NAME]...`: the project's figures, one line each.
 //!
 //! Every figure is measured beside its yardstick in the same run; machines are
-//! noisy, so it is medians and ratios that count. Exit code 1 when a target
+//! noisy, so both take turns, and it is medians and ratios that count. Exit code 1 when a target
 //! was missed. `client NAME` is the program's other half: the measuring client
 //! that it starts under `xfrmd run` and against the host's kernel.
 

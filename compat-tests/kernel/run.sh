@@ -35,7 +35,7 @@ case $release in
   *) echo "run.sh: no such kernel: $release" >&2; exit 2 ;;
 esac
 home=$root/$name
-[ -z "$module" ] || [ -e "$module" ] || { echo "run.sh: $module is not there: compat-tests/kernel/iptfs.sh" >&2; exit 2; }
+[ -z "$module" ] || [ -e "$module" ] || { echo "run.sh: $module is not installed: compat-tests/kernel/iptfs.sh" >&2; exit 2; }
 [ -x "$home/linux" ] || { echo "run.sh: kernel $release is not installed: compat-tests/kernel/install.sh $release" >&2; exit 2; }
 
 box=$(mktemp -d /var/tmp/compat-kernel.XXXXXX)

@@ -11,7 +11,7 @@ use compat_tests::fuzz;
 use compat_tests::golden::{self, Divergences};
 use compat_tests::kernel::{self, Kernel};
 use compat_tests::scenario::{self, Scenario};
-use compat_tests::subject::{InProcess, RawSocket};
+use compat_tests::subject::{InProcess, RawSocket, without_offload_modules};
 use compat_tests::traffic;
 
 /// How often a scenario whose sleepers wake late is tried.
@@ -118,7 +118,12 @@ fn main() -> Result<ExitCode> {
             out,
             traffic,
             names,
-        } => run(subject, &kernel, out.as_deref(), &selected(traffic, &names))?,
+        } => {
+            if traffic && matches!(subject, SubjectKind::Socket) {
+                without_offload_modules();
+            }
+            run(subject, &kernel, out.as_deref(), &selected(traffic, &names))?;
+        }
         Command::Diff {
             kernel,
             traffic,

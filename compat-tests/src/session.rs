@@ -17,6 +17,8 @@ use crate::transcript::Transcript;
 pub const LARGE_BUFFER: usize = 65536;
 /// How late a sleeper may wake.
 const MOST_LATE: Duration = Duration::from_millis(100);
+/// How long steps without a wait between them may take: all begin within one second.
+const LONGEST_MOMENT: Duration = Duration::from_millis(800);
 
 /// How a scenario opens a socket.
 #[derive(Clone, Debug)]
@@ -120,6 +122,9 @@ impl Answer {
 pub struct Session<'s> {
     subject: &'s mut dyn Subject,
     begin: Duration,
+    seconds_matter: bool,
+    /// When the last wait ended.
+    woken: Duration,
     late: bool,
     normalizer: Normalizer,
     transcript: Transcript,
@@ -135,6 +140,8 @@ impl<'s> Session<'s> {
         Self {
             subject,
             begin,
+            seconds_matter,
+            woken: Duration::ZERO,
             late: false,
             normalizer: Normalizer::new(begin.as_secs(), seconds_matter),
             transcript: Transcript::default(),
@@ -441,7 +448,13 @@ impl<'s> Session<'s> {
         let now = self.elapsed();
         self.subject.sleep(end.saturating_sub(now));
         self.late |= now > end || self.elapsed() > end + MOST_LATE;
+        self.woken = end;
         self.sleep_silently(Duration::ZERO);
+    }
+
+    /// Notes if steps that belong to one moment took too long, where seconds count.
+    pub(crate) fn expect_prompt(&mut self) {
+        self.late |= self.seconds_matter && self.elapsed() > self.woken + LONGEST_MOMENT;
     }
 
     /// Whether the machine was too busy to wake a sleeper in time: then the transcript may be wrong.

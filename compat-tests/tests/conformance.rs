@@ -1,6 +1,6 @@
 //! Every scenario on every kernel, as a named test.
 //!
-//! `golden`: the emulator agrees with the recorded transcripts, but for what
+//! `golden`: emulator and engine agree with the recorded transcripts, but for what
 //! `docs/divergences.md` lists. `live`: the recorded transcripts are what the
 //! kernel says today; one boot for each kernel that is installed, ignored with a
 //! reason otherwise, failed instead of ignored under `XFRMD_REQUIRE_ALL=1`.
@@ -18,6 +18,7 @@ use compat_tests::golden::{self, Divergences};
 use compat_tests::kernel::{self, Kernel};
 use compat_tests::scenario::{self, Scenario};
 use compat_tests::subject::InProcess;
+use compat_tests::traffic;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
     let divergences = Arc::new(Divergences::of_project());
     let mut trials = Vec::new();
     for kernel in kernel::ALL {
-        for scenario in scenario::all() {
+        for scenario in scenario::all().chain(traffic::all()) {
             let divergences = Arc::clone(&divergences);
             trials.push(Trial::test(
                 format!("golden::{}::{}", kernel.name, scenario.name),
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
             move || no_stray_files(kernel),
         ));
         live(kernel, scenario::all().collect(), &mut trials);
+        live_traffic(kernel, &mut trials);
     }
     let with_module: Vec<_> = scenario::all()
         .filter(|scenario| golden::has_own(kernel::WITH_IPTFS, scenario.name))
@@ -83,19 +85,21 @@ fn against_golden(kernel: Kernel, scenario: &Scenario, list: &Divergences) -> Re
 
 fn no_stray_files(kernel: Kernel) -> Result<(), Failed> {
     let plain = Kernel::by_name(kernel.release).filter(|plain| *plain != kernel);
-    for entry in fs::read_dir(golden::directory(kernel))? {
-        let path = entry?.path();
-        let stem = path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if path.is_file() && !scenario::all().any(|scenario| scenario.name == stem) {
-            return Err(format!("{} belongs to no scenario", path.display()).into());
-        }
-        let twin = plain.map(|plain| golden::path(plain, &stem));
-        if twin.is_some_and(|twin| fs::read(twin).ok() == fs::read(&path).ok()) {
-            return Err(format!("{} says nothing new", path.display()).into());
+    let own = golden::directory(kernel);
+    let traffic = own.join("traffic");
+    for (directory, prefix) in [(own, ""), (traffic, "traffic/")] {
+        for entry in fs::read_dir(directory).into_iter().flatten() {
+            let path = entry?.path();
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            let name = format!("{prefix}{stem}");
+            let mut scenarios = scenario::all().chain(traffic::all());
+            if path.is_file() && !scenarios.any(|scenario| scenario.name == name) {
+                return Err(format!("{} belongs to no scenario", path.display()).into());
+            }
+            let twin = plain.map(|plain| golden::path(plain, &name));
+            if twin.is_some_and(|twin| fs::read(twin).ok() == fs::read(&path).ok()) {
+                return Err(format!("{} says nothing new", path.display()).into());
+            }
         }
     }
     Ok(())
@@ -234,9 +238,40 @@ fn live(kernel: Kernel, scenarios: Vec<&'static Scenario>, trials: &mut Vec<Tria
     }
 }
 
+/// The scenarios of traffic, where a kernel is installed; [`live`] says so where none is.
+fn live_traffic(kernel: Kernel, trials: &mut Vec<Trial>) {
+    if kernel.available().is_err() {
+        return;
+    }
+    let recording: Recording = Arc::default();
+    for scenario in traffic::all() {
+        let recording = Arc::clone(&recording);
+        trials.push(Trial::test(
+            format!("live::{}::{}", kernel.name, scenario.name),
+            move || {
+                against_recording(kernel, scenario, &recording, record_traffic)?
+                    .map_err(Failed::from)
+            },
+        ));
+    }
+}
+
 fn record_live(kernel: Kernel, scenario: Option<&str>) -> Result<PathBuf, String> {
+    record(kernel, "live", &[], scenario)
+}
+
+fn record_traffic(kernel: Kernel, scenario: Option<&str>) -> Result<PathBuf, String> {
+    record(kernel, "live-traffic", &["--traffic"], scenario)
+}
+
+fn record(
+    kernel: Kernel,
+    what: &str,
+    options: &[&str],
+    scenario: Option<&str>,
+) -> Result<PathBuf, String> {
     let out = fresh_directory(&format!(
-        "live-{}-{}",
+        "{what}-{}-{}",
         kernel.name,
         scenario.unwrap_or("all")
     ));
@@ -244,6 +279,7 @@ fn record_live(kernel: Kernel, scenario: Option<&str>) -> Result<PathBuf, String
     let args: Vec<String> = args
         .into_iter()
         .chain([out.display().to_string()])
+        .chain(options.iter().map(|option| (*option).to_owned()))
         .chain(scenario.map(String::from))
         .collect();
     let status = kernel

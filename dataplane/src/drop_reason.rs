@@ -51,6 +51,8 @@ reasons! {
     InInvalid => Some(Counter::InStateInvalid), "the SA is not valid";
     /// In UDP where the SA knows no encapsulation, or the other way round.
     InEncap => Some(Counter::InStateMismatch), "the encapsulation is not the SA's";
+    /// ESP in UDP, shorter than Linux takes it for.
+    InEncapShort => None, "ESP in UDP is shorter than an IP header";
     /// A hard limit in bytes or packets is reached.
     InExpired => Some(Counter::InStateExpired), "the SA has reached its limit";
     /// More SAs than a sec path holds.
@@ -147,6 +149,10 @@ reasons! {
     OutRoute => Some(Counter::OutBundleGenError), "no route to the other end";
     /// The engine has no packet path for the SA's mode.
     OutUnsupported => Some(Counter::OutStateModeError), "the SA's mode has no packet path";
+    /// A checksum that was left to be done has no place.
+    OutChecksum => Some(Counter::OutError), "the checksum that is to be filled in lies outside";
+    /// A large packet that cannot be cut into segments.
+    OutSegments => None, "the packet cannot be cut into segments";
     /// Too many packets wait for an SA.
     OutHoldFull => None, "as many packets wait for an SA as may";
     /// The SA went away or expired while the packet was on its way.

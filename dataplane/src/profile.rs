@@ -71,6 +71,10 @@ pub struct Profile {
     pub policy_offload: bool,
     /// Packets on their way through show policies the type of a mobility header.
     pub decodes_mobility: bool,
+    /// An SA that brought a packet is held to the family of its selector.
+    pub sec_path_compares_families: bool,
+    /// SAs other than those of mobile IPv6 tell when they were last used.
+    pub tells_last_use: bool,
     /// An ICMP error may pass by the policies of the packet that it is about.
     pub icmp_errors_follow_their_flow: bool,
 }
@@ -125,6 +129,8 @@ pub static V6_1: Profile = Profile {
     migrate_by_selector: true,
     policy_offload: false,
     decodes_mobility: true,
+    sec_path_compares_families: false,
+    tells_last_use: false,
     icmp_errors_follow_their_flow: false,
 };
 
@@ -165,6 +171,8 @@ pub static V6_12: Profile = Profile {
     migrate_by_selector: false,
     policy_offload: true,
     decodes_mobility: false,
+    sec_path_compares_families: true,
+    tells_last_use: true,
     icmp_errors_follow_their_flow: true,
 };
 
@@ -205,6 +213,8 @@ pub static V7_2: Profile = Profile {
     migrate_by_selector: false,
     policy_offload: true,
     decodes_mobility: false,
+    sec_path_compares_families: true,
+    tells_last_use: true,
     icmp_errors_follow_their_flow: true,
 };
 

@@ -12,15 +12,19 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use dataplane::crypto::{AeadAlgorithm, AuthAlgorithm, CipherAlgorithm, EspTransform, mac};
+use dataplane::drop_reason::DropReason;
 use dataplane::netns::Limits;
 use dataplane::packet::{Family, PacketBuf, ip4};
 use dataplane::path::{Departure, OutputMeta, PathInfo, RouteQuery, Routes, Verdict, Worker};
 use dataplane::profile::V7_2;
 use dataplane::sad::construct::SaRequest;
+use dataplane::sad::sa::IptfsConfig;
 use dataplane::spd::{Policy, Templates};
+use dataplane::time::BootNanos;
 use dataplane::transform::ah::{Ah, AhParams};
 use dataplane::transform::esp::Esp;
 use dataplane::transform::ipcomp::IpComp;
+use dataplane::transform::iptfs::{Popped, Receive, ReceiveParams, Send, SendParams, Sink};
 use dataplane::transform::{
     Inbound, Mode, ModeParams, Protocol, Route, Scratch, Sequence, Transform,
 };
@@ -52,6 +56,81 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
+
+/// Inner packets through an IPTFS queue and back, aggregated, split, and with payloads swapped.
+#[test]
+fn aggregation_allocates_nothing() {
+    let config = IptfsConfig {
+        drop_time_usecs: 1_000_000,
+        reorder_window: 3,
+        dont_frag: false,
+        init_delay_usecs: 0,
+        max_queue_bytes: 1 << 20,
+        packet_bytes: 0,
+    };
+    let mut send = Send::new(SendParams {
+        config,
+        header_bytes: 40,
+        icv_bytes: 16,
+        block_bytes: 4,
+    });
+    let mut receive = Receive::new(&ReceiveParams { config, flags: 0 });
+    let mut inner = [100usize, 4000, 600, 700, 1400].map(|bytes| {
+        let mut packet = vec![0x45];
+        packet.resize(bytes, 0);
+        ip4::finish(&mut packet).unwrap();
+        packet
+    });
+    let mut buffers = [0; 2].map(|_| PacketBuf::with_capacity(2048));
+    let mut sink = Counted(0);
+    let mut sequence = 0;
+    let mut round = || {
+        for packet in &mut inner {
+            send.push(packet, (), 1500, BootNanos(0)).unwrap();
+        }
+        let mut is_first = true;
+        loop {
+            let mut filled = 0;
+            for buffer in &mut buffers {
+                match send.pop(BootNanos(0), |()| 1500, buffer) {
+                    Some(popped) => assert_eq!(popped, Popped::Payload(&())),
+                    None => break,
+                }
+                filled += 1;
+            }
+            // Two at a time, the second first, but for the very first that a receiver sees.
+            for at in if is_first { [0, 1] } else { [1, 0] } {
+                if at < filled {
+                    let number = Sequence(sequence + at as u64 + 1);
+                    receive.take(&mut buffers[at], number, BootNanos(0), &mut sink);
+                }
+            }
+            is_first = false;
+            sequence += filled as u64;
+            if filled == 0 {
+                break;
+            }
+        }
+    };
+    (0..3).for_each(|_| round());
+    let before = ALLOCATIONS.get();
+    (0..100).for_each(|_| round());
+    let after = ALLOCATIONS.get();
+    assert_eq!(after - before, 0);
+    assert_eq!(sink.0, 103 * inner.len());
+}
+
+struct Counted(usize);
+
+impl Sink for Counted {
+    fn packet(&mut self, _packet: &mut [u8]) {
+        self.0 += 1;
+    }
+
+    fn dropped(&mut self, reason: DropReason) {
+        panic!("{reason:?}");
+    }
+}
 
 #[test]
 fn transforms_allocate_nothing() {

@@ -78,6 +78,11 @@ impl Scenario {
     /// Runs it; the transcript, and whether all sleepers woke in time.
     #[must_use]
     pub fn timely_transcript(&self, subject: &mut dyn Subject) -> (String, bool) {
+        if self.name.starts_with("traffic/")
+            && let Some(packets) = subject.packets()
+        {
+            packets.prepare();
+        }
         if self.sleeps {
             while !(50..150).contains(&subject.wall().subsec_millis()) {
                 subject.sleep(Duration::from_millis(20));

@@ -23,6 +23,8 @@ use super::packets::{Datagram, LINK_MTU, Link, UdpOptions};
 
 const LOOPBACK: i32 = 1;
 const HOP_LIMIT: u8 = 64;
+/// More than SAs put in front of a packet here.
+const MOST_HEADERS: usize = 200;
 /// `tos` of ICMP errors.
 const INTERNETWORK_CONTROL: u8 = 0xc0;
 /// An identification that no scenario uses.
@@ -246,14 +248,19 @@ impl ModelHost {
         datagram.extend(payload);
         let mut bytes = ip(source.ip(), to.ip(), IPPROTO_UDP, 0, DF, &datagram);
         set_checksum(&mut bytes, IPPROTO_UDP, datagram.len(), 6);
-        let meta = OutputMeta {
+        let mut meta = OutputMeta {
             mark: options.mark,
             socket: Some(SocketKey(number as u64)),
             ..self.world.meta(&bytes)
         };
-        let mtu = self.worker.mtu(netns, &bytes, &meta, &self.world);
-        netns.handle_requests(cx, self.worker.drain_requests());
-        if bytes.len() > mtu as usize {
+        if source.is_ipv6() {
+            // An IPv6 socket looks SAs up before it knows the interface.
+            meta.ifindex = 0;
+        }
+        // A socket asks once, for the route; asking here again would count again.
+        let may_be_long = bytes.len() > LINK_MTU as usize - MOST_HEADERS;
+        if may_be_long && bytes.len() > self.worker.mtu(netns, &bytes, &meta, &self.world) as usize
+        {
             if options.dont_fragment {
                 return Err(errno::EMSGSIZE);
             }

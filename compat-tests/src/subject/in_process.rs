@@ -122,6 +122,8 @@ impl InProcess {
 }
 
 impl Packets for InProcess {
+    fn prepare(&mut self) {}
+
     fn inject(&mut self, link: Link, packet: &[u8]) {
         self.pass(|host, netns, cx| host.inject(netns, cx, link, packet));
     }

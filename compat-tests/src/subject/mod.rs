@@ -14,6 +14,7 @@ use std::time::Duration;
 pub use in_process::InProcess;
 pub use packets::Packets;
 pub use raw_socket::RawSocket;
+pub use tun::without_offload_modules;
 
 /// A positive errno.
 pub type Errno = i32;

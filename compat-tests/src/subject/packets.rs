@@ -57,6 +57,9 @@ pub struct Datagram {
 
 /// The edges of a subject.
 pub trait Packets {
+    /// Sets the links up, which takes a real system a while.
+    fn prepare(&mut self);
+
     /// A packet arrives.
     fn inject(&mut self, link: Link, packet: &[u8]);
 

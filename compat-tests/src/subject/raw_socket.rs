@@ -58,6 +58,10 @@ impl RawSocket {
 }
 
 impl Packets for RawSocket {
+    fn prepare(&mut self) {
+        self.links();
+    }
+
     fn inject(&mut self, link: Link, packet: &[u8]) {
         self.links().inject(link, packet);
     }

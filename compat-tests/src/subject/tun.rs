@@ -52,6 +52,18 @@ const SETTINGS: &[(&str, &str)] = &[
     ("ipv6/conf/default/accept_dad", "0"),
 ];
 
+/// Takes the modules away that pass software crypto off as a device's: SAs behave differently with
+/// them (no TFC padding, sec paths that end at the second tunnel), and kernels do not load them
+/// before somebody asks for offload.
+pub fn without_offload_modules() {
+    for module in ["esp4_offload", "esp6_offload"] {
+        let _ = Command::new("rmmod")
+            .arg(module)
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
 /// Two TUN devices.
 pub(super) struct Links([fs::File; 2]);
 

@@ -353,10 +353,10 @@ fn aevents_deferred(s: &mut Session<'_>) {
     r.send(socket, PEER, 2000, b"x");
     r.send(socket, PEER, 2000, b"x");
     r.sleep_until(1800);
-    r.sleep_until(3000);
+    r.sleep_until(3500);
     r.send(socket, PEER, 2000, b"x");
-    r.sleep_until(3300);
-    r.sleep_until(4800);
+    r.sleep_until(3900);
+    r.sleep_until(5600);
     let ask = AeventId {
         sa_id: sa.id(),
         ..AeventId::default()

@@ -447,8 +447,9 @@ fn mapping(s: &mut Session<'_>) {
     let esp = esp(IN_SPI, 4, IPPROTO_IPIP, &inner());
     let moved = Ip::new("10.0.0.9", OWN).udp(4500, 4500, &esp);
     r.inject("other address", Link::Outside, &moved);
-    let mut spoilt = encapsulated(5500, 4500, IN_SPI, 5, &inner());
+    let mut spoilt = super::craft::esp(IN_SPI, 5, IPPROTO_IPIP, &inner());
     *spoilt.last_mut().unwrap() ^= 1;
+    let spoilt = Ip::new(PEER, OWN).udp(5500, 4500, &spoilt);
     r.inject("other port, bad ICV", Link::Outside, &spoilt);
     r.request("the new port", natted(5500).upd_sa());
     r.inject(
@@ -473,12 +474,11 @@ fn mapping_rate(s: &mut Session<'_>) {
     from(&mut r, 5500, 2);
     from(&mut r, 5600, 3);
     from(&mut r, 5500, 4);
-    r.sleep_until(2600);
+    r.sleep_until(1500);
     from(&mut r, 5500, 5);
-    r.sleep_until(3600);
+    r.sleep_until(4800);
     from(&mut r, 5500, 6);
     from(&mut r, 4500, 7);
-    r.sleep_until(5600);
     from(&mut r, 5500, 8);
 }
 

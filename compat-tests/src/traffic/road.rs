@@ -80,6 +80,7 @@ impl<'a, 's> Road<'a, 's> {
         });
         self.session.drain_silently();
         self.remember();
+        self.session.expect_prompt();
     }
 
     /// NEWSA.
@@ -219,6 +220,7 @@ impl<'a, 's> Road<'a, 's> {
         if let Some(listener) = self.listener {
             self.session.drain(listener);
         }
+        self.session.expect_prompt();
     }
 
     /// What SAs and policies are there, and how they are.

@@ -13,6 +13,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::new("traffic/size_forwarded", forwarded),
     Scenario::new("traffic/size_forwarded_ipv6", forwarded_ipv6),
     Scenario::new("traffic/size_transport", transport),
+    Scenario::new("traffic/size_transport_cut", transport_cut),
     Scenario::new("traffic/size_fragments_through", fragments_through),
     Scenario::new("traffic/size_outer_too_big", outer_too_big),
     Scenario::new("traffic/header_dscp_and_ecn", dscp_and_ecn),
@@ -84,7 +85,6 @@ fn forwarded_ipv6(s: &mut Session<'_>) {
 fn transport(s: &mut Session<'_>) {
     let mut r = Road::new(s);
     let strict = r.udp_with(never_fragmenting(1000));
-    let lax = r.udp(OWN, 1001);
     r.sa("transport", &out(TRANSPORT));
     r.policy(
         "transport",
@@ -93,8 +93,21 @@ fn transport(s: &mut Session<'_>) {
     for bytes in [1450, 1462, 1478, 1479, 1500] {
         r.send(strict, PEER, 2000, &data(bytes - 28));
     }
-    r.send(lax, PEER, 2000, &data(1472));
-    r.send(lax, PEER, 2000, &data(2000));
+}
+
+/// The socket cuts a datagram by the MTU of the bundle, ESP seals it whole, and what leaves is
+/// cut where the socket had cut it.
+fn transport_cut(s: &mut Session<'_>) {
+    let mut r = Road::new(s);
+    let socket = r.udp(OWN, 1001);
+    r.sa("transport", &out(TRANSPORT));
+    let wanted = out_template(TRANSPORT);
+    r.policy(
+        "transport",
+        &policy(XFRM_POLICY_OUT, OWN, PEER).tmpls(&[wanted]),
+    );
+    r.send(socket, PEER, 2000, &data(1472));
+    r.send(socket, PEER, 2000, &data(2000));
 }
 
 fn fragments_through(s: &mut Session<'_>) {

@@ -104,6 +104,13 @@ pub fn finish(packet: &mut [u8]) -> Option<()> {
 /// Sets the checksum to what it must be.
 #[inline]
 pub fn set_checksum(packet: &mut [u8]) -> Option<()> {
+    if let [0x45, ..] = packet
+        && let Some(fixed) = packet.first_chunk_mut::<HEADER_BYTES>()
+    {
+        [fixed[10], fixed[11]] = [0, 0];
+        [fixed[10], fixed[11]] = checksum(fixed).to_be_bytes();
+        return Some(());
+    }
     put(packet, 10, &[0, 0])?;
     let header_bytes = usize::from(packet.first()? & 15) * 4;
     let check = checksum(packet.get(..header_bytes)?);

@@ -9,7 +9,7 @@
 //! xfrm_state_ok`.
 
 use xfrm_proto::consts::*;
-use xfrm_proto::uapi::UserTmpl;
+use xfrm_proto::uapi::{Selector, UserTmpl};
 
 use crate::drop_reason::DropReason;
 use crate::netns::Netns;
@@ -17,13 +17,14 @@ use crate::packet::Family;
 use crate::path::sec_path::SecPath;
 use crate::sad::Sa;
 use crate::spd::{Flow, Policy, PolicyId, SocketKey, selector_matches};
-use crate::time::Now;
+use crate::time::WallSecs;
 
 /// A packet before its policies.
 #[derive(Clone, Copy)]
 pub(super) struct Question<'a> {
     pub(super) netns: &'a Netns,
-    pub(super) now: Now,
+    /// When its policies are used; `None` where nothing may change.
+    pub(super) used: Option<WallSecs>,
     pub(super) packet: &'a [u8],
     pub(super) flow: &'a Flow,
     /// `XFRM_POLICY_IN` or `_FWD`.
@@ -43,18 +44,37 @@ impl<'a> Question<'a> {
         let netns = self.netns;
         for sa in path.iter(&netns.sad, 0).rev() {
             let sa = sa.ok_or(DropReason::InSelector)?;
-            if !selector_matches(&sa.sel, self.flow) && !self.is_error_for(sa) {
+            if !self.fits(sa, self.flow) && !self.is_error_for(sa) {
                 return Err(DropReason::InSelector);
             }
         }
-        let Some(first) = self.policy() else {
+        let chosen = self.policies();
+        if chosen == [None, None] {
             return self.without_policy(path);
-        };
-        let policies = self.expand(first);
+        }
+        if let Some(now) = self.used {
+            let chosen = chosen.iter().flatten();
+            chosen.for_each(|&id| netns.spd.mark_used(id, now));
+        }
+        let policies = chosen.map(|id| netns.spd.get(id?));
         if policies[0].is_some_and(|policy| policy.action != XFRM_POLICY_ALLOW) {
             return Err(DropReason::InPolicyBlock);
         }
         self.match_templates(&policies, path)
+    }
+
+    /// Whether an SA's selector is for a flow.
+    ///
+    /// QUIRK: old_sec_paths_do_not_compare_families: up to 6.1 an IPv4 selector is read as IPv6.
+    fn fits(&self, sa: &Sa, flow: &Flow) -> bool {
+        if self.netns.profile.sec_path_compares_families {
+            return selector_matches(&sa.sel, flow);
+        }
+        let selector = Selector {
+            family: AF_UNSPEC,
+            ..sa.sel
+        };
+        selector_matches(&selector, flow)
     }
 
     fn policy(&self) -> Option<PolicyId> {
@@ -84,23 +104,18 @@ impl<'a> Question<'a> {
         Ok(())
     }
 
-    /// Adds the main policy to one of type sub, and marks both as used.
+    /// The policies that count: the first, and beside one of type sub the main one.
     ///
     /// QUIRK: forwarding_asks_the_main_input_policy: whatever the direction of the sub policy.
-    fn expand(&self, first: PolicyId) -> Policies<'a> {
+    pub(super) fn policies(&self) -> [Option<PolicyId>; 2] {
         let spd = &self.netns.spd;
-        let (policy, now) = (spd.get(first), self.now.real);
-        spd.mark_used(first, now);
-        let is_sub = policy.is_some_and(|policy| policy.key.kind != XFRM_POLICY_TYPE_MAIN);
-        if !is_sub {
-            return [policy, None];
-        }
+        let first = self.policy();
+        let is_sub = first
+            .and_then(|first| spd.get(first))
+            .is_some_and(|policy| policy.key.kind != XFRM_POLICY_TYPE_MAIN);
         let kind = XFRM_POLICY_TYPE_MAIN;
-        let second = spd.lookup_type(self.flow, XFRM_POLICY_IN, kind, self.if_id);
-        if let Some(second) = second {
-            spd.mark_used(second, now);
-        }
-        [policy, second.and_then(|id| spd.get(id))]
+        let second = || spd.lookup_type(self.flow, XFRM_POLICY_IN, kind, self.if_id);
+        [first, is_sub.then(second).flatten()]
     }
 
     fn match_templates(
@@ -170,12 +185,13 @@ impl<'a> Question<'a> {
     }
 
     /// Whether the packet is an ICMP error about a packet that the SA's selector is for.
+    ///
+    /// QUIRK: icmp_errors_for_this_host_are_not_understood: Linux looks 20 bytes too far into them.
     fn is_error_for(&self, sa: &Sa) -> bool {
         self.netns.profile.icmp_errors_follow_their_flow
+            && self.dir == XFRM_POLICY_FWD
             && sa.flags & XFRM_STATE_ICMP != 0
-            && self
-                .inner_flow()
-                .is_some_and(|flow| selector_matches(&sa.sel, &flow))
+            && self.inner_flow().is_some_and(|flow| self.fits(sa, &flow))
     }
 
     /// The flow, as seen from here, of the packet that an ICMP error is about

@@ -1,8 +1,10 @@
 //! What would become of a packet, and why: the engine's own decision, told
 //! instead of done. Nothing is counted, asked for or used up.
 //!
-//! The decision itself is `lookup`'s; around it stand the policies that were
-//! passed over and the SAs that were not taken, with what was against them.
+//! The decision itself is `lookup`'s for packets that leave, `receive`'s for those
+//! that arrive; around it stand the policies that were passed over and the SAs
+//! that were not taken, with what was against them. A packet that arrives meets
+//! copies of its SAs, on which it may leave its traces.
 
 use std::cell::RefCell;
 
@@ -11,14 +13,21 @@ use xfrm_proto::uapi::{Address, UserTmpl, XfrmId};
 
 use crate::drop_reason::DropReason;
 use crate::netns::Netns;
+use crate::packet::PacketBuf;
 use crate::path::bundle::Bundle;
+use crate::path::check::Question;
+use crate::path::input::destination;
 use crate::path::lookup::{Decision, Lookup};
-use crate::path::output::{OutputMeta, too_big};
+use crate::path::output::OutputMeta;
+use crate::path::receive::{Host, InputMeta, Received, Step};
 use crate::path::route::Routes;
+use crate::path::transmit::too_big;
+use crate::path::witness::Witness;
 use crate::path::worker::Worker;
 use crate::sad::choose::{Choice, Wanted};
 use crate::sad::{Misfit, Sa};
 use crate::spd::{Flow, Mismatch, Policy, PolicyId};
+use crate::time::Now;
 
 /// Policies that are listed at most before the one that is chosen.
 const MOST_POLICIES: usize = 32;
@@ -38,6 +47,8 @@ pub struct Explanation {
     pub passed_over: usize,
     /// Templates of the chosen policies, as far as the decision got.
     pub tried: Vec<Tried>,
+    /// SAs that a packet that arrives would pass, outermost first.
+    pub passed: Vec<XfrmId>,
     /// What would become of the packet.
     pub outcome: Outcome,
 }
@@ -99,8 +110,14 @@ pub struct Candidate {
 /// What would become of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It goes, or is let in, as it is.
+    /// It goes, or comes in, as it is.
     Plain,
+    /// It is delivered on this host.
+    Deliver,
+    /// It may go on its way through this host.
+    Forward,
+    /// It is a fragment or a part of a payload, and waits for the rest.
+    Kept,
     /// It passes SAs; a longer packet than `mtu` does not fit.
     Protect {
         /// The longest packet.
@@ -155,17 +172,86 @@ impl Worker {
             Decision::Drop(reason, errno) => Outcome::Drop { reason, errno },
             Decision::Transform(bundle) => foresee(netns, &bundle, packet, meta),
         };
-        Explanation::new(netns, flow, XFRM_POLICY_OUT, meta.if_id, chosen, outcome)
-            .with_tried(tried.into_inner())
+        let asked = (flow, XFRM_POLICY_OUT, meta.if_id);
+        Explanation {
+            tried: tried.into_inner(),
+            ..Explanation::new(netns, asked, chosen, outcome)
+        }
+    }
+
+    /// Explains what [`Worker::receive`] would do with a packet. The buffer then holds what came
+    /// out of it. To be asked of a worker that does nothing else: it keeps fragments.
+    pub fn explain_input(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        meta: &mut InputMeta,
+        host: &dyn Host,
+    ) -> Explanation {
+        let mut onlooker = Onlooker::default();
+        let outcome = loop {
+            match self.step(netns, now, packet, meta, host, &mut onlooker) {
+                Ok(Step::Again) => {}
+                Ok(Step::Done(received)) => {
+                    break match received {
+                        Received::Forward => Outcome::Forward,
+                        Received::Kept | Received::Inner => Outcome::Kept,
+                        Received::Dropped(reason) => Outcome::Drop { reason, errno: 0 },
+                        Received::Local | Received::Consumed => Outcome::Deliver,
+                    };
+                }
+                Err(reason) => break Outcome::Drop { reason, errno: 0 },
+            }
+        };
+        self.tools.requests.clear();
+        let end =
+            destination(packet).and_then(|(address, family)| host.destination(family, address));
+        let is_local = end.is_none_or(|end| end.is_local);
+        let ifindex = end.map_or(0, |end| end.ifindex);
+        let mobility = netns.profile.decodes_mobility;
+        let flow = Flow::of_packet(packet, meta.mark, ifindex, mobility).unwrap_or_default();
+        let dir = if is_local {
+            XFRM_POLICY_IN
+        } else {
+            XFRM_POLICY_FWD
+        };
+        let question = Question {
+            netns,
+            used: None,
+            packet,
+            flow: &flow,
+            dir,
+            socket: None,
+            if_id: meta.if_id,
+        };
+        let asked = (&flow, dir, meta.if_id);
+        Explanation {
+            passed: onlooker.met,
+            ..Explanation::new(netns, asked, question.policies(), outcome)
+        }
+    }
+}
+
+/// Sees which SAs a packet meets, and lends it copies.
+#[derive(Default)]
+struct Onlooker {
+    met: Vec<XfrmId>,
+}
+
+impl Witness for Onlooker {
+    const COUNTS: bool = false;
+
+    fn meet(&mut self, sa: &Sa) -> Option<Box<Sa>> {
+        self.met.push(sa.id);
+        Some(sa.stand_in())
     }
 }
 
 impl Explanation {
     pub(super) fn new(
         netns: &Netns,
-        flow: &Flow,
-        dir: u8,
-        if_id: u32,
+        (flow, dir, if_id): (&Flow, u8, u32),
         chosen: [Option<PolicyId>; 2],
         outcome: Outcome,
     ) -> Self {
@@ -200,13 +286,9 @@ impl Explanation {
             considered,
             passed_over,
             tried: Vec::new(),
+            passed: Vec::new(),
             outcome,
         }
-    }
-
-    fn with_tried(mut self, tried: Vec<Tried>) -> Self {
-        self.tried = tried;
-        self
     }
 
     /// The counter that would move, if one would.
@@ -269,7 +351,7 @@ fn refusal_of(sa: Option<&Sa>) -> Option<(DropReason, i32)> {
     let numbered = matches!(sa.id.proto, IPPROTO_ESP | IPPROTO_AH);
     if sa.traffic.is_used_up(&sa.lft) {
         Some((DropReason::OutExpired, errno::EINVAL))
-    } else if numbered && sa.traffic.numbers.are_used_up() {
+    } else if numbered && sa.traffic.has_no_number() {
         Some((DropReason::OutSequence, errno::EOVERFLOW))
     } else {
         None

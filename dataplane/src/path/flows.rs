@@ -17,13 +17,6 @@ use crate::spd::Flow;
 /// Sets of two places.
 const SETS: usize = 2048;
 
-/// What a lookup depends on, the tables apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FlowKey {
-    flow: Flow,
-    meta: OutputMeta,
-}
-
 /// The state of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Generations {
@@ -33,7 +26,8 @@ struct Generations {
 
 #[derive(Debug)]
 struct Place {
-    key: FlowKey,
+    flow: Flow,
+    meta: OutputMeta,
     generations: Generations,
     /// The SAD's number when the sources were last found current.
     sad: u64,
@@ -63,20 +57,11 @@ impl Default for Flows {
     }
 }
 
-impl FlowKey {
-    pub(super) const fn new(flow: &Flow, meta: &OutputMeta) -> Self {
-        Self {
-            flow: *flow,
-            meta: *meta,
-        }
-    }
-}
-
 impl Flows {
     #[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
-    fn set_of(&self, key: &FlowKey) -> usize {
+    #[inline]
+    fn set_of(&self, flow: &Flow, meta: &OutputMeta) -> usize {
         let mut hasher = self.hasher.build_hasher();
-        let flow = &key.flow;
         if flow.family == AF_INET {
             hasher
                 .write_u64(u64::from(flow.daddr.v4_bits()) << 32 | u64::from(flow.saddr.v4_bits()));
@@ -86,7 +71,7 @@ impl Flows {
         }
         let ports = u64::from(flow.dport) << 32 | u64::from(flow.sport) << 16;
         hasher.write_u64(ports | u64::from(flow.proto));
-        hasher.write_u64(u64::from(flow.mark) << 32 | u64::from(key.meta.if_id));
+        hasher.write_u64(u64::from(flow.mark) << 32 | u64::from(meta.if_id));
         hasher.finish() as usize % SETS
     }
 
@@ -96,12 +81,14 @@ impl Flows {
         &mut self,
         netns: &Netns,
         routes: &dyn Routes,
-        key: &FlowKey,
+        flow: &Flow,
+        meta: &OutputMeta,
     ) -> Option<&Looked> {
-        let set = self.set_of(key);
+        let set = self.set_of(flow, meta);
         let Set { recent, places } = self.sets.get_mut(set)?;
         let [first, second] = places;
-        let holds = |place: &Option<Place>| place.as_ref().is_some_and(|place| place.key == *key);
+        let holds =
+            |place: &Option<Place>| place.as_ref().is_some_and(|place| place.is_of(flow, meta));
         let place = if holds(first) {
             *recent = false;
             first
@@ -130,25 +117,34 @@ impl Flows {
         &mut self,
         netns: &Netns,
         routes: &dyn Routes,
-        key: &FlowKey,
+        (flow, meta): (&Flow, &OutputMeta),
         sad: u64,
         looked: &Looked,
     ) {
-        let set = self.set_of(key);
+        let set = self.set_of(flow, meta);
         let Some(Set { recent, places }) = self.sets.get_mut(set) else {
             return;
         };
-        let own = |place: &Option<Place>| place.as_ref().is_some_and(|place| place.key == *key);
+        let own =
+            |place: &Option<Place>| place.as_ref().is_some_and(|place| place.is_of(flow, meta));
         let at = places.iter().position(own).unwrap_or(usize::from(!*recent));
         *recent = at != 0;
         if let Some(place) = places.get_mut(at) {
             *place = Some(Place {
-                key: *key,
+                flow: *flow,
+                meta: *meta,
                 generations: Generations::of(netns, routes),
                 sad,
                 looked: *looked,
             });
         }
+    }
+}
+
+impl Place {
+    #[inline]
+    fn is_of(&self, flow: &Flow, meta: &OutputMeta) -> bool {
+        self.flow == *flow && self.meta == *meta
     }
 }
 

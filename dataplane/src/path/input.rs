@@ -19,6 +19,7 @@ use crate::packet::{Family, PacketBuf, be16};
 use crate::path::bundle::set_mark;
 use crate::path::request::Request;
 use crate::path::sec_path::SecPath;
+use crate::path::witness::Witness;
 use crate::path::worker::Worker;
 use crate::replay::Refusal;
 use crate::sad::traffic::Limit;
@@ -50,7 +51,7 @@ pub(super) enum Arrival {
 
 impl Worker {
     /// Takes a packet through its SAs.
-    pub(super) fn open(
+    pub(super) fn open<W: Witness>(
         &mut self,
         netns: &Netns,
         now: Now,
@@ -58,6 +59,7 @@ impl Worker {
         approach: &Approach,
         mark: &mut u32,
         path: &mut SecPath,
+        witness: &mut W,
     ) -> Result<Arrival, DropReason> {
         let looked_up_by = *mark;
         let mut inbound = approach.inbound;
@@ -76,6 +78,8 @@ impl Worker {
                 .lookup(looked_up_by, daddr, spi, inbound.protocol, family);
             let id = id.ok_or(DropReason::InNoStates)?;
             let sa = netns.sad.get(id).ok_or(DropReason::InNoStates)?;
+            let stand_in = witness.meet(sa);
+            let sa = stand_in.as_deref().unwrap_or(sa);
             if sa.dir != 0 && sa.dir != XFRM_SA_DIR_IN {
                 return Err(DropReason::InDirection);
             }
@@ -188,7 +192,8 @@ impl Worker {
             window.is_open()
         };
         if follows && netns.listeners.aevents {
-            self.tools.notify_replay(netns, now, sa, arrived.handle);
+            self.tools
+                .notify_replay(netns, now, sa, arrived.handle, None);
         }
         let bytes = packet.len().saturating_sub(opened.at);
         let bytes = u64::try_from(bytes).unwrap_or(0);

@@ -17,12 +17,17 @@ use crate::path::worker::Tools;
 use crate::sad::choices::Choices;
 use crate::sad::choose::{Choice, Wanted};
 use crate::spd::{Flow, Policy, PolicyId};
+use crate::time::Now;
 
 /// The policies of a packet: one, or one of type sub and one of type main.
 pub(super) type Policies = [Option<PolicyId>; 2];
 
 /// What a lookup comes to.
 #[derive(Clone, Copy, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "bundles are remembered without an allocation"
+)]
 pub(super) enum Decision {
     /// The packet goes as it is.
     Plain,
@@ -45,11 +50,18 @@ pub(super) struct Looked {
     pub(super) lasts: bool,
 }
 
-/// What templates come to.
-enum Resolved {
-    /// All optional, and none has an SA.
-    Nothing,
-    Bundle(Bundle),
+impl Looked {
+    /// Marks its policies as used.
+    #[inline]
+    pub(super) fn mark_used(&self, netns: &Netns, now: Now) {
+        for &policy in self.policies.iter().flatten() {
+            netns.spd.mark_used(policy, now.real);
+        }
+    }
+}
+
+/// Why templates come to nothing.
+enum Unresolved {
     /// An SA is missing.
     Waiting,
     Failed(DropReason, i32),
@@ -119,7 +131,7 @@ impl Lookup<'_> {
         let mut sources = Sources::default();
         let resolved = match asked {
             Asked::Templates => self.resolve(tools, &policies, &mut sources),
-            Asked::Nothing | Asked::Block => Resolved::Nothing,
+            Asked::Nothing | Asked::Block => Ok(None),
         };
         let unused = [None, None];
         let (decision, policies, lasts) = match (asked, resolved) {
@@ -127,15 +139,17 @@ impl Lookup<'_> {
                 let drop = Decision::Drop(DropReason::OutPolicyBlock, errno::EPERM);
                 (drop, policies, true)
             }
-            (_, Resolved::Nothing) => (Decision::Plain, policies, true),
-            (_, Resolved::Bundle(bundle)) => (Decision::Transform(bundle), policies, true),
-            (_, Resolved::Failed(reason, errno)) => (Decision::Drop(reason, errno), unused, false),
+            (_, Ok(None)) => (Decision::Plain, policies, true),
+            (_, Ok(Some(bundle))) => (Decision::Transform(bundle), policies, true),
+            (_, Err(Unresolved::Failed(reason, errno))) => {
+                (Decision::Drop(reason, errno), unused, false)
+            }
             // QUIRK: a_socket_policy_without_sa_is_eagain: neither counted nor held.
-            (_, Resolved::Waiting) if socket => {
+            (_, Err(Unresolved::Waiting)) if socket => {
                 let drop = Decision::Drop(DropReason::OutSocketNoStates, errno::EAGAIN);
                 (drop, unused, false)
             }
-            (_, Resolved::Waiting) => {
+            (_, Err(Unresolved::Waiting)) => {
                 let larval_drop = self.netns.sysctls.larval_drop != 0;
                 if !larval_drop && self.may_hold {
                     (Decision::Hold, policies, false)
@@ -186,22 +200,24 @@ impl Lookup<'_> {
     }
 
     /// Finds an SA for each template (`xfrm_tmpl_resolve`) and makes the bundle.
-    fn resolve(&self, tools: &mut Tools, policies: &Policies, sources: &mut Sources) -> Resolved {
+    fn resolve(
+        &self,
+        tools: &mut Tools,
+        policies: &Policies,
+        sources: &mut Sources,
+    ) -> Result<Option<Bundle>, Unresolved> {
         let spd = &self.netns.spd;
         let mut chain = Chain::default();
         let mut count = 0;
         for &id in policies.iter().flatten() {
             let Some(policy) = spd.get(id) else { continue };
             if count + policy.templates.len() > MOST_STEPS {
-                return Resolved::Failed(DropReason::OutDepth, errno::ENOBUFS);
+                return Err(Unresolved::Failed(DropReason::OutDepth, errno::ENOBUFS));
             }
-            match self.resolve_one(tools, id, policy, &mut chain, sources) {
-                Ok(found) => count += found,
-                Err(resolved) => return resolved,
-            }
+            count += self.resolve_one(tools, id, policy, &mut chain, sources)?;
         }
         if chain.is_empty() {
-            return Resolved::Nothing;
+            return Ok(None);
         }
         if policies.iter().flatten().count() > 1 && self.flow.family == AF_INET6 {
             chain.sort(&self.netns.sad);
@@ -212,10 +228,9 @@ impl Lookup<'_> {
             hop_limit: self.meta.hop_limit,
         };
         let entropy = &mut *tools.entropy;
-        match Bundle::create(entropy, self.netns, &chain, &origin, self.routes) {
-            Ok(bundle) => Resolved::Bundle(bundle),
-            Err((reason, errno)) => Resolved::Failed(reason, errno),
-        }
+        let bundle = Bundle::create(entropy, self.netns, &chain, &origin, self.routes);
+        let failed = |(reason, errno)| Unresolved::Failed(reason, errno);
+        bundle.map(Some).map_err(failed)
     }
 
     /// Finds an SA for each template of a policy (`xfrm_tmpl_resolve_one`).
@@ -226,7 +241,7 @@ impl Lookup<'_> {
         policy: &Policy,
         chain: &mut Chain,
         sources: &mut Sources,
-    ) -> Result<usize, Resolved> {
+    ) -> Result<usize, Unresolved> {
         let sad = &self.netns.sad;
         let (mut daddr, mut saddr) = (self.flow.daddr, self.flow.saddr);
         let mut found = 0;
@@ -260,6 +275,7 @@ impl Lookup<'_> {
                         flow: *self.flow,
                         cpu: tools.cpu,
                         for_cpu: choice != Choice::Acquire,
+                        last_use: wanted.policy.used.secs(),
                     })));
             }
             let error = match choice {
@@ -270,15 +286,15 @@ impl Lookup<'_> {
                         if self.witness.is_none() {
                             self.netns.mib.count(Counter::OutStateDirError);
                         }
-                        return Err(Resolved::Failed(DropReason::OutDirection, errno::EINVAL));
+                        return Err(Unresolved::Failed(DropReason::OutDirection, errno::EINVAL));
                     }
                     chain.push(sa.handle(id));
                     found += 1;
                     (daddr, saddr) = (remote, local);
                     continue;
                 }
-                Choice::Acquire | Choice::Waiting | Choice::None => Resolved::Waiting,
-                Choice::SpiTaken => Resolved::Failed(DropReason::OutSpiTaken, errno::EEXIST),
+                Choice::Acquire | Choice::Waiting | Choice::None => Unresolved::Waiting,
+                Choice::SpiTaken => Unresolved::Failed(DropReason::OutSpiTaken, errno::EEXIST),
             };
             if template.optional == 0 {
                 return Err(error);
@@ -287,7 +303,7 @@ impl Lookup<'_> {
         Ok(found)
     }
 
-    fn local_address(&self, template: &UserTmpl) -> Result<xfrm_proto::uapi::Address, Resolved> {
+    fn local_address(&self, template: &UserTmpl) -> Result<xfrm_proto::uapi::Address, Unresolved> {
         if !template.saddr.is_any(template.family) {
             return Ok(template.saddr);
         }
@@ -299,7 +315,7 @@ impl Lookup<'_> {
             mark: 0,
         };
         let source = self.routes.source(&query);
-        source.map_err(|errno| Resolved::Failed(DropReason::OutSource, errno))
+        source.map_err(|errno| Unresolved::Failed(DropReason::OutSource, errno))
     }
 }
 

@@ -13,7 +13,7 @@
 //! * [`worker`]: what a packet thread has of its own.
 //! * [`request`]: what it asks the control thread to do.
 //! * [`output`]: packets that leave. `lookup`: their policies and SAs; `bundle`: what is worked
-//!   out for them; `flows`: what is remembered of it. [`route`]: what the host is asked.
+//!   out for them; `transmit`: their way through the SAs; `flows`: what is remembered of it. [`route`]: what the host is asked.
 //! * [`receive`]: packets that arrive. `input`: through their SAs; `sec_path`: which these were;
 //!   `check`: whether policies want that. [`learn`]: MTUs on the way.
 //! * [`hold`]: packets that wait for SAs. [`aggregate`]: packets that wait in IPTFS SAs.
@@ -37,6 +37,8 @@ pub mod route;
 mod sec_path;
 #[cfg(test)]
 mod tests;
+mod transmit;
+mod witness;
 pub mod worker;
 
 pub use explain::Explanation;

@@ -57,7 +57,17 @@ impl Tools {
     /// Follows an SA's sequence numbers, and tells when it is time
     /// (`xfrm_replay_notify` with `XFRM_REPLAY_UPDATE`). Only where key managers listen.
     #[cold]
-    pub(super) fn notify_replay(&mut self, netns: &Netns, now: Now, sa: &Sa, handle: SaHandle) {
+    ///
+    /// `leaving`: the bytes of the packet that leaves. Linux tells its number and has not
+    /// counted it yet.
+    pub(super) fn notify_replay(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        sa: &Sa,
+        handle: SaHandle,
+        leaving: Option<u64>,
+    ) {
         let value = sa.replay_value();
         let mut told = sa.told(netns.profile.hz);
         if !told.is_set && told.timer.is_some_and(|due| due <= now.boot) {
@@ -76,7 +86,13 @@ impl Tools {
         }
         let flags = if far { UPDATE } else { TIMEOUT };
         told.tell(value, sa.aevent_wait(netns.profile.hz, now.boot));
-        let event = Event::Aevent(Box::new(sa.aevent(flags)));
+        let mut aevent = sa.aevent(flags);
+        if let Some(bytes) = leaving {
+            let lifetime = &mut aevent.lifetime;
+            lifetime.packets = lifetime.packets.wrapping_sub(1);
+            lifetime.bytes = lifetime.bytes.wrapping_sub(bytes);
+        }
+        let event = Event::Aevent(Box::new(aevent));
         self.requests.push(Request::Tell(event));
     }
 }

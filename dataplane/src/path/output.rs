@@ -1,27 +1,21 @@
-//! Packets that leave.
+//! Packets that leave: what comes with them, what becomes of them.
 //!
-//! Source: `net/xfrm/xfrm_output.c xfrm_output_one, xfrm_output_resume`,
-//! `net/ipv4/ip_forward.c`, `net/ipv6/ip6_output.c ip6_forward`,
-//! `net/ipv6/xfrm6_output.c`.
+//! `lookup` decides, `transmit` carries out, `hold` keeps what has to wait.
 
 use xfrm_proto::consts::*;
 
 use crate::drop_reason::DropReason;
 use crate::netns::{Context, Netns};
-use crate::packet::fragment::Fragmenter;
-use crate::packet::{Family, PacketBuf, ip4};
-use crate::path::bundle::{Bundle, Step, set_mark};
-use crate::path::flows::FlowKey;
+use crate::packet::segment::{Offload, complete_checksum};
+use crate::packet::{Family, PacketBuf};
 use crate::path::hold::{Held, HeldPacket, Queue};
 use crate::path::lookup::{Decision, Looked, Lookup};
 use crate::path::request::Request;
 use crate::path::route::Routes;
 use crate::path::worker::{Tools, Worker};
-use crate::sad::Sa;
-use crate::sad::traffic::Limit;
 use crate::spd::{Flow, SocketKey};
 use crate::time::Now;
-use crate::transform::{Route, Sequence};
+use crate::transform::MOST_AT_ONCE;
 
 /// What comes with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +115,91 @@ impl Worker {
         })
     }
 
+    /// [`Worker::output`] of a packet that the device left unfinished: up to 64 KiB of TCP or
+    /// UDP in one piece, or a checksum to be filled in (`xfrm_output_gso`, `skb_checksum_help`).
+    /// A packet that is [`Verdict::Plain`] is left as it is.
+    pub fn output_offloaded(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        meta: &OutputMeta,
+        offload: Offload,
+        routes: &dyn Routes,
+        sink: &mut Sink<'_>,
+    ) -> Verdict {
+        let mobility = netns.profile.decodes_mobility || !meta.forwarded;
+        let Some(flow) = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility) else {
+            return drop(netns, header_reason(meta), errno::EINVAL);
+        };
+        self.look_up(netns, &flow, meta, routes, |tools, looked| {
+            let Decision::Transform(bundle) = &looked.decision else {
+                return tools.carry_out(netns, now, packet, meta, looked, sink);
+            };
+            if offload.segment_bytes == 0 {
+                let done = offload.checksum.map_or(Some(()), |(start, offset)| {
+                    complete_checksum(packet, start, offset)
+                });
+                return match done {
+                    Some(()) => tools.carry_out(netns, now, packet, meta, looked, sink),
+                    None => drop(netns, DropReason::OutChecksum, errno::EINVAL),
+                };
+            }
+            looked.mark_used(netns, now);
+            tools.segment(
+                netns,
+                now,
+                packet,
+                offload.segment_bytes,
+                meta,
+                bundle,
+                sink,
+            )
+        })
+    }
+
+    /// [`Worker::output`] of packets that have come together. Where neighbours are of one flow
+    /// they are sealed at once, which makes CBC several times as fast. `done` hears of each.
+    pub fn output_batch(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packets: &mut [PacketBuf],
+        meta: &OutputMeta,
+        routes: &dyn Routes,
+        sink: &mut Sink<'_>,
+        done: &mut dyn FnMut(Verdict),
+    ) {
+        let mobility = netns.profile.decodes_mobility || !meta.forwarded;
+        let flow_of =
+            |packet: &PacketBuf| Flow::of_packet(packet, meta.mark, meta.ifindex, mobility);
+        let mut rest = packets;
+        while let [first, ..] = rest {
+            let Some(flow) = flow_of(first) else {
+                done(drop(netns, header_reason(meta), errno::EINVAL));
+                rest = rest.get_mut(1..).unwrap_or_default();
+                continue;
+            };
+            let alike = rest.iter().take(MOST_AT_ONCE);
+            let count = alike
+                .take_while(|packet| flow_of(packet) == Some(flow))
+                .count();
+            let group = rest.get_mut(..count.max(1)).unwrap_or_default();
+            let dealt = self.look_up(netns, &flow, meta, routes, |tools, looked| {
+                let Decision::Transform(bundle) = &looked.decision else {
+                    let first = group.iter_mut().take(1);
+                    first.for_each(|packet| {
+                        done(tools.carry_out(netns, now, packet, meta, looked, sink));
+                    });
+                    return 1;
+                };
+                looked.mark_used(netns, now);
+                tools.transform_group(netns, now, group, meta, bundle, sink, done)
+            });
+            rest = rest.get_mut(dealt..).unwrap_or_default();
+        }
+    }
+
     /// The most bytes of a packet like this that may leave in one piece (`dst_mtu`).
     pub fn mtu(
         &mut self,
@@ -153,8 +232,7 @@ impl Worker {
         act: impl FnOnce(&mut Tools, &Looked) -> T,
     ) -> T {
         let Self { flows, tools, .. } = self;
-        let key = FlowKey::new(flow, meta);
-        if let Some(looked) = flows.find(netns, routes, &key) {
+        if let Some(looked) = flows.find(netns, routes, flow, meta) {
             return act(tools, looked);
         }
         let sad = netns.sad.choices.all();
@@ -168,7 +246,7 @@ impl Worker {
         };
         let looked = lookup.decide(tools);
         if looked.lasts {
-            flows.remember(netns, routes, &key, sad, &looked);
+            flows.remember(netns, routes, (flow, meta), sad, &looked);
         }
         act(tools, &looked)
     }
@@ -239,9 +317,7 @@ impl Worker {
             else {
                 continue;
             };
-            for &policy in looked.policies.iter().flatten() {
-                netns.spd.mark_used(policy, now.real);
-            }
+            looked.mark_used(netns, now);
             let mut packet = PacketBuf::copy_of(&held.bytes);
             match looked.decision {
                 Decision::Transform(bundle) => {
@@ -273,9 +349,7 @@ impl Tools {
         looked: &Looked,
         sink: &mut Sink<'_>,
     ) -> Verdict {
-        for &policy in looked.policies.iter().flatten() {
-            netns.spd.mark_used(policy, now.real);
-        }
+        looked.mark_used(netns, now);
         match &looked.decision {
             Decision::Plain => Verdict::Plain,
             Decision::Transform(bundle) => self.transform(netns, now, packet, meta, bundle, sink),
@@ -336,183 +410,17 @@ impl Tools {
             .push(Request::Hold(Box::new(Held { policy, packet })));
         Verdict::Held
     }
-
-    fn transform(
-        &mut self,
-        netns: &Netns,
-        now: Now,
-        packet: &mut PacketBuf,
-        meta: &OutputMeta,
-        bundle: &Bundle,
-        sink: &mut Sink<'_>,
-    ) -> Verdict {
-        if packet.len() > bytes(bundle.mtu)
-            && let Some(mtu) = too_big(packet, meta, bundle)
-        {
-            return Verdict::TooBig { mtu };
-        }
-        self.pass_from(netns, now, packet, (bundle, 0), meta, sink)
-    }
-
-    /// Takes a packet through a bundle, from one of its steps on.
-    #[inline]
-    pub(super) fn pass_from(
-        &mut self,
-        netns: &Netns,
-        now: Now,
-        packet: &mut PacketBuf,
-        way: (&Bundle, usize),
-        meta: &OutputMeta,
-        sink: &mut Sink<'_>,
-    ) -> Verdict {
-        let (bundle, first) = way;
-        let mut mark = meta.mark;
-        for (at, step) in bundle.steps().enumerate().skip(first) {
-            if step.aggregates {
-                return self.enqueue(netns, now, packet, meta, (bundle, at, mark), sink);
-            }
-            if let Err((reason, errno)) = self.pass(netns, now, packet, step, &mut mark) {
-                let verdict = drop(netns, reason, errno);
-                return match reason {
-                    DropReason::OutTooBig => Verdict::TooBig {
-                        mtu: step.inner_mtu,
-                    },
-                    _ => verdict,
-                };
-            }
-        }
-        self.send(netns, packet, mark, bundle, sink)
-    }
-
-    /// Takes a packet through one SA (`xfrm_output_one`).
-    #[inline]
-    pub(super) fn pass(
-        &mut self,
-        netns: &Netns,
-        now: Now,
-        packet: &mut PacketBuf,
-        step: &Step,
-        mark: &mut u32,
-    ) -> Result<(), (DropReason, i32)> {
-        let gone = (DropReason::OutInvalid, errno::EINVAL);
-        let sa = netns.sad.by_handle(step.sa).ok_or(gone)?;
-        let transform = sa
-            .transform(netns.profile, &mut *self.entropy)
-            .ok_or((DropReason::OutUnsupported, errno::EOPNOTSUPP))?;
-        *mark = set_mark(*mark, sa);
-        self.ident = self.ident.wrapping_add(1);
-        let route = Route {
-            hop_limit: step.hop_limit,
-            outer_mtu: step.outer_mtu,
-            inner_mtu: step.inner_mtu,
-            ident: self.ident,
-        };
-        let place = transform
-            .place(packet, &route)
-            .map_err(|reason| (reason, errno_of(reason)))?;
-        let sequence = self.account(netns, now, sa, step, place.payload_bytes(packet))?;
-        transform
-            .seal(packet, &place, sequence, &route, &mut self.scratch)
-            .map_err(|reason| (reason, errno_of(reason)))
-    }
-
-    /// What Linux does under the SA's lock: state, limits, sequence number, counters.
-    #[inline]
-    fn account(
-        &mut self,
-        netns: &Netns,
-        now: Now,
-        sa: &Sa,
-        step: &Step,
-        payload_bytes: usize,
-    ) -> Result<Sequence, (DropReason, i32)> {
-        if !sa.is_valid() {
-            return Err((DropReason::OutInvalid, errno::EINVAL));
-        }
-        match sa.traffic.check(&sa.lft, now.real) {
-            Limit::Within => {}
-            limit => self.reach(netns, sa, step.sa, limit, DropReason::OutExpired)?,
-        }
-        let mut sequence = Sequence(0);
-        if matches!(sa.id.proto, IPPROTO_ESP | IPPROTO_AH) {
-            let next = sa.traffic.numbers.take(1);
-            sequence = next.ok_or((DropReason::OutSequence, errno::EOVERFLOW))?;
-            if netns.listeners.aevents {
-                self.notify_replay(netns, now, sa, step.sa);
-            }
-        }
-        sa.traffic
-            .count(1, u64::try_from(payload_bytes).unwrap_or(0), now.real);
-        Ok(sequence)
-    }
-
-    /// Hands a finished packet to the sink, in fragments if it is too long (`ip_finish_output`).
-    fn send(
-        &mut self,
-        netns: &Netns,
-        packet: &mut PacketBuf,
-        mark: u32,
-        bundle: &Bundle,
-        sink: &mut Sink<'_>,
-    ) -> Verdict {
-        let to = departure(packet, mark);
-        let mtu = bytes(bundle.path_mtu);
-        if packet.len() <= mtu {
-            sink(packet, &to);
-            return Verdict::Sent(1);
-        }
-        if !bundle.ignores_df && !may_be_cut(packet) {
-            return Verdict::TooBig {
-                mtu: bundle.path_mtu,
-            };
-        }
-        let ident = self.entropy.u32();
-        let part = self.part.get_or_insert_with(|| {
-            Box::new(PacketBuf::with_capacity(crate::packet::buffer::MAX_PACKET))
-        });
-        let Some(mut cutter) = Fragmenter::new(packet, mtu, ident) else {
-            return drop(netns, DropReason::OutNoRoom, errno::EMSGSIZE);
-        };
-        let mut count = 0;
-        while cutter.next_into(part) == Some(true) {
-            sink(part, &to);
-            count += 1;
-        }
-        Verdict::Sent(count)
-    }
 }
 
 /// Counts a packet's end.
-fn drop(netns: &Netns, reason: DropReason, errno: i32) -> Verdict {
+pub(super) fn drop(netns: &Netns, reason: DropReason, errno: i32) -> Verdict {
     if let Some(counter) = reason.counter() {
         netns.mib.count(counter);
     }
     Verdict::Dropped { reason, errno }
 }
 
-/// Whether a packet may not enter a bundle, and what would have been right.
-///
-/// QUIRK: ipv4_without_df_enters_whole. It is the outer packet that is cut.
-pub(super) fn too_big(packet: &[u8], meta: &OutputMeta, bundle: &Bundle) -> Option<u32> {
-    const LEAST_V6: u32 = 1280;
-    let mtu = match Family::of(packet)? {
-        Family::V4 if meta.forwarded && !may_be_cut(packet) => bundle.mtu,
-        Family::V4 => return None,
-        Family::V6 => bundle.mtu.max(LEAST_V6),
-    };
-    (packet.len() > bytes(mtu)).then_some(mtu)
-}
-
-fn may_be_cut(packet: &[u8]) -> bool {
-    match Family::of(packet) {
-        Some(Family::V4) => {
-            ip4::Header::parse(packet).is_some_and(|header| header.fragment & ip4::DF == 0)
-        }
-        _ => false,
-    }
-}
-
-fn departure(packet: &[u8], mark: u32) -> Departure {
+pub(super) fn departure(packet: &[u8], mark: u32) -> Departure {
     Departure {
         family: Family::of(packet).unwrap_or(Family::V4),
         mark,
@@ -525,18 +433,4 @@ const fn header_reason(meta: &OutputMeta) -> DropReason {
     } else {
         DropReason::OutHeader
     }
-}
-
-/// What the sender hears of a packet that a transform refused.
-const fn errno_of(reason: DropReason) -> i32 {
-    match reason {
-        DropReason::OutTooBig | DropReason::OutOversize => errno::EMSGSIZE,
-        DropReason::OutFragment | DropReason::OutFamily => errno::EAFNOSUPPORT,
-        DropReason::OutNoRoom => errno::ENOMEM,
-        _ => errno::EINVAL,
-    }
-}
-
-fn bytes(mtu: u32) -> usize {
-    usize::try_from(mtu).unwrap_or(usize::MAX)
 }

@@ -20,6 +20,7 @@ use crate::packet::{Family, PacketBuf, ip4, ip6};
 use crate::path::check::Question;
 use crate::path::input::{Approach, Arrival, destination, source};
 use crate::path::sec_path::SecPath;
+use crate::path::witness::{Nobody, Witness};
 use crate::path::worker::Worker;
 use crate::spd::{Flow, SocketKey};
 use crate::time::Now;
@@ -96,7 +97,7 @@ impl Worker {
     ) -> Received {
         // Each round but the last passes an SA, of which there are no more than a sec path holds.
         loop {
-            match self.step(netns, now, packet, meta, host) {
+            match self.step(netns, now, packet, meta, host, &mut Nobody) {
                 Ok(Step::Again) => {}
                 Ok(Step::Done(received)) => return received,
                 Err(reason) => {
@@ -123,13 +124,15 @@ impl Worker {
         received
     }
 
-    fn step(
+    /// Takes a packet one SA further, or to its policies.
+    pub(super) fn step<W: Witness>(
         &mut self,
         netns: &Netns,
         now: Now,
         packet: &mut PacketBuf,
         meta: &mut InputMeta,
         host: &dyn Host,
+        witness: &mut W,
     ) -> Result<Step, DropReason> {
         match Family::of(packet).ok_or(DropReason::InnerHeader)? {
             Family::V4 => ip4::receive(packet).map(drop)?,
@@ -139,7 +142,13 @@ impl Worker {
         let to = host
             .destination(family, address)
             .ok_or(DropReason::InNoRoute)?;
-        let ask = Ask { netns, now, to };
+        let counts = W::COUNTS;
+        let ask = Ask {
+            netns,
+            now,
+            to,
+            counts,
+        };
         if !to.is_local {
             ask.policies(packet, meta, XFRM_POLICY_FWD, None)?;
             return Ok(Step::Done(Received::Forward));
@@ -162,8 +171,12 @@ impl Worker {
             &approach,
             &mut meta.mark,
             &mut meta.path,
+            witness,
         )?;
         if let Arrival::Aggfrag(sa, sequence) = arrival {
+            if !counts {
+                return Ok(Step::Done(Received::Inner));
+            }
             self.take_payload(netns, now, packet, (sa, sequence), meta);
             return Ok(Step::Done(Received::Inner));
         }
@@ -208,7 +221,7 @@ impl Worker {
 }
 
 /// What one round of the loop came to.
-enum Step {
+pub(super) enum Step {
     Again,
     Done(Received),
 }
@@ -225,6 +238,8 @@ struct Ask<'a> {
     netns: &'a Netns,
     now: Now,
     to: Destination,
+    /// Whether what is found is counted.
+    counts: bool,
 }
 
 impl Ask<'_> {
@@ -242,7 +257,7 @@ impl Ask<'_> {
         }
         let question = Question {
             netns: self.netns,
-            now: self.now,
+            used: self.counts.then_some(self.now.real),
             packet,
             flow: &flow,
             dir,
@@ -278,6 +293,11 @@ impl Ask<'_> {
         Ok(match encap::classify(datagram, kind) {
             Datagram::Keepalive => Delivered::Done(Received::Consumed),
             Datagram::Ike => Delivered::Done(Received::Local),
+            // QUIRK: short_esp_in_udp_vanishes. Linux compares the datagram's length with what
+            // the IP header should have in front of it.
+            Datagram::Esp { at } if datagram.len() < inbound.family.header_bytes() + at => {
+                return Err(DropReason::InEncapShort);
+            }
             Datagram::Esp { at } => Delivered::Esp(Approach {
                 inbound: Inbound {
                     at: inbound.at + at,
@@ -305,7 +325,7 @@ impl Ask<'_> {
             return Err(reason);
         }
         // Linux has counted the first refusal by now.
-        if let Some(counter) = reason.counter() {
+        if let Some(counter) = reason.counter().filter(|_| self.counts) {
             self.netns.mib.count(counter);
         }
         let quoted = packet.get(inbound.at + 8..).unwrap_or_default();
@@ -315,7 +335,7 @@ impl Ask<'_> {
             .reversed();
         let question = Question {
             netns: self.netns,
-            now: self.now,
+            used: self.counts.then_some(self.now.real),
             packet: quoted,
             flow: &flow,
             dir: XFRM_POLICY_IN,

@@ -42,6 +42,8 @@ pub struct AcquireRequest {
     pub(super) saddr: Address,
     pub(super) flow: Flow,
     pub(super) cpu: u32,
+    /// When the policy was last used, before this packet.
+    pub(super) last_use: u64,
     /// There is an SA, but none of this CPU's own.
     pub(super) for_cpu: bool,
 }
@@ -98,7 +100,10 @@ impl Netns {
             let event = self
                 .sad
                 .acquire(cx, &self.sysctls, &wanted, request.for_cpu);
-            let event = event.map(|event| Event::Acquire(Box::new(event)));
+            let event = event.map(|mut event| {
+                event.body.policy.curlft.use_time = request.last_use;
+                Event::Acquire(Box::new(event))
+            });
             self.events.extend(event);
             self.sad.run_workers();
         }

@@ -31,6 +31,8 @@ pub(super) struct Tools {
     pub(super) part: Option<Box<PacketBuf>>,
     /// A payload of an IPTFS SA on its way out.
     pub(super) payload: Option<Box<PacketBuf>>,
+    /// Pieces of a large packet on their way out.
+    pub(super) segments: Vec<PacketBuf>,
     /// Fragments that have come in.
     pub(super) reassembler: Reassembler,
     /// What the control thread has to do, in order.
@@ -53,6 +55,7 @@ impl Worker {
                 ident: u16::from_be_bytes([high, low]),
                 part: None,
                 payload: None,
+                segments: Vec::new(),
                 reassembler: Reassembler::new(Limits::default()),
                 requests: Vec::new(),
             },

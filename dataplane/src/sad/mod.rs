@@ -35,6 +35,7 @@ pub mod walk;
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 
+use xfrm_proto::consts::{IPPROTO_DSTOPTS, IPPROTO_ROUTING};
 use xfrm_proto::uapi::{Address, SadHinfo};
 
 use crate::event::SaExpire;
@@ -203,6 +204,8 @@ impl Sad {
         });
         let id = SaId(place);
         sa.serial = self.next_serial;
+        sa.traffic.notes_last_use =
+            self.profile.tells_last_use || matches!(sa.id.proto, IPPROTO_DSTOPTS | IPPROTO_ROUTING);
         self.next_serial += 1;
         self.choices.change(&sa);
         self.by_age.insert(sa.serial, id);

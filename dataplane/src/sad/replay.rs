@@ -71,7 +71,7 @@ impl Sa {
     /// The numbers as they are told.
     #[must_use]
     pub fn replay_value(&self) -> ReplayValue {
-        let sent = self.traffic.numbers.last();
+        let sent = self.traffic.last_sent();
         match &*self.window() {
             &ReplayWindow::Legacy { seq, bitmap, .. } => ReplayValue::Legacy(ReplayState {
                 oseq: sent.low(),
@@ -108,9 +108,19 @@ impl Sa {
         self.set_sent(value.oseq, 0);
     }
 
+    /// Key managers know the numbers, because one of them has set them.
+    fn suppose_told(&mut self) {
+        let value = self.replay_value();
+        match self.told.get_mut() {
+            Some(told) => told.get_mut().unwrap_or_else(PoisonError::into_inner).value = value,
+            None => self.told = OnceLock::from(Told::nothing_since(value)),
+        }
+    }
+
     fn set_sent(&mut self, low: u32, high: u32) {
         let (esn, may_wrap) = (self.is_esn(), self.may_wrap());
-        self.traffic.numbers.set(low, high, esn, may_wrap);
+        self.traffic
+            .set_numbers(|numbers| numbers.set(low, high, esn, may_wrap));
     }
 }
 
@@ -139,7 +149,8 @@ fn window_fits(head: &ReplayStateEsn) -> bool {
 
 /// Gives a new SA its window and its first number.
 pub(super) fn begin(sa: &mut Sa, esn: Option<&EsnReplay>) {
-    sa.traffic.numbers = Numbers::new(Sequence(0), sa.is_esn(), sa.may_wrap());
+    let numbers = Numbers::new(Sequence(0), sa.is_esn(), sa.may_wrap());
+    sa.traffic.set_numbers(|old| *old = numbers);
     match esn {
         Some(esn) => {
             sa.set_esn(esn);
@@ -226,6 +237,9 @@ impl AeventParams<'_> {
         }
         if let Some(replay) = self.replay {
             sa.set_legacy(replay);
+        }
+        if self.esn.is_some() || self.replay.is_some() {
+            sa.suppose_told();
         }
         if let Some(curlft) = self.curlft {
             sa.traffic.set_lifetime(curlft);

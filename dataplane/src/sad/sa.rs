@@ -256,6 +256,28 @@ impl Sa {
         }
     }
 
+    /// Another one like it, on which a packet may leave its traces in its place.
+    pub(crate) fn stand_in(&self) -> Box<Self> {
+        let mut traffic = self.traffic.of_clone(self.is_esn(), self.may_wrap());
+        traffic.set_expired(self.traffic.is_expired());
+        Box::new(Self {
+            state: self.state,
+            traffic,
+            window: Mutex::new(self.window().clone()),
+            told: OnceLock::new(),
+            engine: OnceLock::new(),
+            expiry: Expiry::default(),
+            inserted: self.inserted,
+            serial: self.serial,
+            tunnel: self.tunnel,
+            aead: self.aead.clone(),
+            auth: self.auth.clone(),
+            crypt: self.crypt.clone(),
+            options: self.options.clone(),
+            ..*self
+        })
+    }
+
     /// Whether packets may use it (`XFRM_STATE_VALID`).
     #[must_use]
     pub fn is_valid(&self) -> bool {

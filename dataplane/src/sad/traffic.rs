@@ -13,18 +13,23 @@ use xfrm_proto::uapi::{LifetimeCfg, LifetimeCur, Stats};
 
 use crate::replay::{Numbers, Refusal};
 use crate::time::{BootNanos, WallSecs};
+use crate::transform::Sequence;
 
 /// Counters of one SA.
 #[repr(align(64))]
 #[derive(Debug, Default)]
 pub struct Traffic {
     bytes: AtomicU64,
+    /// Packets beside those that have been numbered since `origin`.
     packets: AtomicU64,
+    origin: u64,
     add_time: u64,
     use_time: AtomicU64,
     last_used: AtomicU64,
+    /// The release notes the last use.
+    pub(super) notes_last_use: bool,
     /// The number sent last.
-    pub numbers: Numbers,
+    numbers: Numbers,
     replay_window: AtomicU32,
     replay: AtomicU32,
     integrity_failed: AtomicU32,
@@ -58,7 +63,7 @@ impl Traffic {
     /// What a clone of the SA begins with.
     pub(super) fn of_clone(&self, esn: bool, may_wrap: bool) -> Self {
         let mut clone = Self {
-            numbers: Numbers::new(self.numbers.last(), esn, may_wrap),
+            numbers: Numbers::new(self.last_sent(), esn, may_wrap),
             ..Self::default()
         };
         clone.set_lifetime(self.lifetime());
@@ -71,7 +76,7 @@ impl Traffic {
     pub fn lifetime(&self) -> LifetimeCur {
         LifetimeCur {
             bytes: self.bytes.load(Ordering::Relaxed),
-            packets: self.packets.load(Ordering::Relaxed),
+            packets: self.packets(),
             add_time: self.add_time,
             use_time: self.use_time.load(Ordering::Relaxed),
         }
@@ -80,8 +85,51 @@ impl Traffic {
     pub(super) fn set_lifetime(&mut self, lifetime: LifetimeCur) {
         *self.bytes.get_mut() = lifetime.bytes;
         *self.packets.get_mut() = lifetime.packets;
+        self.origin = self.numbers.last().0;
         self.add_time = lifetime.add_time;
         *self.use_time.get_mut() = lifetime.use_time;
+    }
+
+    #[inline]
+    fn packets(&self) -> u64 {
+        let numbered = self.numbers.last().0.wrapping_sub(self.origin);
+        self.packets.load(Ordering::Relaxed).wrapping_add(numbered)
+    }
+
+    /// The number sent last.
+    #[must_use]
+    pub fn last_sent(&self) -> Sequence {
+        self.numbers.last()
+    }
+
+    /// Has numbers count on from another one.
+    pub(super) fn set_numbers(&mut self, change: impl FnOnce(&mut Numbers)) {
+        *self.packets.get_mut() = self.packets();
+        change(&mut self.numbers);
+        self.origin = self.numbers.last().0;
+    }
+
+    /// Whether there is no number left.
+    #[must_use]
+    pub fn has_no_number(&self) -> bool {
+        self.numbers.are_used_up()
+    }
+
+    /// Numbers and counts packets that leave, and gives the first number; `None`, and nothing
+    /// counted, when there are not as many left.
+    #[inline]
+    pub fn number(&self, packets: u64, bytes: u64, now: WallSecs) -> Option<Sequence> {
+        let first = self.numbers.take(packets)?;
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.note_use(now);
+        Some(first)
+    }
+
+    #[inline]
+    fn note_use(&self, now: WallSecs) {
+        if self.notes_last_use && self.last_used() != now.0 {
+            self.last_used.store(now.0, Ordering::Relaxed);
+        }
     }
 
     pub(super) const fn set_add_time(&mut self, secs: u64) {
@@ -126,6 +174,10 @@ impl Traffic {
         *self.dying.get_mut() = dying;
     }
 
+    pub(super) fn set_expired(&mut self, expired: bool) {
+        *self.expired.get_mut() = expired;
+    }
+
     /// Whether a hard limit in bytes or packets is reached.
     #[must_use]
     pub fn is_expired(&self) -> bool {
@@ -137,7 +189,7 @@ impl Traffic {
     #[must_use]
     pub fn is_used_up(&self, lft: &LifetimeCfg) -> bool {
         self.bytes.load(Ordering::Relaxed) >= lft.hard_byte_limit
-            || self.packets.load(Ordering::Relaxed) >= lft.hard_packet_limit
+            || self.packets() >= lft.hard_packet_limit
     }
 
     /// Marks as used, and holds the counters against the limits (`xfrm_state_check_expire`).
@@ -151,7 +203,7 @@ impl Traffic {
             self.use_time.store(now.0, Ordering::Relaxed);
         }
         let bytes = self.bytes.load(Ordering::Relaxed);
-        let packets = self.packets.load(Ordering::Relaxed);
+        let packets = self.packets();
         if self.is_used_up(lft) {
             self.expired.store(true, Ordering::Relaxed);
             return Limit::Hard;
@@ -163,14 +215,12 @@ impl Traffic {
         Limit::Within
     }
 
-    /// Counts packets that passed.
+    /// Counts packets that passed and have no number of this SA's.
     #[inline]
     pub fn count(&self, packets: u64, bytes: u64, now: WallSecs) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.packets.fetch_add(packets, Ordering::Relaxed);
-        if self.last_used() != now.0 {
-            self.last_used.store(now.0, Ordering::Relaxed);
-        }
+        self.note_use(now);
     }
 
     /// Whether a MAPPING from `port` is to be told, where one of the same port is told every

@@ -9,8 +9,8 @@
 
 use xfrm_proto::consts::{IPPROTO_ESP, IPPROTO_UDP};
 
-use super::{Inbound, Opened, Place, Sequence};
-use crate::crypto::{EspTransform, Layout, Refusal};
+use super::{Inbound, MOST_AT_ONCE, Opened, Place, Placed, Sequence};
+use crate::crypto::{EspTransform, Layout, Refusal, Seal};
 use crate::drop_reason::DropReason;
 use crate::packet::encap::{self, Encap};
 use crate::packet::{Family, PacketBuf, ip6, put};
@@ -78,6 +78,52 @@ impl Esp {
         sequence: Sequence,
         pad_to: u32,
     ) -> Result<(), DropReason> {
+        let frame_at = self.prepare(packet, place, encap, sequence, pad_to)?;
+        let frame = packet.get_mut(frame_at..).ok_or(DropReason::OutNoRoom)?;
+        self.crypto
+            .seal(sequence.0, frame)
+            .map_err(|_| DropReason::OutCrypto)?;
+        complete(packet, place, encap)
+    }
+
+    /// Encrypts several packets, at most [`MOST_AT_ONCE`], with ciphers that take their blocks
+    /// side by side.
+    pub(super) fn seal_batch(
+        &self,
+        packets: &mut [PacketBuf],
+        placed: &[Placed],
+        encap: Option<&Encap>,
+        pad_to: u32,
+    ) -> Result<(), DropReason> {
+        let mut jobs: [Seal<'_>; MOST_AT_ONCE] = std::array::from_fn(|_| Seal {
+            seq: 0,
+            packet: &mut [],
+        });
+        let mut count = 0;
+        for ((packet, placed), job) in packets.iter_mut().zip(placed).zip(&mut jobs) {
+            let Placed { place, sequence } = placed;
+            let frame_at = self.prepare(packet, place, encap, *sequence, pad_to)?;
+            job.seq = sequence.0;
+            job.packet = packet.get_mut(frame_at..).ok_or(DropReason::OutNoRoom)?;
+            count += 1;
+        }
+        self.crypto
+            .seal_batch(jobs.get_mut(..count).unwrap_or_default())
+            .map_err(|_| DropReason::OutCrypto)?;
+        let mut both = packets.iter_mut().zip(placed);
+        both.try_for_each(|(packet, placed)| complete(packet, &placed.place, encap))
+    }
+
+    /// Writes header and trailer; where the header is.
+    #[inline]
+    fn prepare(
+        &self,
+        packet: &mut PacketBuf,
+        place: &Place,
+        encap: Option<&Encap>,
+        sequence: Sequence,
+        pad_to: u32,
+    ) -> Result<usize, DropReason> {
         let no_room = DropReason::OutNoRoom;
         let next_header = *packet.get(place.next_header_at).ok_or(no_room)?;
         let payload_bytes = place.payload_bytes(packet);
@@ -104,13 +150,7 @@ impl Esp {
         let frame = packet.get_mut(esp_at..).ok_or(no_room)?;
         put(frame, 0, &self.spi.to_be_bytes()).ok_or(no_room)?;
         put(frame, 4, &sequence.low().to_be_bytes()).ok_or(no_room)?;
-        self.crypto
-            .seal(sequence.0, frame)
-            .map_err(|_| DropReason::OutCrypto)?;
-        if encap.is_some() && Family::of(packet) == Some(Family::V6) {
-            encap::finish_checksum(packet, place.header_at).ok_or(no_room)?;
-        }
-        Ok(())
+        Ok(esp_at)
     }
 
     /// Decrypts (`esp_input`, `esp_input_done2`).
@@ -149,6 +189,19 @@ impl Esp {
         packet.truncate(at + payload_bytes);
         Ok(Opened { at, protocol })
     }
+}
+
+/// Finishes the UDP header of a sealed packet.
+#[inline]
+fn complete(
+    packet: &mut PacketBuf,
+    place: &Place,
+    encap: Option<&Encap>,
+) -> Result<(), DropReason> {
+    if encap.is_some() && Family::of(packet) == Some(Family::V6) {
+        encap::finish_checksum(packet, place.header_at).ok_or(DropReason::OutNoRoom)?;
+    }
+    Ok(())
 }
 
 /// TFC zeros, pad bytes 1, 2, 3.., their number, the next header

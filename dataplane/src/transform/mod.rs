@@ -69,6 +69,18 @@ pub struct Route {
     pub ident: u16,
 }
 
+/// Packets that are sealed at once, at most.
+pub const MOST_AT_ONCE: usize = 16;
+
+/// A packet with a gap, and the number that it got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Placed {
+    /// Where things are.
+    pub place: Place,
+    /// Its number.
+    pub sequence: Sequence,
+}
+
 /// Working memory of one worker.
 #[derive(Default)]
 pub struct Scratch {
@@ -297,10 +309,7 @@ impl Transform {
     ) -> Result<(), DropReason> {
         match &self.protocol {
             Protocol::Esp(esp) => {
-                let pad_to = match esp.tfc_pad() {
-                    0 => 0,
-                    pad => pad.min(self.mtu(route.outer_mtu)),
-                };
+                let pad_to = self.pad_to(esp, route);
                 esp.seal(packet, place, self.encap.as_ref(), sequence, pad_to)?;
             }
             Protocol::Ah(ah) => ah.seal(packet, place, sequence, scratch)?,
@@ -309,6 +318,39 @@ impl Transform {
             Protocol::RouteOptimization(header) => header.seal(packet, place)?,
         }
         finish(packet).ok_or(DropReason::OutOversize)
+    }
+
+    /// [`Transform::seal`] of several packets, at most [`MOST_AT_ONCE`].
+    ///
+    /// # Errors
+    /// As there, if it happens to any of them; the contents of all are then unspecified.
+    pub fn seal_batch(
+        &self,
+        packets: &mut [PacketBuf],
+        placed: &[Placed],
+        route: &Route,
+        scratch: &mut Scratch,
+    ) -> Result<(), DropReason> {
+        let Protocol::Esp(esp) = &self.protocol else {
+            let mut both = packets.iter_mut().zip(placed);
+            return both.try_for_each(|(packet, Placed { place, sequence })| {
+                self.seal(packet, place, *sequence, route, scratch)
+            });
+        };
+        let pad_to = self.pad_to(esp, route);
+        esp.seal_batch(packets, placed, self.encap.as_ref(), pad_to)?;
+        packets
+            .iter_mut()
+            .try_for_each(|packet| finish(packet).ok_or(DropReason::OutOversize))
+    }
+
+    /// What TFC makes of shorter payloads.
+    #[inline]
+    fn pad_to(&self, esp: &esp::Esp, route: &Route) -> u32 {
+        match esp.tfc_pad() {
+            0 => 0,
+            pad => pad.min(self.mtu(route.outer_mtu)),
+        }
     }
 
     /// Takes the protocol's header off.

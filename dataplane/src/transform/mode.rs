@@ -87,7 +87,7 @@ pub struct ModeParams {
 
 /// An outgoing packet with a gap: `..header_at` are the IP headers,
 /// `header_at..payload_at` is the gap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// Offset of the byte that names what follows the IP headers; it names the payload still.
     pub next_header_at: usize,

@@ -3,6 +3,7 @@
 //! delivered in the same step.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use dataplane::drop_reason::DropReason;
@@ -13,7 +14,8 @@ use dataplane::time::BootNanos;
 use dataplane::transform::iptfs::{Popped, Receive, ReceiveParams, Send, SendParams, Sink};
 use dataplane::transform::{Inbound, Route, Scratch, Sequence, Transform};
 
-use super::recording::{Params, unhex};
+use super::give;
+use super::recording::{Params, hex, unhex};
 use super::sa::Sa;
 
 const DEFAULT_MTU: u32 = 1500;
@@ -266,6 +268,56 @@ fn receives_what_linux_receives() {
         }
     }
     assert!(steps > 500, "{steps}");
+}
+
+/// Gives a kernel that has IPTFS what we send, every stream through an SA of its own.
+///
+/// Needs compat-tests/kernel/iptfs.sh to have been run; without it does nothing.
+#[test]
+fn linux_takes_our_payloads() {
+    let (mut text, mut count) = (String::new(), 0);
+    for (number, mut case) in read().into_iter().enumerate() {
+        case.sa
+            .insert("spi".to_owned(), format!("{:#x}", 0x2000 + number));
+        // Linux gives up a packet of which a piece ends with the IP header.
+        if case.bursts.is_empty() || case.name == "out4-mtu68" {
+            continue;
+        }
+        let sa = Sa::new(&case.sa, &V7_2, [7, 11]);
+        let mut ours = case.receiver();
+        let pairs: Vec<_> = case.sa.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let _ = writeln!(text, "case {}\nsa {}", case.name, pairs.join(" "));
+        let mut sequence = 0;
+        for payload in case
+            .bursts
+            .iter()
+            .flat_map(|burst| send(&case, burst, &sa).0)
+        {
+            sequence += 1;
+            let outer = wrap(&case, &sa, &payload, sequence);
+            let _ = writeln!(text, "wire {}", hex(&outer));
+            ours.step(Some(&outer), millis(1), millis(1));
+        }
+        for packet in ours.out.packets {
+            let _ = writeln!(text, "got {}", hex(&packet));
+        }
+        text.push('\n');
+        count += 1;
+    }
+    give("7.2-iptfs", "iptfs.py", &text, count);
+}
+
+/// What a payload is said to be is not asked for.
+#[test]
+fn iptfs_takes_any_next_header() {
+    let cases = read();
+    let case = cases.iter().find(|case| case.name == "in-proto-ipip");
+    let case = case.unwrap();
+    let mut receiver = case.receiver();
+    let step = &case.steps[0];
+    receiver.step(step.wire.as_deref(), millis(0), millis(0));
+    assert_eq!(receiver.out.packets, step.got);
+    assert_eq!(step.got.len(), 1);
 }
 
 /// Where Linux loses packets, ours are all there.

@@ -377,12 +377,17 @@ fn taken_by(kernel: &str) {
         let _ = writeln!(text, "in {expected}\nwire {sealed}\n");
         count += 1;
     }
+    give(kernel, "record.py", &text, count);
+}
+
+/// Has a kernel take `count` packets or streams, by a script of compat-tests/packets.
+fn give(kernel: &str, script: &str, text: &str, count: usize) {
     let suite = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../compat-tests");
     let file = std::env::temp_dir().join(format!("taken-{kernel}-{}", std::process::id()));
     std::fs::write(&file, text).unwrap();
     let ran = std::process::Command::new(suite.join("kernel/run.sh"))
         .args(["-k", kernel, "-t", "600", "--", "python3"])
-        .arg(suite.join("packets/record.py"))
+        .arg(suite.join("packets").join(script))
         .arg("--take")
         .arg(&file)
         .output()

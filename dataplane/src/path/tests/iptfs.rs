@@ -80,11 +80,11 @@ fn receiver_with(iptfs: IptfsRequest) -> Host {
 impl Host {
     fn arrive(&mut self, bytes: &[u8]) -> (Received, Vec<(Vec<u8>, Received)>) {
         let mut packet = PacketBuf::copy_of(bytes);
-        let received = self.receive(&mut packet, &mut InputMeta::default());
+        let received = self.take_in(&mut packet, &mut InputMeta::default());
         (received, self.inner())
     }
 
-    fn receive(&mut self, packet: &mut PacketBuf, meta: &mut InputMeta) -> Received {
+    fn take_in(&mut self, packet: &mut PacketBuf, meta: &mut InputMeta) -> Received {
         let mut cx = Context {
             now: self.now(),
             entropy: &mut self.entropy,
@@ -101,7 +101,7 @@ impl Host {
         let mut meta = InputMeta::default();
         while self.worker.next_inner(&mut packet, &mut meta) {
             assert!(!meta.path.is_empty());
-            let received = self.receive(&mut packet, &mut meta);
+            let received = self.take_in(&mut packet, &mut meta);
             all.push((packet.to_vec(), received));
         }
         all

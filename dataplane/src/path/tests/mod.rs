@@ -1,10 +1,13 @@
 //! One namespace with one worker, packets by hand, a virtual clock.
 
+mod explain;
+mod input;
 mod iptfs;
 mod limits;
 mod output;
 mod sizes;
 mod states;
+mod threads;
 
 use std::collections::BTreeMap;
 
@@ -216,7 +219,7 @@ impl Host {
             assert_eq!(spi, sa.id.spi.get(), "SA {number}");
             let transform = sa.transform(self.netns.profile, &mut SeededEntropy::new(9));
             let transform = transform.unwrap();
-            let sequence = Sequence::new(sa.traffic.numbers.last().high(), low);
+            let sequence = Sequence::new(sa.traffic.last_sent().high(), low);
             let opened = transform.open(&mut packet, &inbound, sequence, &mut scratch);
             match transform
                 .unwrap(&mut packet, &inbound, &opened.unwrap())

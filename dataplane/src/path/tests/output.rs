@@ -61,7 +61,7 @@ fn a_tunnel_carries_the_packet() {
     let packet = udp(1, 100);
     for number in 1..4 {
         assert_eq!(host.send(&packet), Verdict::Sent(1));
-        assert_eq!(host.sa(sa).traffic.numbers.last(), Sequence(number));
+        assert_eq!(host.sa(sa).traffic.last_sent(), Sequence(number));
         assert_eq!(host.open(&[sa]), packet);
     }
     let outer = ip4::Header::parse(&host.sent[0].0).unwrap();

@@ -1,6 +1,9 @@
 //! Packets that are too long.
 
 use super::*;
+use crate::packet::checksum::{addresses, pseudo_header};
+use crate::packet::segment::Offload;
+use crate::path::Departure;
 
 /// GCM in an IPv4 tunnel: 1500 leaves 1446.
 const INNER: usize = 1446;
@@ -120,4 +123,164 @@ fn two_tunnels_leave_less() {
     assert_eq!(host.send(&with_df(udp(1, 1400))), too_big);
     assert_eq!(host.send(&with_df(udp(1, 1390 - 28))), Verdict::Sent(1));
     assert!(host.sent[0].0.len() <= 1500);
+}
+
+fn tcp(payload: usize) -> Vec<u8> {
+    let mut packet = vec![
+        0x45, 0, 0, 0, 0, 7, 0x40, 0, 64, 6, 0, 0, 10, 1, 0, 1, 10, 2, 0, 1,
+    ];
+    packet.extend([
+        0x0f, 0xa0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0,
+    ]);
+    packet.extend((0..payload).map(|byte| (byte % 251) as u8));
+    ip4::finish(&mut packet).unwrap();
+    packet
+}
+
+fn send_offloaded(host: &mut Host, bytes: &[u8], offload: Offload) -> Verdict {
+    let mut packet = PacketBuf::copy_of(bytes);
+    let sent = &mut host.sent;
+    let mut sink = |packet: &mut PacketBuf, to: &Departure| sent.push((packet.to_vec(), to.mark));
+    let now = Now::default();
+    let (netns, meta, routes) = (&host.netns, &host.meta, &host.routes);
+    host.worker
+        .output_offloaded(netns, now, &mut packet, meta, offload, routes, &mut sink)
+}
+
+fn cbc(host: &mut Host) -> SaId {
+    host.add_policy(policy(&[template()]));
+    host.add_sa(1, |sa| {
+        sa.aead = None;
+        sa.crypt = Some(blob("cbc(aes)", &[7; 16], 0));
+        sa.auth_trunc = Some(blob("hmac(sha256)", &[8; 32], 128));
+    })
+}
+
+#[test]
+fn a_large_packet_is_cut_before_esp() {
+    let gcm = |host: &mut Host| {
+        host.add_policy(policy(&[template()]));
+        host.add_sa(1, |_| {})
+    };
+    for make in [gcm, cbc] {
+        let mut host = Host::new();
+        let sa = make(&mut host);
+        let offload = Offload {
+            segment_bytes: 1000,
+            checksum: Some((20, 16)),
+        };
+        assert_eq!(
+            send_offloaded(&mut host, &tcp(40_500), offload),
+            Verdict::Sent(41)
+        );
+        assert_eq!(host.sa(sa).traffic.lifetime().packets, 41);
+        let mut whole = Vec::new();
+        for (number, (sent, _)) in host.sent.clone().into_iter().enumerate() {
+            host.sent.push((sent, 0));
+            let segment = host.open(&[sa]);
+            let header = ip4::Header::parse(&segment).unwrap();
+            assert_eq!(usize::from(header.ident), 7 + number);
+            let sum = pseudo_header(addresses(&segment).unwrap(), 6, segment.len() - 20);
+            assert_eq!(sum.bytes(&segment[20..]).finish(), 0);
+            whole.extend_from_slice(&segment[40..]);
+        }
+        assert_eq!(whole, tcp(40_500)[40..]);
+    }
+}
+
+#[test]
+fn segments_stop_at_the_first_that_is_refused() {
+    let mut host = Host::new();
+    host.add_policy(policy(&[template()]));
+    host.add_sa(1, |sa| sa.info.lft.hard_packet_limit = 5);
+    let offload = Offload {
+        segment_bytes: 1000,
+        checksum: None,
+    };
+    let expired = dropped(DropReason::OutExpired, errno::EINVAL);
+    assert_eq!(send_offloaded(&mut host, &tcp(9_000), offload), expired);
+    assert_eq!(host.sent.len(), 5);
+    assert_eq!(host.counters(), [("OutStateExpired".to_owned(), 1)].into());
+    let large = Offload {
+        segment_bytes: 1450,
+        checksum: None,
+    };
+    let mut host = tunnel();
+    let too_big = Verdict::TooBig { mtu: 1446 };
+    assert_eq!(send_offloaded(&mut host, &tcp(9_000), large), too_big);
+    assert!(host.sent.is_empty());
+    let unfit = dropped(DropReason::OutSegments, errno::EINVAL);
+    assert_eq!(send_offloaded(&mut host, &tcp(0), large), unfit);
+}
+
+#[test]
+fn a_missing_checksum_is_filled_in() {
+    let mut host = tunnel();
+    let sa = host.netns.sad.iter().next().unwrap().0;
+    let mut packet = tcp(100);
+    let sum = pseudo_header(addresses(&packet).unwrap(), 6, 120).finish();
+    packet[36..38].copy_from_slice(&(!sum).to_be_bytes());
+    let offload = Offload {
+        segment_bytes: 0,
+        checksum: Some((20, 16)),
+    };
+    assert_eq!(
+        send_offloaded(&mut host, &packet, offload),
+        Verdict::Sent(1)
+    );
+    let opened = host.open(&[sa]);
+    let sum = pseudo_header(addresses(&opened).unwrap(), 6, 120);
+    assert_eq!(sum.bytes(&opened[20..]).finish(), 0);
+    let lie = Offload {
+        segment_bytes: 0,
+        checksum: Some((200, 16)),
+    };
+    let refused = dropped(DropReason::OutChecksum, errno::EINVAL);
+    assert_eq!(send_offloaded(&mut host, &packet, lie), refused);
+    assert_eq!(host.counters(), [("OutError".to_owned(), 1)].into());
+}
+
+#[test]
+fn a_batch_is_what_its_packets_are() {
+    let packets: Vec<Vec<u8>> = (0..40u16)
+        .map(|number| match number {
+            7 => vec![0x45],
+            20..25 => udp(number, 50),
+            _ => udp(1, usize::from(number) * 30),
+        })
+        .collect();
+    let mut one = Host::new();
+    let mut many = Host::new();
+    let sas = [cbc(&mut one), cbc(&mut many)];
+    let alone: Vec<Verdict> = packets.iter().map(|packet| one.send(packet)).collect();
+    let mut buffers: Vec<PacketBuf> = packets
+        .iter()
+        .map(|packet| PacketBuf::copy_of(packet))
+        .collect();
+    let mut together = Vec::new();
+    let sent = &mut many.sent;
+    let mut sink = |packet: &mut PacketBuf, to: &Departure| sent.push((packet.to_vec(), to.mark));
+    let mut done = |verdict| together.push(verdict);
+    let (netns, meta, routes) = (&many.netns, &many.meta, &many.routes);
+    many.worker.output_batch(
+        netns,
+        Now::default(),
+        &mut buffers,
+        meta,
+        routes,
+        &mut sink,
+        &mut done,
+    );
+    assert_eq!(alone, together);
+    assert_eq!(one.sent.len(), many.sent.len());
+    let opened = [(&mut one, sas[0]), (&mut many, sas[1])].map(|(host, sa)| {
+        let sent: Vec<_> = host.sent.drain(..).collect();
+        let mut opened = Vec::new();
+        for packet in sent.into_iter().filter(|(packet, _)| packet[6] & 0x3f == 0) {
+            host.sent = vec![packet];
+            opened.push(host.open(&[sa]));
+        }
+        opened
+    });
+    assert_eq!(opened[0], opened[1]);
 }

@@ -1,12 +1,13 @@
 //! From two addresses to the cells of all prefix pairs that cover them.
 //!
 //! A *table* finds prefix pairs by the first few bits of both prefixes, its
-//! *cuts*: all pairs that agree in these bits share a bucket, which is scanned.
-//! A pair lives in the finest table whose cuts its prefixes reach. A bucket
-//! that grows beyond [`CROWD`] moves what it can to a table with longer cuts,
-//! made for it if need be. So a lookup is one hash probe and a short scan per
-//! table, and there are few tables: one for host pairs, one or two for
-//! prefixes of mixed lengths.
+//! *cuts*: all pairs that agree in these bits have the same hash, and a lookup
+//! scans them: a few lie in the hash table one by one, more are a *crowd* in a
+//! place of its own. A pair lives in the finest table whose cuts its prefixes
+//! reach. A crowd that grows beyond [`CROWD`] moves what it can to a table with
+//! longer cuts, made for it if need be. So a lookup is one hash probe and a
+//! short scan per table, and there are few tables: one for host pairs, one or
+//! two for prefixes of mixed lengths.
 //!
 //! This is tuple-space search with merged tuples (Daly et al., TupleMerge,
 //! 2019). Keeping a hash table for every pair of prefix lengths, or the
@@ -15,15 +16,19 @@
 
 use std::hash::{BuildHasher, Hasher};
 
-use hashbrown::{HashTable, hash_table};
+use hashbrown::HashTable;
 use xfrm_proto::uapi::Address;
 
 use super::cell::{Cell, Rule};
 use super::{Best, Find};
 use crate::spd::policy::{Policy, hash_state};
 
-/// Pairs that a bucket may hold before it is looked at for a finer table.
-const CROWD: usize = 32;
+/// Pairs that a crowd may have before a finer table is looked for: few in tests, which would see
+/// none otherwise.
+const CROWD: usize = if cfg!(test) { 6 } else { 32 };
+/// Pairs that share their first bits and still lie in the table one by one: a lookup waits for all
+/// of them at once, and for a crowd twice.
+const APART: usize = 4;
 /// Cuts are multiples of this many bits.
 const STEP: u8 = 4;
 
@@ -133,10 +138,12 @@ struct Entry<B> {
     cell: Cell,
 }
 
-/// The pairs that share their first bits.
+/// What a table holds.
 #[derive(Debug)]
 enum Bucket<B> {
+    /// One of the few pairs that share their first bits.
     One(Entry<B>),
+    /// All pairs that do.
     Many(Crowd<B>),
 }
 
@@ -161,23 +168,15 @@ impl<B> Bucket<B> {
             Self::Many(crowd) => &mut crowd.entries,
         }
     }
-
-    /// Adds an entry: from the second on they are a crowd.
-    fn push(self, entry: Entry<B>) -> Crowd<B> {
-        let mut crowd = match self {
-            Self::Many(crowd) => crowd,
-            Self::One(first) => Crowd {
-                entries: vec![first],
-                limit: CROWD,
-            },
-        };
-        crowd.entries.push(entry);
-        crowd
-    }
 }
 
 impl<B: Bits> Bucket<B> {
-    /// Whether it is that of these addresses.
+    /// Whether that pair is in it.
+    fn has(&self, pair: &Pair<B>) -> bool {
+        self.entries().iter().any(|entry| entry.pair == *pair)
+    }
+
+    /// Whether its pairs share the first bits of these addresses.
     fn is_of(&self, cuts: Cuts, dst: B, src: B) -> bool {
         self.entries().first().is_some_and(|entry| {
             entry.pair.dst.first(cuts.dst) == dst.first(cuts.dst)
@@ -210,73 +209,75 @@ impl<B: Bits> Table<B> {
         }
     }
 
-    /// The bucket of these addresses.
-    fn find(&self, dst: B, src: B) -> Option<&Bucket<B>> {
-        let cuts = self.cuts;
-        self.buckets
-            .find(cuts.hash(dst, src), |bucket| bucket.is_of(cuts, dst, src))
-    }
-
     fn entry_mut(&mut self, pair: &Pair<B>) -> Option<&mut Entry<B>> {
-        let cuts = self.cuts;
-        if !pair.reaches(cuts) {
+        if !pair.reaches(self.cuts) {
             return None;
         }
-        let (dst, src) = (pair.dst, pair.src);
-        let bucket = self
-            .buckets
-            .find_mut(cuts.hash(dst, src), |bucket| bucket.is_of(cuts, dst, src))?;
+        let hash = self.cuts.hash(pair.dst, pair.src);
+        let bucket = self.buckets.find_mut(hash, |bucket| bucket.has(pair))?;
         bucket.entries_mut().iter_mut().find(|e| e.pair == *pair)
     }
 
-    /// Adds an entry; if its bucket is then too large, returns those that finer cuts would
-    /// serve better, taken out again.
+    /// Adds an entry; if its crowd is then too large, returns those that finer cuts would serve
+    /// better, taken out again.
     fn add(&mut self, entry: Entry<B>) -> Option<(Cuts, Vec<Entry<B>>)> {
         self.best = self.best.min(entry.best);
         let cuts = self.cuts;
         let (dst, src) = (entry.pair.dst, entry.pair.src);
-        let found = self.buckets.entry(
-            cuts.hash(dst, src),
-            |bucket| bucket.is_of(cuts, dst, src),
-            |bucket| bucket.hash(cuts),
-        );
-        let (bucket, place) = match found {
-            hash_table::Entry::Vacant(place) => {
-                place.insert(Bucket::One(entry));
-                return None;
+        let hash = cuts.hash(dst, src);
+        let alike = |bucket: &Bucket<B>| bucket.is_of(cuts, dst, src);
+        let rehash = |bucket: &Bucket<B>| bucket.hash(cuts);
+        let crowd = |bucket: &Bucket<B>| matches!(bucket, Bucket::Many(_)) && alike(bucket);
+        if let Some(Bucket::Many(crowd)) = self.buckets.find_mut(hash, crowd) {
+            crowd.entries.push(entry);
+            let crowded = crowd.entries.len() > crowd.limit;
+            let moved = crowded.then(|| crowd.refine(cuts)).flatten();
+            if crowd.entries.is_empty() {
+                self.drop_bucket(hash, |bucket| bucket.entries().is_empty());
             }
-            hash_table::Entry::Occupied(bucket) => bucket.remove(),
-        };
-        let mut crowd = bucket.push(entry);
-        let moved = (crowd.entries.len() > crowd.limit).then(|| crowd.refine(cuts));
-        if !crowd.entries.is_empty() {
-            place.insert(Bucket::Many(crowd));
-        } else if self.buckets.is_empty() {
-            self.best = u32::MAX;
+            return moved;
         }
-        moved.flatten()
+        let apart = self.buckets.iter_hash(hash).filter(|b| alike(b)).count();
+        let bucket = if apart < APART {
+            Bucket::One(entry)
+        } else {
+            let mut entries = vec![entry];
+            while let Ok(bucket) = self.buckets.find_entry(hash, alike) {
+                if let Bucket::One(entry) = bucket.remove().0 {
+                    entries.push(entry);
+                }
+            }
+            Bucket::Many(Crowd {
+                entries,
+                limit: CROWD,
+            })
+        };
+        self.buckets.insert_unique(hash, bucket, rehash);
+        None
     }
 
     /// Takes an entry out, if it is here.
     fn take(&mut self, pair: &Pair<B>) {
-        let cuts = self.cuts;
-        let (dst, src) = (pair.dst, pair.src);
-        let found = self
-            .buckets
-            .find_entry(cuts.hash(dst, src), |bucket| bucket.is_of(cuts, dst, src));
-        let Ok(mut bucket) = found else { return };
-        let emptied = match bucket.get_mut() {
-            Bucket::Many(crowd) => {
+        let hash = self.cuts.hash(pair.dst, pair.src);
+        let emptied = match self.buckets.find_mut(hash, |bucket| bucket.has(pair)) {
+            Some(Bucket::Many(crowd)) => {
                 crowd.entries.retain(|entry| entry.pair != *pair);
                 crowd.entries.is_empty()
             }
-            Bucket::One(entry) => entry.pair == *pair,
+            Some(Bucket::One(_)) => return self.drop_bucket(hash, |bucket| bucket.has(pair)),
+            None => false,
         };
         if emptied {
+            self.drop_bucket(hash, |bucket| bucket.entries().is_empty());
+        }
+    }
+
+    fn drop_bucket(&mut self, hash: u64, is_it: impl FnMut(&Bucket<B>) -> bool) {
+        if let Ok(bucket) = self.buckets.find_entry(hash, is_it) {
             bucket.remove();
-            if self.buckets.is_empty() {
-                self.best = u32::MAX;
-            }
+        }
+        if self.buckets.is_empty() {
+            self.best = u32::MAX;
         }
     }
 }
@@ -398,8 +399,8 @@ impl<B: Bits> Pairs<B> {
             if table.buckets.is_empty() || table.best > best.priority {
                 continue;
             }
-            let bucket = table.find(dst, src);
-            for entry in bucket.map(Bucket::entries).unwrap_or_default() {
+            let buckets = table.buckets.iter_hash(table.cuts.hash(dst, src));
+            for entry in buckets.flat_map(Bucket::entries) {
                 if entry.best <= best.priority && entry.pair.covers(dst, src) {
                     entry.cell.find(find, best);
                 }

@@ -95,3 +95,6 @@ impl Header {
         [SUBTYPE_BASIC, 0, high, low]
     }
 }
+
+#[cfg(test)]
+mod tests;

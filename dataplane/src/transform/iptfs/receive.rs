@@ -91,6 +91,12 @@ impl Receive {
         }
     }
 
+    /// Bytes that wait for others.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.window.held_bytes() + self.assembly.packet.len()
+    }
+
     /// When [`Receive::handle_timeout`] has something to do.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<BootNanos> {

@@ -58,6 +58,13 @@ impl Window {
         }
     }
 
+    /// Bytes that wait.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        let payloads = self.slots.iter().flat_map(|slot| &slot.payload);
+        payloads.map(Vec::len).sum()
+    }
+
     /// When [`Window::expire`] has something to do.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<BootNanos> {
