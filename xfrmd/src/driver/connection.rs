@@ -524,7 +524,7 @@ impl Daemon {
             // Taking policies away does not fail.
             let _ = self.emulator.set_socket_policy(now, id, socket, 0, 0, None);
         }
-        self.end_encap(connection.id);
+        self.end_shown(connection.id);
         for entered in &connection.entered {
             let Some(instance) = self.instances.get(&entered.id) else {
                 continue;

@@ -35,6 +35,8 @@ use crate::attach::{BYPASS, EncapSocket, HostRoutes, MARK_MASK};
 
 /// Packets between two looks at anything else.
 const BATCH: usize = 64;
+/// Descriptors in front of those of the wire in [`Road::wait`].
+const BEFORE_SOURCES: usize = 3;
 /// `IPPROTO_RAW`.
 const IPPROTO_RAW: u8 = 255;
 /// Sockets for marks that SAs set.
@@ -138,6 +140,7 @@ impl PacketThread {
             wire: Outbox::default(),
             host: Outbox::default(),
             ident: 0,
+            ready: Vec::new(),
         };
         let handle = std::thread::Builder::new()
             .name("packets".into())
@@ -255,7 +258,9 @@ struct Outbox {
 }
 
 impl Outbox {
-    /// Takes the packet; the buffer holds leftovers of another one then.
+    /// Takes the packet; the buffer holds leftovers of another one then, or itself.
+    ///
+    /// Buffers change hands, but for those that would not take every packet.
     fn push(&mut self, packet: &mut PacketBuf, to: Departure) {
         if self.used == self.packets.len() {
             self.packets.push(PacketBuf::with_capacity(MAX_PACKET));
@@ -264,9 +269,14 @@ impl Outbox {
         if let (Some(slot), Some(slot_to)) =
             (self.packets.get_mut(self.used), self.to.get_mut(self.used))
         {
-            std::mem::swap(slot, packet);
-            *slot_to = to;
-            self.used += 1;
+            let takes_all = packet.room() >= slot.room();
+            if takes_all {
+                std::mem::swap(slot, packet);
+            }
+            if takes_all || slot.fill(packet) {
+                *slot_to = to;
+                self.used += 1;
+            }
         }
     }
 
@@ -304,6 +314,8 @@ struct Road {
     wire: Outbox,
     host: Outbox,
     ident: u16,
+    /// What is readable, in the order of [`Road::wait`].
+    ready: Vec<bool>,
 }
 
 impl Road {
@@ -314,23 +326,27 @@ impl Road {
         }
         loop {
             self.wait();
-            if !self.obey() {
+            let [wake, routes, tun, ..] = *self.ready else {
+                continue;
+            };
+            if wake && !self.obey() {
                 return;
             }
-            let routes = &self.sockets.routes;
-            routes.expire(clock::boot());
-            if self.has_news() {
-                routes.forget();
+            self.sockets.routes.expire(clock::boot());
+            if routes {
+                self.sockets.routes.forget();
             }
-            self.learn();
-            self.take_from_host();
+            if tun || self.tun.has_pieces() {
+                self.take_from_host();
+            }
             self.take_from_wire();
+            self.learn();
             self.flush();
         }
     }
 
     /// Waits for packets, commands or news.
-    fn wait(&self) {
+    fn wait(&mut self) {
         let timeout = match self.sockets.routes.poll_timeout() {
             _ if self.tun.has_pieces() => PollTimeout::ZERO,
             None => PollTimeout::NONE,
@@ -340,22 +356,27 @@ impl Road {
                 PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
             }
         };
-        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut fds = vec![
-            readable(self.wake.as_fd()),
-            readable(self.sockets.routes.fd()),
-            readable(self.tun.fd()),
-        ];
-        fds.extend(self.sockets.protocols.iter().map(|raw| readable(raw.fd())));
-        fds.extend(self.sockets.udp.iter().map(|udp| readable(udp.fd())));
-        fds.extend(self.sockets.too_big.iter().map(|raw| readable(raw.fd())));
+        let Sockets {
+            protocols,
+            udp,
+            too_big,
+            routes,
+            ..
+        } = &self.sockets;
+        let mut fds: Vec<_> = [self.wake.as_fd(), routes.fd(), self.tun.fd()]
+            .into_iter()
+            .chain(protocols.iter().map(Raw::fd))
+            .chain(udp.iter().map(UdpEncap::fd))
+            .chain(too_big.iter().map(Raw::fd))
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        // An error, such as one that a router sent, is read like a packet.
         let _ = poll(&mut fds, timeout);
-    }
-
-    /// Whether routes have changed.
-    fn has_news(&self) -> bool {
-        let mut fds = [PollFd::new(self.sockets.routes.fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        self.ready.clear();
+        self.ready.extend(
+            fds.iter()
+                .map(|fd| fd.revents().is_some_and(|found| !found.is_empty())),
+        );
     }
 
     /// Does what the control thread wants; false when that is to stop.
@@ -472,7 +493,9 @@ impl Road {
 
     /// What routers say of packets of SAs.
     fn learn(&mut self) {
-        for socket in &mut self.sockets.too_big {
+        let ready = self.ready.iter().rev();
+        let sockets = self.sockets.too_big.iter_mut().rev().zip(ready);
+        for (socket, _) in sockets.filter(|(_, ready)| **ready) {
             let Ok(count @ 1..) = socket.receive(&mut self.batch) else {
                 continue;
             };
@@ -495,7 +518,8 @@ impl Road {
         } = &mut self.sockets;
         let sources = protocols.iter_mut().map(|it| it as &mut dyn PacketIo);
         let sources = sources.chain(udp.iter_mut().map(|it| it as &mut dyn PacketIo));
-        for source in sources {
+        let ready = self.ready.iter().skip(BEFORE_SOURCES);
+        for (source, _) in sources.zip(ready).filter(|(_, ready)| **ready) {
             let count = match source.receive(&mut self.batch) {
                 Ok(0) => continue,
                 Ok(count) => count,
