@@ -63,25 +63,29 @@ impl Question {
             Direction::Out => "out",
             Direction::In => "in",
         };
-        let mut question = json!({
+        let (Some(source), Some(destination)) = (&self.source, &self.destination) else {
+            return Ok(json!({
+                "direction": direction,
+                "packet": self.packet,
+                "mark": self.mark,
+                "if_id": self.if_id,
+            }));
+        };
+        let (source, source_port) = end(source)?;
+        let (destination, destination_port) = end(destination)?;
+        if source.is_ipv4() != destination.is_ipv4() {
+            bail!("{source} and {destination} are not of one family");
+        }
+        Ok(json!({
             "direction": direction,
-            "packet": self.packet,
+            "source": source.to_string(),
+            "destination": destination.to_string(),
+            "source_port": source_port,
+            "destination_port": destination_port,
+            "protocol": protocol(&self.protocol)?,
             "mark": self.mark,
             "if_id": self.if_id,
-        });
-        if let (Some(source), Some(destination)) = (&self.source, &self.destination) {
-            let (source, source_port) = end(source)?;
-            let (destination, destination_port) = end(destination)?;
-            if source.is_ipv4() != destination.is_ipv4() {
-                bail!("{source} and {destination} are not of one family");
-            }
-            question["source"] = source.to_string().into();
-            question["destination"] = destination.to_string().into();
-            question["source_port"] = source_port.into();
-            question["destination_port"] = destination_port.into();
-            question["protocol"] = protocol(&self.protocol)?.into();
-        }
-        Ok(question)
+        }))
     }
 }
 
@@ -172,7 +176,7 @@ fn template_lines(template: &Value) -> String {
         template["reqid"],
     );
     for sa in list(&template["candidates"]) {
-        let taken = sa["spi"] == template["sa"]["spi"];
+        let taken = sa.get("spi") == template.pointer("/sa/spi");
         let why = match (sa["misfit"].as_str(), taken) {
             (Some(misfit), _) => misfit,
             (None, true) => "chosen",

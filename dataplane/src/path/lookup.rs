@@ -24,10 +24,6 @@ pub(super) type Policies = [Option<PolicyId>; 2];
 
 /// What a lookup comes to.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "bundles are remembered without an allocation"
-)]
 pub(super) enum Decision {
     /// The packet goes as it is.
     Plain,
@@ -83,8 +79,11 @@ pub(super) struct Lookup<'a> {
     /// Whether a packet may be held (`XFRM_LOOKUP_QUEUE`).
     pub(super) may_hold: bool,
     /// Who is told what there is for each template; then nothing is counted or asked for.
-    pub(super) witness: Option<&'a dyn Fn(&Wanted<'_>, Choice)>,
+    pub(super) witness: Option<&'a OnTemplate<'a>>,
 }
+
+/// Hears what there is for a template.
+pub(super) type OnTemplate<'a> = dyn Fn(&Wanted<'_>, Choice) + 'a;
 
 impl Lookup<'_> {
     /// Decides what happens to a packet (`xfrm_lookup_with_ifid`). Counters of what is
