@@ -24,10 +24,6 @@ pub(super) type Policies = [Option<PolicyId>; 2];
 
 /// What a lookup comes to.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "bundles are remembered without an allocation"
-)]
 pub(super) enum Decision {
     /// The packet goes as it is.
     Plain,
@@ -74,6 +70,9 @@ pub(super) enum Asked {
     Templates,
 }
 
+/// Sees what an SA is wanted for, and what there is.
+pub(super) type Onlooker<'a> = dyn Fn(&Wanted<'_>, Choice) + 'a;
+
 /// One lookup.
 pub(super) struct Lookup<'a> {
     pub(super) netns: &'a Netns,
@@ -83,7 +82,7 @@ pub(super) struct Lookup<'a> {
     /// Whether a packet may be held (`XFRM_LOOKUP_QUEUE`).
     pub(super) may_hold: bool,
     /// Who is told what there is for each template; then nothing is counted or asked for.
-    pub(super) witness: Option<&'a dyn Fn(&Wanted<'_>, Choice)>,
+    pub(super) witness: Option<&'a Onlooker<'a>>,
 }
 
 impl Lookup<'_> {
