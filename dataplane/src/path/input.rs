@@ -51,7 +51,6 @@ pub(super) enum Arrival {
 
 impl Worker {
     /// Takes a packet through its SAs.
-    #[expect(clippy::too_many_arguments, reason = "a packet and what comes with it")]
     pub(super) fn open<W: Witness>(
         &mut self,
         netns: &Netns,
