@@ -33,6 +33,7 @@ pub(crate) mod host;
 mod instance;
 pub(crate) mod listener;
 mod namespace;
+mod outbox;
 mod packets;
 mod privilege;
 pub(crate) mod program;
