@@ -247,6 +247,35 @@ fn seal_ring(key: &LessSafeKey, sequence: u64, packet: &mut [u8]) {
     }
 }
 
+const IV_BYTES: usize = 16;
+const HEADER_BYTES: usize = 8;
+
+/// The bare ciphers on one packet, ICV included.
+pub(crate) fn bare_cbc_hmac<D>(packet_bytes: usize, icv_bytes: usize) -> Result<impl FnMut()>
+where
+    D: EagerHash,
+    Hmac<D>: Clone + Mac + KeyInit,
+{
+    let aes = Aes128::new(&[3; 16].into());
+    let hmac = <Hmac<D> as KeyInit>::new_from_slice(&[4; 32])?;
+    let mut bare = vec![0; packet_bytes];
+    Ok(move || {
+        let (sealed, icv) = bare.split_at_mut(packet_bytes - icv_bytes);
+        if let Some((iv, body)) = sealed
+            .get_mut(HEADER_BYTES..)
+            .and_then(|rest| rest.split_first_chunk_mut::<IV_BYTES>())
+        {
+            let (blocks, _) = aes::cipher::Array::slice_as_chunks_mut(body);
+            cbc::Encryptor::inner_iv_init(&aes, &(*iv).into()).encrypt_blocks(blocks);
+        }
+        let mut hmac = hmac.clone();
+        hmac.update(sealed);
+        let full = hmac.finalize().into_bytes();
+        icv.iter_mut().zip(full).for_each(|(i, f)| *i = f);
+        black_box(&bare);
+    })
+}
+
 /// AES-128-CBC and HMAC, one packet and `at_once` packets a call.
 fn cbc_hmac<D>(
     name: &str,
@@ -259,8 +288,6 @@ where
     D: EagerHash,
     Hmac<D>: Clone + Mac + KeyInit,
 {
-    const IV_BYTES: usize = 16;
-    const HEADER_BYTES: usize = 8;
     let (key, auth_key) = ([3; 16], [4; 32]);
     let ours = EspTransform::authenc(
         (CipherAlgorithm::AesCbc, &key),
@@ -274,9 +301,7 @@ where
     let packet_bytes = HEADER_BYTES + IV_BYTES + body_bytes + icv_bytes;
     let mut packets = vec![vec![0; packet_bytes]; at_once];
     let mut sequence = 0;
-    let aes = Aes128::new(&key.into());
-    let hmac = <Hmac<D> as KeyInit>::new_from_slice(&auth_key)?;
-    let mut bare = vec![0; packet_bytes];
+    let bare = bare_cbc_hmac::<D>(packet_bytes, icv_bytes)?;
     let mut candidates: Vec<Candidate<'_>> = vec![
         (
             "ours",
@@ -299,24 +324,7 @@ where
                 black_box(&batch);
             }),
         ),
-        (
-            "bare",
-            Box::new(|| {
-                let (sealed, icv) = bare.split_at_mut(packet_bytes - icv_bytes);
-                if let Some((iv, body)) = sealed
-                    .get_mut(HEADER_BYTES..)
-                    .and_then(|rest| rest.split_first_chunk_mut::<IV_BYTES>())
-                {
-                    let (blocks, _) = aes::cipher::Array::slice_as_chunks_mut(body);
-                    cbc::Encryptor::inner_iv_init(&aes, &(*iv).into()).encrypt_blocks(blocks);
-                }
-                let mut hmac = hmac.clone();
-                hmac.update(sealed);
-                let full = hmac.finalize().into_bytes();
-                icv.iter_mut().zip(full).for_each(|(i, f)| *i = f);
-                black_box(&bare);
-            }),
-        ),
+        ("bare", Box::new(bare)),
     ];
     let limit = match (at_once, body_bytes) {
         // The IV is one block more to encrypt, and a short packet has four.

@@ -21,7 +21,7 @@ use xfrm_proto::uapi::{Address, LifetimeCfg, Selector, UserPolicyInfo, UserSaInf
 use crate::crypto::{Candidate, SIZES, compare, figure};
 use crate::figure::{Figure, Target};
 use crate::messages::{self, Shape, scramble};
-use crate::stopwatch::{cpu_time, median, time};
+use crate::stopwatch::{cpu_time, median};
 
 const LOCAL: Address = Address::v4(192, 0, 2, 1);
 const REMOTE: Address = Address::v4(192, 0, 2, 2);
@@ -268,7 +268,7 @@ fn cached() -> Result<Figure> {
 
 /// Mixed prefixes, a third of them with ports.
 fn mixed(number: u32) -> Selector {
-    let ports = number % 3 == 0;
+    let ports = number.is_multiple_of(3);
     Selector {
         dport: u16::try_from(number & 0xffff).unwrap_or(0).into(),
         dport_mask: if ports { 0xffff } else { 0 }.into(),
@@ -329,22 +329,23 @@ fn lookups() -> Result<[Figure; 2]> {
 fn two_workers(name: &str, tunnels_apart: u8) -> Result<Figure> {
     const PACKETS: u32 = 100_000;
     let netns = tunnels(tunnels_apart, |sa| sa.aead = Some(blob(GCM_128)))?;
+    // CPU time, because other processes may want the second core.
     let run = |number: u8| {
         let mut worker = worker(u32::from(number));
         let inner = packet(number % tunnels_apart, 1_420);
         let mut buffer = PacketBuf::with_capacity(9_100);
-        for _ in 0..PACKETS {
-            send(&mut worker, &netns, &mut buffer, &inner);
-        }
+        cpu_time(|| {
+            for _ in 0..PACKETS {
+                send(&mut worker, &netns, &mut buffer, &inner);
+            }
+        })
     };
     let (mut alone, mut together) = (Vec::new(), Vec::new());
     for _ in 0..7 {
-        alone.push(time(|| run(0)));
-        together.push(time(|| {
-            std::thread::scope(|scope| {
-                scope.spawn(|| run(0));
-                scope.spawn(|| run(1));
-            });
+        alone.push(run(0));
+        together.push(std::thread::scope(|scope| {
+            let other = scope.spawn(|| run(1));
+            run(0).max(other.join().unwrap_or(f64::NAN))
         }));
     }
     let per_packet = |total: f64, packets: u32| total / f64::from(packets);
@@ -378,6 +379,43 @@ pub(crate) fn packets(args: &[String]) -> Result<bool> {
     Ok(true)
 }
 
+/// CBC and HMAC through the whole way: alone, or eight packets of a flow in hand.
+fn cbc_hmac(bytes: usize, at_once: usize) -> Result<Figure> {
+    let netns = tunnels(1, |sa| {
+        sa.crypt = Some(blob(("cbc(aes)", 16, 0)));
+        sa.auth_trunc = Some(blob(("hmac(sha256)", 32, 128)));
+    })?;
+    let inner = packet(0, bytes);
+    let mut worker = worker(0);
+    let mut buffers = vec![PacketBuf::with_capacity(9_100); at_once];
+    // ESP header and IV, payload in whole blocks with its trailer, ICV.
+    let packet_bytes = 8 + 16 + (bytes + 2).next_multiple_of(16) + 16;
+    let mut bare = crate::crypto::bare_cbc_hmac::<sha2::Sha256>(packet_bytes, 16)?;
+    let mut candidates: Vec<Candidate<'_>> = vec![
+        (
+            "ours",
+            Box::new(|| {
+                for buffer in &mut buffers {
+                    buffer.fill(&inner);
+                }
+                let mut sink = |packet: &mut PacketBuf, _: &_| {
+                    black_box(&**packet);
+                };
+                let mut done = |verdict| assert_eq!(verdict, Verdict::Sent(1));
+                let (out, routes) = (&mut buffers, &OneRoute);
+                worker.output_batch(&netns, NOW, out, &META, routes, &mut sink, &mut done);
+            }),
+        ),
+        (
+            "bare, one by one",
+            Box::new(|| (0..at_once).for_each(|_| bare())),
+        ),
+    ];
+    let name = format!("path: AES-CBC + SHA-256 out {bytes} B, {at_once} in hand");
+    let limit = if at_once < 8 { 1.15 } else { 0.65 };
+    figure(name, &mut candidates, bytes * at_once, limit)
+}
+
 pub(crate) fn run() -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     let aeads = [
@@ -393,6 +431,9 @@ pub(crate) fn run() -> Result<Vec<Figure>> {
         for bytes in SIZES {
             figures.push(aead(name, algorithm, bare, bytes)?);
         }
+    }
+    for at_once in [1, 8] {
+        figures.push(cbc_hmac(1_420, at_once)?);
     }
     figures.push(cached()?);
     figures.extend(lookups()?);

@@ -17,6 +17,12 @@ macro_rules! counters {
             /// All counters, in the order of `/proc/net/xfrm_stat`.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
+            /// The name in `/proc/net/xfrm_stat`.
+            #[must_use]
+            pub fn name(self) -> String {
+                format!("Xfrm{}", self.short_name())
+            }
+
             /// The name without its `Xfrm` prefix.
             const fn short_name(self) -> &'static str {
                 match self { $(Self::$name => stringify!($name),)* }
@@ -142,6 +148,6 @@ impl Mib {
         Counter::ALL
             .iter()
             .filter(move |counter| counter.since() <= release)
-            .map(|&counter| (format!("Xfrm{}", counter.short_name()), self.value(counter)))
+            .map(|&counter| (counter.name(), self.value(counter)))
     }
 }

@@ -15,11 +15,14 @@ use dataplane::crypto::{AeadAlgorithm, AuthAlgorithm, CipherAlgorithm, EspTransf
 use dataplane::drop_reason::DropReason;
 use dataplane::netns::Limits;
 use dataplane::packet::{Family, PacketBuf, ip4};
-use dataplane::path::{Departure, OutputMeta, PathInfo, RouteQuery, Routes, Verdict, Worker};
+use dataplane::path::{
+    Departure, Destination, Host, InputMeta, OutputMeta, Owner, PathInfo, Received, RouteQuery,
+    Routes, Verdict, Worker,
+};
 use dataplane::profile::V7_2;
 use dataplane::sad::construct::SaRequest;
 use dataplane::sad::sa::IptfsConfig;
-use dataplane::spd::{Policy, Templates};
+use dataplane::spd::{Flow, Policy, Templates};
 use dataplane::time::BootNanos;
 use dataplane::transform::ah::{Ah, AhParams};
 use dataplane::transform::esp::Esp;
@@ -223,7 +226,21 @@ impl Routes for OneRoute {
     }
 }
 
-/// The whole way out: policy, SA, counters, transform, fragments.
+impl Host for OneRoute {
+    fn destination(&self, _family: u16, address: Address) -> Option<Destination> {
+        Some(Destination {
+            is_local: address == Address::v4(192, 0, 2, 2),
+            ifindex: 1,
+        })
+    }
+
+    fn owner(&self, _flow: &Flow) -> Option<Owner> {
+        None
+    }
+}
+
+/// The whole way out: policy, SA, counters, transform, fragments. And the whole way in again:
+/// fragments, SA, window, transform, sec path, policy.
 #[test]
 fn a_worker_allocates_nothing() {
     let (local, remote) = (Address::v4(192, 0, 2, 1), Address::v4(192, 0, 2, 2));
@@ -279,8 +296,14 @@ fn a_worker_allocates_nothing() {
         dir: XFRM_POLICY_OUT,
         ..UserPolicyInfo::default()
     };
-    let policy = Policy::new(&info, XFRM_POLICY_TYPE_MAIN, Templates::new([template]));
-    netns.spd.insert(policy, true, now).unwrap();
+    template.aalgos = u32::MAX;
+    template.ealgos = u32::MAX;
+    template.calgos = u32::MAX;
+    for dir in [XFRM_POLICY_OUT, XFRM_POLICY_FWD] {
+        let info = UserPolicyInfo { dir, ..info };
+        let policy = Policy::new(&info, XFRM_POLICY_TYPE_MAIN, Templates::new([template]));
+        netns.spd.insert(policy, true, now).unwrap();
+    }
 
     let meta = OutputMeta {
         mark: 0,
@@ -295,6 +318,7 @@ fn a_worker_allocates_nothing() {
     };
     let mut worker = Worker::new(0, Box::new(SeededEntropy::new(2)));
     let mut buffer = PacketBuf::with_capacity(2048);
+    let mut arriving = PacketBuf::with_capacity(2048);
     let mut inner = vec![
         0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 1, 0, 1, 10, 1, 0, 2,
     ];
@@ -306,9 +330,18 @@ fn a_worker_allocates_nothing() {
             ip4::finish(&mut inner).unwrap();
             buffer.fill(&inner);
             let mut pieces = 0;
-            let mut sink = |_: &mut PacketBuf, _: &Departure| pieces += 1;
+            let mut sink = |packet: &mut PacketBuf, _: &Departure| {
+                pieces += 1;
+                arriving.fill(packet);
+            };
             let verdict = worker.output(&netns, now, &mut buffer, &meta, &OneRoute, &mut sink);
             assert_eq!(verdict, Verdict::Sent(pieces));
+            if pieces == 1 {
+                let mut meta = InputMeta::default();
+                let received = worker.receive(&netns, now, &mut arriving, &mut meta, &OneRoute);
+                assert_eq!(received, Received::Forward);
+                assert_eq!(*arriving, *inner);
+            }
         };
         round(1);
         let before = ALLOCATIONS.get();

@@ -31,7 +31,7 @@ use zerocopy::IntoBytes;
 
 /// Millions where they are fast.
 const PACKETS: u64 = if cfg!(debug_assertions) {
-    300_000
+    100_000
 } else {
     2_000_000
 };
@@ -259,17 +259,17 @@ struct Wire {
 impl Wire {
     fn carry(&mut self, dice: &mut SeededEntropy, step: u64, number: u64, bytes: Vec<u8>) {
         let roll = dice.u32();
-        if roll % 50 == 0 {
+        if roll.is_multiple_of(50) {
             self.lost += 1;
             return;
         }
         let delay = |dice: &mut SeededEntropy| u64::from(dice.u32()) % MOST_DELAY as u64;
-        if roll % 31 == 0 {
+        if roll.is_multiple_of(31) {
             self.repeated += 1;
             let at = step + delay(dice);
             self.under_way.push((at, number, bytes.clone()));
         }
-        let at = if roll % 3 == 0 {
+        let at = if roll.is_multiple_of(3) {
             step + delay(dice)
         } else {
             step
@@ -322,7 +322,7 @@ fn nothing_is_lost_and_nothing_comes_twice() {
     let end = PACKETS / 2;
     for step in 0..end + MOST_DELAY as u64 {
         let now = at(step);
-        if step % REKEY == 0 {
+        if step.is_multiple_of(REKEY) {
             rekey(now, &mut left, &mut right, spi);
             rekey(now, &mut right, &mut left, spi + 1);
             spi += 2;

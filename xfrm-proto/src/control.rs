@@ -289,6 +289,11 @@ pub enum Request {
         /// The port id.
         port: u32,
     },
+    /// What would become of a packet: the question as JSON in the payload, the answer likewise.
+    Explain {
+        /// `SO_NETNS_COOKIE`.
+        netns: u64,
+    },
 }
 
 const CAP_ACK: u32 = 1;
@@ -331,6 +336,7 @@ impl Request {
             Self::Prove { socket } => header(10, &socket, [0; 3]),
             Self::Show { socket, encap } => header(11, &socket, [encap.into(), 0, 0]),
             Self::Stat => header(9, &Socket::default(), [0; 3]),
+            Self::Explain { netns } => header(13, &in_netns(netns), [0; 3]),
             Self::Speaker { port } => header(12, &Socket::default(), [port, 0, 0]),
         }
     }
@@ -399,6 +405,7 @@ impl Request {
                 encap: a != 0,
             },
             12 => Self::Speaker { port: a },
+            13 => Self::Explain { netns },
             _ => return None,
         };
         Some((request, payload))
@@ -587,6 +594,7 @@ mod tests {
             },
             Request::Stat,
             Request::Speaker { port: 9 },
+            Request::Explain { netns: 7 },
         ];
         for request in requests {
             let mut frame = request.encode().to_vec();

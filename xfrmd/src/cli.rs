@@ -22,6 +22,7 @@ use crate::driver::listener::{self, Removed};
 use crate::driver::program;
 use crate::driver::signals::Signals;
 use crate::driver::{Daemon, Owner, Settings};
+use crate::explain::{self, Question};
 
 /// Linux's XFRM (IPsec) subsystem as a userspace daemon.
 #[derive(Parser)]
@@ -48,6 +49,18 @@ enum Action {
     },
     /// Prints what a shell must set to use a running daemon: eval "$(xfrmd env)".
     Env {
+        #[command(flatten)]
+        socket: SocketOption,
+    },
+    /// Tells what would become of a packet, and why: policies, templates, SAs, verdict, counter.
+    ///
+    /// Nothing is sent and nothing changes. Of the network namespace that it is called in.
+    Explain {
+        #[command(flatten)]
+        question: Question,
+        /// As JSON.
+        #[arg(short, long)]
+        json: bool,
         #[command(flatten)]
         socket: SocketOption,
     },
@@ -142,6 +155,11 @@ pub(crate) fn main() -> ExitCode {
         Some(Action::Run { tables, command }) => log("warn").and_then(|()| run(&tables, command)),
         Some(Action::Env { socket }) => environment(&socket),
         Some(Action::Stat { json, socket }) => statistics(&socket, json),
+        Some(Action::Explain {
+            question,
+            json,
+            socket,
+        }) => explained(&socket, &question, json),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xfrmd: {error:#}");
@@ -291,10 +309,20 @@ fn quoted(text: &str) -> String {
 
 fn statistics(socket: &SocketOption, json: bool) -> Result<ExitCode> {
     let statistics = with_daemon(socket, client::statistics)?;
+    print(&statistics, json, plain)
+}
+
+fn explained(socket: &SocketOption, question: &Question, json: bool) -> Result<ExitCode> {
+    let question = question.as_json()?;
+    let answer = with_daemon(socket, |address| client::explain(address, &question))?;
+    print(&answer, json, explain::plain)
+}
+
+fn print(answer: &Value, json: bool, plain: fn(&Value) -> String) -> Result<ExitCode> {
     let text = if json {
-        format!("{statistics:#}\n")
+        format!("{answer:#}\n")
     } else {
-        plain(&statistics)
+        plain(answer)
     };
     std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)

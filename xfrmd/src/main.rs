@@ -3,6 +3,7 @@
 mod attach;
 mod cli;
 mod driver;
+mod explain;
 
 use std::process::ExitCode;
 

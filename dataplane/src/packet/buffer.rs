@@ -61,6 +61,12 @@ impl PacketBuf {
             .is_some()
     }
 
+    /// Bytes that there are for a packet and all around it.
+    #[must_use]
+    pub const fn room(&self) -> usize {
+        self.storage.len()
+    }
+
     /// Bytes that could still be put in front.
     #[must_use]
     pub const fn headroom(&self) -> usize {

@@ -17,8 +17,8 @@ use crate::netns::Netns;
 use crate::packet::checksum::addresses;
 use crate::packet::{Family, PacketBuf, be16};
 use crate::path::bundle::set_mark;
+use crate::path::receive::InputMeta;
 use crate::path::request::Request;
-use crate::path::sec_path::SecPath;
 use crate::path::witness::Witness;
 use crate::path::worker::Worker;
 use crate::replay::Refusal;
@@ -57,11 +57,10 @@ impl Worker {
         now: Now,
         packet: &mut PacketBuf,
         approach: &Approach,
-        mark: &mut u32,
-        path: &mut SecPath,
+        meta: &mut InputMeta,
         witness: &mut W,
     ) -> Result<Arrival, DropReason> {
-        let looked_up_by = *mark;
+        let looked_up_by = meta.mark;
         let mut inbound = approach.inbound;
         let (mut spi, mut low) = match approach.spi {
             Some(spi) => (spi, 0),
@@ -70,7 +69,7 @@ impl Worker {
         let mut encap = approach.encap;
         let (mut daddr, mut family) = destination(packet).ok_or(DropReason::InHeader)?;
         loop {
-            if path.len() == XFRM_MAX_DEPTH {
+            if meta.path.len() == XFRM_MAX_DEPTH {
                 return Err(DropReason::InDepth);
             }
             let id = netns
@@ -83,9 +82,9 @@ impl Worker {
             if sa.dir != 0 && sa.dir != XFRM_SA_DIR_IN {
                 return Err(DropReason::InDirection);
             }
-            *mark = set_mark(*mark, sa);
+            meta.mark = set_mark(meta.mark, sa);
             let handle = sa.handle(id);
-            path.push(handle).ok_or(DropReason::InDepth)?;
+            meta.path.push(handle).ok_or(DropReason::InDepth)?;
             let arrived = Arrived {
                 sa,
                 handle,

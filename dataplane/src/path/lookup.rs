@@ -79,8 +79,11 @@ pub(super) struct Lookup<'a> {
     /// Whether a packet may be held (`XFRM_LOOKUP_QUEUE`).
     pub(super) may_hold: bool,
     /// Who is told what there is for each template; then nothing is counted or asked for.
-    pub(super) witness: Option<&'a dyn Fn(&Wanted<'_>, Choice)>,
+    pub(super) witness: Option<&'a OnTemplate<'a>>,
 }
+
+/// Hears what there is for a template.
+pub(super) type OnTemplate<'a> = dyn Fn(&Wanted<'_>, Choice) + 'a;
 
 impl Lookup<'_> {
     /// Decides what happens to a packet (`xfrm_lookup_with_ifid`). Counters of what is

@@ -16,7 +16,7 @@
 //!   out for them; `transmit`: their way through the SAs; `flows`: what is remembered of it. [`route`]: what the host is asked.
 //! * [`receive`]: packets that arrive. `input`: through their SAs; `sec_path`: which these were;
 //!   `check`: whether policies want that. [`learn`]: MTUs on the way.
-//! * [`hold`]: packets that wait for SAs. [`aggregate`]: packets that wait in IPTFS SAs.
+//! * [`hold`]: packets that wait for SAs. `aggregate`: packets that wait in IPTFS SAs.
 //! * `notify`: limits and aevents.
 //! * [`explain`]: the same decisions, told instead of done.
 

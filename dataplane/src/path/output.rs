@@ -12,6 +12,7 @@ use crate::path::hold::{Held, HeldPacket, Queue};
 use crate::path::lookup::{Decision, Looked, Lookup};
 use crate::path::request::Request;
 use crate::path::route::Routes;
+use crate::path::transmit::Moment;
 use crate::path::worker::{Tools, Worker};
 use crate::spd::{Flow, SocketKey};
 use crate::time::Now;
@@ -118,6 +119,7 @@ impl Worker {
     /// [`Worker::output`] of a packet that the device left unfinished: up to 64 KiB of TCP or
     /// UDP in one piece, or a checksum to be filled in (`xfrm_output_gso`, `skb_checksum_help`).
     /// A packet that is [`Verdict::Plain`] is left as it is.
+    #[expect(clippy::too_many_arguments, reason = "a packet and what comes with it")]
     pub fn output_offloaded(
         &mut self,
         netns: &Netns,
@@ -146,20 +148,17 @@ impl Worker {
                 };
             }
             looked.mark_used(netns, now);
-            tools.segment(
-                netns,
-                now,
-                packet,
-                offload.segment_bytes,
-                meta,
-                bundle,
-                sink,
-            )
+            let at = Moment { netns, now, meta };
+            tools.segment(at, packet, offload.segment_bytes, bundle, sink)
         })
     }
 
     /// [`Worker::output`] of packets that have come together. Where neighbours are of one flow
     /// they are sealed at once, which makes CBC several times as fast. `done` hears of each.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "packets and what comes with them"
+    )]
     pub fn output_batch(
         &mut self,
         netns: &Netns,
@@ -194,7 +193,8 @@ impl Worker {
                     return 1;
                 };
                 looked.mark_used(netns, now);
-                tools.transform_group(netns, now, group, meta, bundle, sink, done)
+                let at = Moment { netns, now, meta };
+                tools.transform_group(at, group, bundle, sink, done)
             });
             rest = rest.get_mut(dealt..).unwrap_or_default();
         }

@@ -164,15 +164,7 @@ impl Worker {
                 Delivered::Done(received) => return Ok(Step::Done(received)),
             },
         };
-        let arrival = self.open(
-            netns,
-            now,
-            packet,
-            &approach,
-            &mut meta.mark,
-            &mut meta.path,
-            witness,
-        )?;
+        let arrival = self.open(netns, now, packet, &approach, meta, witness)?;
         if let Arrival::Aggfrag(sa, sequence) = arrival {
             if !counts {
                 return Ok(Step::Done(Received::Inner));

@@ -20,6 +20,14 @@ use crate::sad::traffic::Limit;
 use crate::time::Now;
 use crate::transform::{MOST_AT_ONCE, Placed, Route, Sequence};
 
+/// Where and when packets pass, and what came with them.
+#[derive(Clone, Copy)]
+pub(super) struct Moment<'a> {
+    pub(super) netns: &'a Netns,
+    pub(super) now: Now,
+    pub(super) meta: &'a OutputMeta,
+}
+
 impl Tools {
     pub(super) fn transform(
         &mut self,
@@ -65,15 +73,13 @@ impl Tools {
     /// Cuts a large packet, and takes the pieces through the SAs until one is refused.
     pub(super) fn segment(
         &mut self,
-        netns: &Netns,
-        now: Now,
+        at: Moment<'_>,
         packet: &PacketBuf,
         segment_bytes: u16,
-        meta: &OutputMeta,
         bundle: &Bundle,
         sink: &mut Sink<'_>,
     ) -> Verdict {
-        let unfit = || drop(netns, DropReason::OutSegments, errno::EINVAL);
+        let unfit = || drop(at.netns, DropReason::OutSegments, errno::EINVAL);
         let Some(mut cutter) = Segmenter::new(packet, segment_bytes) else {
             return unfit();
         };
@@ -102,7 +108,7 @@ impl Tools {
                 Verdict::Queued => {}
                 other => failed = failed.or(Some(other)),
             };
-            self.transform_group(netns, now, group, meta, bundle, sink, &mut done);
+            self.transform_group(at, group, bundle, sink, &mut done);
         }
         self.segments = segments;
         failed.unwrap_or(Verdict::Sent(sent))
@@ -112,21 +118,21 @@ impl Tools {
     /// How many it has dealt with.
     pub(super) fn transform_group(
         &mut self,
-        netns: &Netns,
-        now: Now,
+        at: Moment<'_>,
         packets: &mut [PacketBuf],
-        meta: &OutputMeta,
         bundle: &Bundle,
         sink: &mut Sink<'_>,
         done: &mut dyn FnMut(Verdict),
     ) -> usize {
+        let Moment { netns, now, meta } = at;
         let fits = |packet: &PacketBuf| {
             packet.len() <= bytes(bundle.mtu) || too_big(packet, meta, bundle).is_none()
         };
         let mut steps = bundle.steps();
-        let first = steps.next().filter(|step| !step.aggregates);
-        let (Some(step), None, true) = (first, steps.next(), packets.iter().all(fits)) else {
-            // Several SAs, one that aggregates, or packets that do not fit: one after the other.
+        let alike = packets.len() > 1 && packets.iter().all(fits);
+        let step = steps.next().filter(|step| !step.aggregates);
+        let (Some(step), None, true) = (step, steps.next(), alike) else {
+            // One packet, several SAs, one that aggregates, or packets that do not fit: one after the other.
             for (number, packet) in packets.iter_mut().enumerate() {
                 let verdict = self.transform(netns, now, packet, meta, bundle, sink);
                 done(verdict);

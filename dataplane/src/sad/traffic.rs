@@ -202,13 +202,12 @@ impl Traffic {
         if self.use_time.load(Ordering::Relaxed) == 0 {
             self.use_time.store(now.0, Ordering::Relaxed);
         }
-        let bytes = self.bytes.load(Ordering::Relaxed);
-        let packets = self.packets();
         if self.is_used_up(lft) {
             self.expired.store(true, Ordering::Relaxed);
             return Limit::Hard;
         }
-        let soft = bytes >= lft.soft_byte_limit || packets >= lft.soft_packet_limit;
+        let soft = self.bytes.load(Ordering::Relaxed) >= lft.soft_byte_limit
+            || self.packets() >= lft.soft_packet_limit;
         if soft && !self.is_dying() && !self.dying.swap(true, Ordering::Relaxed) {
             return Limit::Soft;
         }

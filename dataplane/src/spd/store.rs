@@ -14,8 +14,10 @@ use super::policy::Policy;
 /// No slot.
 const NONE: u32 = u32::MAX;
 
-#[derive(Clone, Copy, Debug)]
-struct Neighbours {
+/// A policy lies beside its place in the list, because a request that changes one changes the other.
+#[derive(Debug)]
+struct Slot {
+    policy: Option<Policy>,
     newer: u32,
     older: u32,
 }
@@ -29,8 +31,7 @@ pub struct Walk {
 /// All policies.
 #[derive(Debug)]
 pub(super) struct Store {
-    policies: Vec<Option<Policy>>,
-    neighbours: Vec<Neighbours>,
+    slots: Vec<Slot>,
     free: Vec<u32>,
     newest: u32,
     walks: Vec<Weak<AtomicU32>>,
@@ -39,8 +40,7 @@ pub(super) struct Store {
 impl Default for Store {
     fn default() -> Self {
         Self {
-            policies: Vec::new(),
-            neighbours: Vec::new(),
+            slots: Vec::new(),
             free: Vec::new(),
             newest: NONE,
             walks: Vec::new(),
@@ -50,30 +50,30 @@ impl Default for Store {
 
 impl Store {
     pub(super) fn get(&self, slot: u32) -> Option<&Policy> {
-        self.policies.get(slot as usize)?.as_ref()
+        self.slots.get(slot as usize)?.policy.as_ref()
     }
 
     pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Policy> {
-        self.policies.get_mut(slot as usize)?.as_mut()
+        self.slots.get_mut(slot as usize)?.policy.as_mut()
     }
 
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.policies.len() - self.free.len()
+        self.slots.len() - self.free.len()
     }
 
     /// Adds a policy as the newest.
     pub(super) fn insert(&mut self, policy: Policy) -> u32 {
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.policies.push(None);
-            self.neighbours.push(Neighbours {
+            self.slots.push(Slot {
+                policy: None,
                 newer: NONE,
                 older: NONE,
             });
-            u32::try_from(self.policies.len() - 1).unwrap_or(NONE)
+            u32::try_from(self.slots.len() - 1).unwrap_or(NONE)
         });
-        if let Some(place) = self.policies.get_mut(slot as usize) {
-            *place = Some(policy);
+        if let Some(place) = self.slot_mut(slot) {
+            place.policy = Some(policy);
         }
         self.link(slot);
         slot
@@ -87,7 +87,7 @@ impl Store {
 
     /// Takes a policy out.
     pub(super) fn remove(&mut self, slot: u32) -> Option<Policy> {
-        let policy = self.policies.get_mut(slot as usize)?.take()?;
+        let policy = self.slots.get_mut(slot as usize)?.policy.take()?;
         self.unlink(slot);
         self.free.push(slot);
         Some(policy)
@@ -101,32 +101,29 @@ impl Store {
         *self = Self::default();
     }
 
-    fn neighbours_mut(&mut self, slot: u32) -> Option<&mut Neighbours> {
-        self.neighbours.get_mut(slot as usize)
+    fn slot_mut(&mut self, slot: u32) -> Option<&mut Slot> {
+        self.slots.get_mut(slot as usize)
     }
 
     fn link(&mut self, slot: u32) {
         let second = std::mem::replace(&mut self.newest, slot);
-        if let Some(second) = self.neighbours_mut(second) {
+        if let Some(second) = self.slot_mut(second) {
             second.newer = slot;
         }
-        if let Some(own) = self.neighbours_mut(slot) {
-            *own = Neighbours {
-                newer: NONE,
-                older: second,
-            };
+        if let Some(own) = self.slot_mut(slot) {
+            (own.newer, own.older) = (NONE, second);
         }
     }
 
     fn unlink(&mut self, slot: u32) {
-        let Some(&Neighbours { newer, older }) = self.neighbours.get(slot as usize) else {
+        let Some(&Slot { newer, older, .. }) = self.slots.get(slot as usize) else {
             return;
         };
-        match self.neighbours_mut(newer) {
+        match self.slot_mut(newer) {
             Some(newer) => newer.older = older,
             None => self.newest = older,
         }
-        if let Some(older) = self.neighbours_mut(older) {
+        if let Some(older) = self.slot_mut(older) {
             older.newer = newer;
         }
         if !self.walks.is_empty() {
@@ -158,21 +155,19 @@ impl Store {
     /// Moves a walk past the policy that it stands before.
     pub(super) fn advance(&self, walk: &Walk) {
         let slot = walk.next.load(Ordering::Relaxed);
-        if let Some(neighbours) = self.neighbours.get(slot as usize) {
-            walk.next.store(neighbours.older, Ordering::Relaxed);
+        if let Some(place) = self.slots.get(slot as usize) {
+            walk.next.store(place.older, Ordering::Relaxed);
         }
     }
 
     /// All slots in use, newest first.
     pub(super) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
-        let older = |&slot: &u32| Some(self.neighbours.get(slot as usize)?.older);
+        let older = |&slot: &u32| Some(self.slots.get(slot as usize)?.older);
         std::iter::successors(Some(self.newest), older).take_while(|&slot| slot != NONE)
     }
 
     /// Bytes in use on the heap, templates beyond a policy's first excepted.
     pub(super) fn heap_bytes(&self) -> usize {
-        self.policies.len() * size_of::<Option<Policy>>()
-            + self.neighbours.len() * size_of::<Neighbours>()
-            + self.free.capacity() * size_of::<u32>()
+        self.slots.len() * size_of::<Slot>() + self.free.capacity() * size_of::<u32>()
     }
 }

@@ -46,8 +46,8 @@ pub(crate) use routes::{EncapSocket, HostRoutes};
 const DEVICE: &str = "xfrmd0";
 /// The bits of the packet mark that are ours.
 pub(crate) const MARK_MASK: u32 = 0x3000_0000;
-/// On packets that a policy wants protected.
-const CAPTURED: u32 = 0x1000_0000;
+/// On packets that a policy wants protected, and on sockets that have such a policy.
+pub(crate) const CAPTURED: u32 = 0x1000_0000;
 /// On packets that the engine has given back.
 const RETURNED: u32 = 0x2000_0000;
 /// On packets that policies do not apply to (any more).
@@ -61,11 +61,11 @@ pub(crate) fn missing() -> Option<String> {
         .write(true)
         .open("/dev/net/tun");
     if let Err(error) = device {
-        return Some(what(
-            "/dev/net/tun",
-            &error,
-            "modprobe tun; in a container, --device /dev/net/tun",
-        ));
+        let advice = match error.kind() {
+            io::ErrorKind::PermissionDenied => "as root, or chmod 666 /dev/net/tun",
+            _ => "modprobe tun; in a container, --device /dev/net/tun",
+        };
+        return Some(what("/dev/net/tun", &error, advice));
     }
     if let Err(error) = Raw::open(Family::V4, IPPROTO_ESP, BYPASS) {
         return Some(what(
@@ -115,6 +115,11 @@ impl Attachment {
             self.firewall.forget_host();
         }
         changed
+    }
+
+    /// Notes whether there are sockets whose packets come to us whatever policies there are.
+    pub(crate) fn set_needed(&mut self, is_needed: bool) {
+        self.firewall.set_needed(is_needed);
     }
 
     /// Whether the host should send us packets.

@@ -17,7 +17,7 @@ use super::connection::{Connection, Reply};
 use super::namespace::{self, Home};
 use super::packets::{PacketThread, Sockets};
 use super::{Daemon, clock, host};
-use crate::attach::{Attachment, BYPASS, Change, EncapSocket, MARK_MASK};
+use crate::attach::{Attachment, BYPASS, CAPTURED, Change, EncapSocket, MARK_MASK};
 use xfrm_proto::control::{Answer, Socket};
 
 /// A namespace whose policies are followed.
@@ -33,6 +33,8 @@ pub(super) struct Followed {
     told: bool,
     /// Sockets that take ESP in UDP, their local ports, and the connections that said so.
     encap: Vec<(u64, EncapSocket)>,
+    /// Connections that have shown sockets whose own policies are not to bypass.
+    captured: Vec<u64>,
 }
 
 /// By namespace.
@@ -121,8 +123,10 @@ impl Daemon {
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
             let touched = netns.spd.take_touched();
             let defaults = followed.attachment.set_defaults(netns.spd.defaults());
-            let missing = followed.attachment.is_wanted() && !followed.attachment.is_attached();
-            if touched.is_empty() && !defaults && !missing {
+            let attachment = &mut followed.attachment;
+            attachment.set_needed(!followed.captured.is_empty());
+            let differs = attachment.is_wanted() != attachment.is_attached();
+            if touched.is_empty() && !defaults && !differs {
                 return;
             }
             for index in touched {
@@ -272,11 +276,18 @@ impl Daemon {
         if !is_it {
             return Reply::HangUp;
         }
-        if entered.privileged && self.bypasses(entered.id, &socket) {
+        if entered.privileged
+            && let Some(wanted) = self.mark_of(entered.id, &socket)
+        {
+            if wanted == CAPTURED {
+                let followed = self.following.entry(entered.id).or_default();
+                followed.captured.push(connection.id);
+                self.follow_policies(entered.id);
+            }
             let marked = getsockopt(&fd, sockopt::Mark)
-                .and_then(|mark| setsockopt(&fd, sockopt::Mark, &(mark & !MARK_MASK | BYPASS)));
+                .and_then(|mark| setsockopt(&fd, sockopt::Mark, &(mark & !MARK_MASK | wanted)));
             if let Err(error) = marked {
-                tracing::warn!(%error, "a socket's policy to bypass has no effect on packets");
+                tracing::warn!(%error, "a socket's own policy has no effect on packets");
             }
         }
         if encap {
@@ -296,23 +307,37 @@ impl Daemon {
         Reply::Answer(Answer::default())
     }
 
-    /// Whether a socket has a policy that lets what it sends pass as it is.
-    fn bypasses(&self, id: NetnsId, socket: &Socket) -> bool {
-        let Some(netns) = self.emulator.netns(id) else {
-            return false;
-        };
+    /// The mark that a socket's own policy for what it sends comes to, if it has one.
+    ///
+    /// What is to be protected comes to us, but the engine does not learn whose it is: it is
+    /// dropped unless another policy is for it.
+    fn mark_of(&self, id: NetnsId, socket: &Socket) -> Option<u32> {
+        let netns = self.emulator.netns(id)?;
         let key = SocketKey(socket.cookie);
-        netns.spd.socket_bypasses(key, XFRM_POLICY_OUT)
+        if netns.spd.socket_bypasses(key, XFRM_POLICY_OUT) {
+            return Some(BYPASS);
+        }
+        let has = netns.spd.has_socket_policy(key, XFRM_POLICY_OUT);
+        has.then_some(CAPTURED)
     }
 
     /// Forgets what only a connection needed.
-    pub(super) fn end_encap(&mut self, connection: u64) {
-        for followed in self.following.values_mut() {
+    pub(super) fn end_shown(&mut self, connection: u64) {
+        let mut changed = Vec::new();
+        for (&id, followed) in &mut self.following {
             let before = followed.encap.len();
             followed.encap.retain(|&(owner, _)| owner != connection);
             if followed.encap.len() != before {
                 followed.tell_ports();
             }
+            let before = followed.captured.len();
+            followed.captured.retain(|&owner| owner != connection);
+            if followed.captured.len() != before {
+                changed.push(id);
+            }
+        }
+        for id in changed {
+            self.follow_policies(id);
         }
     }
 

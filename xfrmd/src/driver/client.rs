@@ -1,21 +1,46 @@
-//! Asking a running daemon, as `xfrmd stat` and `xfrmd env` do.
+//! Asking a running daemon, as `xfrmd stat`, `explain` and `env` do.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket,
 };
 use serde_json::Value;
 use xfrm_proto::control::{Address, Answer, Request, VERSION};
 
+use super::host;
+
 /// The daemon's statistics.
 pub(crate) fn statistics(address: &Address<'_>) -> Result<Value> {
-    let connection = reach(address).with_context(|| {
-        format!(
-            "no daemon at {}: start one with `xfrmd`, or a private one with `xfrmd run -- COMMAND`",
-            String::from_utf8_lossy(address.path)
+    let answer = introduced(address, &Request::Stat, &[]).context("asking the daemon")?;
+    Ok(serde_json::from_slice(&answer)?)
+}
+
+/// What would become of a packet in this process's network namespace.
+pub(crate) fn explain(address: &Address<'_>, question: &Value) -> Result<Value> {
+    let own = host::usersock().and_then(|socket| host::netns_cookie(socket.as_fd()))?;
+    let request = Request::Explain { netns: own };
+    let answer = introduced(address, &request, question.to_string().as_bytes());
+    let answer = answer.map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT) => anyhow!("nobody has configured anything in this network namespace"),
+        Some(libc::EINVAL) => anyhow!("that is not an IP packet"),
+        _ => anyhow::Error::new(error).context("asking the daemon"),
+    })?;
+    Ok(serde_json::from_slice(&answer)?)
+}
+
+/// Asks one thing on a connection of its own.
+fn introduced(address: &Address<'_>, request: &Request, payload: &[u8]) -> io::Result<Vec<u8>> {
+    let connection = reach(address).map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!(
+                "no daemon at {}: start one with `xfrmd`, or a private one with \
+                 `xfrmd run -- COMMAND`: {error}",
+                String::from_utf8_lossy(address.path)
+            ),
         )
     })?;
     let token = address.secret.map_or([0; 16], |secret| secret.token);
@@ -23,10 +48,8 @@ pub(crate) fn statistics(address: &Address<'_>) -> Result<Value> {
         version: VERSION,
         token,
     };
-    let asked = ask(&connection, &hello).and_then(|_| ask(&connection, &Request::Stat));
-    Ok(serde_json::from_slice(
-        &asked.context("asking the daemon")?,
-    )?)
+    ask(&connection, &hello, &[])?;
+    ask(&connection, request, payload)
 }
 
 fn reach(address: &Address<'_>) -> io::Result<OwnedFd> {
@@ -50,12 +73,9 @@ fn reach(address: &Address<'_>) -> io::Result<OwnedFd> {
     Err(last)
 }
 
-fn ask(connection: &OwnedFd, request: &Request) -> io::Result<Vec<u8>> {
-    send(
-        connection.as_raw_fd(),
-        &request.encode(),
-        MsgFlags::MSG_NOSIGNAL,
-    )?;
+fn ask(connection: &OwnedFd, request: &Request, payload: &[u8]) -> io::Result<Vec<u8>> {
+    let frame = [&request.encode(), payload].concat();
+    send(connection.as_raw_fd(), &frame, MsgFlags::MSG_NOSIGNAL)?;
     let mut buffer = vec![0; 1 << 20];
     let len = recv(connection.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
     let frame = buffer.get(..len).unwrap_or_default();

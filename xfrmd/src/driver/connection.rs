@@ -303,6 +303,7 @@ impl Daemon {
             }
             Request::Show { socket, encap } => self.show(connection, socket, encap, fds),
             Request::Stat => Reply::Content(self.statistics().to_string().into_bytes()),
+            Request::Explain { netns } => self.explain(connection, netns, payload),
             Request::Speaker { port } => match self.speaks_from(port) {
                 true => Reply::Answer(Answer::default()),
                 false => Reply::error(libc::ENOENT),
@@ -523,7 +524,7 @@ impl Daemon {
             // Taking policies away does not fail.
             let _ = self.emulator.set_socket_policy(now, id, socket, 0, 0, None);
         }
-        self.end_encap(connection.id);
+        self.end_shown(connection.id);
         for entered in &connection.entered {
             let Some(instance) = self.instances.get(&entered.id) else {
                 continue;

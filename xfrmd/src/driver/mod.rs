@@ -17,7 +17,8 @@
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
 //! * [`command`], [`program`], [`bypass`]: `xfrmd run`.
-//! * [`client`]: `xfrmd stat` and `xfrmd env`.
+//! * [`explain`]: what would become of a packet.
+//! * [`client`]: `xfrmd stat`, `explain` and `env`.
 
 mod attaching;
 mod bypass;
@@ -26,11 +27,13 @@ mod clock;
 pub(crate) mod command;
 mod connection;
 mod entry;
+mod explain;
 mod files;
 pub(crate) mod host;
 mod instance;
 pub(crate) mod listener;
 mod namespace;
+mod outbox;
 mod packets;
 mod privilege;
 pub(crate) mod program;

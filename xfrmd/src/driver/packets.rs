@@ -31,10 +31,13 @@ use xfrm_proto::uapi::Address;
 use xfrmd::emulator::NetnsId;
 
 use super::clock::{self, HostEntropy};
+use super::outbox::Outbox;
 use crate::attach::{BYPASS, EncapSocket, HostRoutes, MARK_MASK};
 
 /// Packets between two looks at anything else.
 const BATCH: usize = 64;
+/// Descriptors in front of those of the wire in [`Road::wait`].
+const BEFORE_SOURCES: usize = 3;
 /// `IPPROTO_RAW`.
 const IPPROTO_RAW: u8 = 255;
 /// Sockets for marks that SAs set.
@@ -138,6 +141,7 @@ impl PacketThread {
             wire: Outbox::default(),
             host: Outbox::default(),
             ident: 0,
+            ready: Vec::new(),
         };
         let handle = std::thread::Builder::new()
             .name("packets".into())
@@ -246,50 +250,6 @@ impl Sockets {
     }
 }
 
-/// Packets to be sent together.
-#[derive(Default)]
-struct Outbox {
-    packets: Vec<PacketBuf>,
-    to: Vec<Departure>,
-    used: usize,
-}
-
-impl Outbox {
-    /// Takes the packet; the buffer holds leftovers of another one then.
-    fn push(&mut self, packet: &mut PacketBuf, to: Departure) {
-        if self.used == self.packets.len() {
-            self.packets.push(PacketBuf::with_capacity(MAX_PACKET));
-            self.to.push(to);
-        }
-        if let (Some(slot), Some(slot_to)) =
-            (self.packets.get_mut(self.used), self.to.get_mut(self.used))
-        {
-            std::mem::swap(slot, packet);
-            *slot_to = to;
-            self.used += 1;
-        }
-    }
-
-    /// Empties it: runs of packets that go the same way.
-    fn drain(&mut self, mut send: impl FnMut(Departure, &[PacketBuf])) {
-        let used = std::mem::take(&mut self.used);
-        let packets = self.packets.get(..used).unwrap_or_default();
-        let mut rest = packets;
-        for run in self
-            .to
-            .get(..used)
-            .unwrap_or_default()
-            .chunk_by(|a, b| a == b)
-        {
-            let (these, others) = rest.split_at(run.len());
-            rest = others;
-            if let Some(to) = run.first() {
-                send(*to, these);
-            }
-        }
-    }
-}
-
 /// The thread's own.
 struct Road {
     id: NetnsId,
@@ -304,6 +264,8 @@ struct Road {
     wire: Outbox,
     host: Outbox,
     ident: u16,
+    /// What is readable, in the order of [`Road::wait`].
+    ready: Vec<bool>,
 }
 
 impl Road {
@@ -314,23 +276,27 @@ impl Road {
         }
         loop {
             self.wait();
-            if !self.obey() {
+            let [wake, routes, tun, ..] = *self.ready else {
+                continue;
+            };
+            if wake && !self.obey() {
                 return;
             }
-            let routes = &self.sockets.routes;
-            routes.expire(clock::boot());
-            if self.has_news() {
-                routes.forget();
+            self.sockets.routes.expire(clock::boot());
+            if routes {
+                self.sockets.routes.forget();
             }
-            self.learn();
-            self.take_from_host();
+            if tun || self.tun.has_pieces() {
+                self.take_from_host();
+            }
             self.take_from_wire();
+            self.learn();
             self.flush();
         }
     }
 
     /// Waits for packets, commands or news.
-    fn wait(&self) {
+    fn wait(&mut self) {
         let timeout = match self.sockets.routes.poll_timeout() {
             _ if self.tun.has_pieces() => PollTimeout::ZERO,
             None => PollTimeout::NONE,
@@ -340,22 +306,27 @@ impl Road {
                 PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
             }
         };
-        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut fds = vec![
-            readable(self.wake.as_fd()),
-            readable(self.sockets.routes.fd()),
-            readable(self.tun.fd()),
-        ];
-        fds.extend(self.sockets.protocols.iter().map(|raw| readable(raw.fd())));
-        fds.extend(self.sockets.udp.iter().map(|udp| readable(udp.fd())));
-        fds.extend(self.sockets.too_big.iter().map(|raw| readable(raw.fd())));
+        let Sockets {
+            protocols,
+            udp,
+            too_big,
+            routes,
+            ..
+        } = &self.sockets;
+        let mut fds: Vec<_> = [self.wake.as_fd(), routes.fd(), self.tun.fd()]
+            .into_iter()
+            .chain(protocols.iter().map(Raw::fd))
+            .chain(udp.iter().map(UdpEncap::fd))
+            .chain(too_big.iter().map(Raw::fd))
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        // An error, such as one that a router sent, is read like a packet.
         let _ = poll(&mut fds, timeout);
-    }
-
-    /// Whether routes have changed.
-    fn has_news(&self) -> bool {
-        let mut fds = [PollFd::new(self.sockets.routes.fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        self.ready.clear();
+        self.ready.extend(
+            fds.iter()
+                .map(|fd| fd.revents().is_some_and(|found| !found.is_empty())),
+        );
     }
 
     /// Does what the control thread wants; false when that is to stop.
@@ -472,7 +443,9 @@ impl Road {
 
     /// What routers say of packets of SAs.
     fn learn(&mut self) {
-        for socket in &mut self.sockets.too_big {
+        let ready = self.ready.iter().rev();
+        let sockets = self.sockets.too_big.iter_mut().rev().zip(ready);
+        for (socket, _) in sockets.filter(|(_, ready)| **ready) {
             let Ok(count @ 1..) = socket.receive(&mut self.batch) else {
                 continue;
             };
@@ -495,7 +468,8 @@ impl Road {
         } = &mut self.sockets;
         let sources = protocols.iter_mut().map(|it| it as &mut dyn PacketIo);
         let sources = sources.chain(udp.iter_mut().map(|it| it as &mut dyn PacketIo));
-        for source in sources {
+        let ready = self.ready.iter().skip(BEFORE_SOURCES);
+        for (source, _) in sources.zip(ready).filter(|(_, ready)| **ready) {
             let count = match source.receive(&mut self.batch) {
                 Ok(0) => continue,
                 Ok(count) => count,

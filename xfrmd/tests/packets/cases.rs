@@ -16,6 +16,10 @@ pub(crate) static CASES: &[(&str, fn())] = &[
     ("a_gateway_forwards_and_tells_the_mtu", gateway),
     ("ah_and_ipcomp", ah_and_ipcomp),
     ("esp_in_udp_beside_a_key_manager", udp_encap),
+    (
+        "a_socket_that_wants_protection_sends_nothing_in_clear",
+        socket_policy,
+    ),
     ("the_first_packet_acquires_and_waits", acquire),
     ("only_selected_ports_are_protected", selected_ports),
     ("unprotected_packets_are_dropped_and_counted", unprotected),
@@ -65,8 +69,9 @@ impl Pair {
             )
         };
         let both = format!("{}; {}", sa(a, b, 0x100), sa(b, a, 0x200));
-        self.xa.sh(&both);
+        // B first: what waits at A leaves as soon as A has SAs.
         self.xb.sh(&both);
+        self.xa.sh(&both);
     }
 
     /// Policies for both directions at both ends. `plain` are the selectors, `outer` the tunnel's
@@ -366,6 +371,26 @@ fn udp_encap() {
     }
 }
 
+fn socket_policy() {
+    let mut pair = Pair::new();
+    let me = std::env::current_exe().unwrap();
+    let wire = Wire::listen(&pair.a, "v0");
+    let rules = |pair: &Pair| pair.a.sh("ip rule");
+    let before = rules(&pair);
+    pair.xa.sh(&format!(
+        "{} protected-sender {B} > /dev/null",
+        me.display()
+    ));
+    assert!(!protocols(&wire.stop()).contains(&17));
+    for _ in 0..100 {
+        if rules(&pair) == before {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("nobody has such a socket any more");
+}
+
 fn acquire() {
     let mut pair = Pair::new();
     pair.xa.sh("echo 0 > /proc/sys/net/core/xfrm_larval_drop");
@@ -393,7 +418,6 @@ fn acquire() {
         "{}",
         heard()
     );
-    pair.xb.sh("true");
     pair.sas("transport", A, B);
     let mut got = [0; 100];
     // Each look takes place after twice as long.

@@ -44,6 +44,10 @@ fn main() -> ExitCode {
             net::manage_keys(&arguments.next().unwrap());
             return ExitCode::SUCCESS;
         }
+        Some("protected-sender") => {
+            net::send_protected(&arguments.next().unwrap());
+            return ExitCode::SUCCESS;
+        }
         _ => {}
     }
     let arguments = Arguments::from_args();

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use xfrm_proto::consts::*;
-use xfrm_proto::uapi::UserPolicyInfo;
+use xfrm_proto::uapi::{UserPolicyInfo, UserTmpl};
 use zerocopy::IntoBytes;
 
 /// Of this program, started again: a namespace for as long as its standard input is open.
@@ -23,37 +23,73 @@ pub(crate) fn hold_namespace() {
     let _ = std::io::stdin().lines().count();
 }
 
+const IP_XFRM_POLICY: i32 = 17;
+
+/// A policy for all of a socket's packets.
+fn socket_policy(dir: u8) -> UserPolicyInfo {
+    let mut policy = UserPolicyInfo {
+        dir,
+        ..UserPolicyInfo::default()
+    };
+    policy.sel.family = AF_INET;
+    policy
+}
+
+fn set(socket: &UdpSocket, level: i32, name: i32, value: &[u8]) {
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            value.as_ptr().cast(),
+            value.len() as u32,
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Of this program, started again: sends from a socket whose own policy wants ESP.
+pub(crate) fn send_protected(to: &str) {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let mut template = UserTmpl {
+        family: AF_INET,
+        aalgos: u32::MAX,
+        ealgos: u32::MAX,
+        calgos: u32::MAX,
+        ..UserTmpl::default()
+    };
+    template.id.proto = IPPROTO_ESP;
+    let policy = [
+        socket_policy(XFRM_POLICY_OUT).as_bytes(),
+        template.as_bytes(),
+    ]
+    .concat();
+    set(&socket, libc::IPPROTO_IP, IP_XFRM_POLICY, &policy);
+    for _ in 0..3 {
+        // It may fail or be lost, but not go.
+        let _ = socket.send_to(b"nothing", (to, 9));
+    }
+}
+
 /// Of this program, started again: what an IKE daemon does with its socket. All that it gets is
 /// written to a file, until that is `QUIT`.
 pub(crate) fn manage_keys(log: &str) {
-    const IP_XFRM_POLICY: i32 = 17;
     const UDP_ENCAP: i32 = 100;
     const ESPINUDP: i32 = 2;
     let socket = UdpSocket::bind("0.0.0.0:4500").unwrap();
     socket
         .set_read_timeout(Some(Duration::from_secs(60)))
         .unwrap();
-    let set = |level: i32, name: i32, value: &[u8]| {
-        let result = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                level,
-                name,
-                value.as_ptr().cast(),
-                value.len() as u32,
-            )
-        };
-        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-    };
     for dir in [XFRM_POLICY_IN, XFRM_POLICY_OUT] {
-        let mut bypass = UserPolicyInfo {
-            dir,
-            ..UserPolicyInfo::default()
-        };
-        bypass.sel.family = AF_INET;
-        set(libc::IPPROTO_IP, IP_XFRM_POLICY, bypass.as_bytes());
+        let bypass = socket_policy(dir);
+        set(&socket, libc::IPPROTO_IP, IP_XFRM_POLICY, bypass.as_bytes());
     }
-    set(libc::IPPROTO_UDP, UDP_ENCAP, &ESPINUDP.to_ne_bytes());
+    set(
+        &socket,
+        libc::IPPROTO_UDP,
+        UDP_ENCAP,
+        &ESPINUDP.to_ne_bytes(),
+    );
     let mut file = File::create(log).unwrap();
     file.write_all(b"ready\n").unwrap();
     let mut buffer = [0; 2000];

@@ -41,6 +41,7 @@ pub(crate) static CASES: &[Case] = &[
         bypassing_programs,
     ),
     ("stat_and_env", Need::Nothing, stat_and_env),
+    ("explained_packets", Need::Ip, explained_packets),
     ("readiness_and_sigterm", Need::Root, readiness_and_sigterm),
     (
         "a_killed_daemon_refuses_at_once_and_comes_back",
@@ -331,6 +332,43 @@ fn stat_and_env() {
     assert!(plain.contains("as Linux 6.12"), "{plain}");
     let nobody = outcome(xfrmd().args(["stat", "--socket", "/nowhere"]));
     assert_eq!(nobody.status.code(), Some(1));
+}
+
+fn explained_packets() {
+    let program = xfrmd();
+    let program = program.get_program().to_string_lossy().into_owned();
+    let script = format!(
+        "ip xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out priority 5 \\
+           tmpl src 10.0.0.1 dst 10.0.0.2 proto esp reqid 1 mode tunnel
+         ip xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 proto tcp dport 22 dir out action block
+         {program} explain -j out 10.1.0.5:4000 10.2.0.7:80 tcp; echo ,
+         {program} explain -j out 10.1.0.5:4000 10.2.0.7:22 tcp; echo ,
+         {program} explain out 10.1.0.5 10.2.0.7 >&2
+         {program} stat -j"
+    );
+    let output = outcome(xfrmd().args(["run", "--", "unshare", "-n", "sh", "-c", &script]));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let answers: serde_json::Value = serde_json::from_str(&format!("[{said}]")).unwrap();
+    let [missing, blocked, stat] = &answers.as_array().unwrap()[..] else {
+        panic!("{said}")
+    };
+    assert_eq!(missing["counter"], "XfrmOutNoStates");
+    assert_eq!(
+        missing["policies"][0]["mismatch"],
+        "another destination port"
+    );
+    assert_eq!(missing["policies"][1]["chosen"], true);
+    assert_eq!(missing["templates"][0]["found"], "nothing");
+    assert_eq!(blocked["outcome"]["errno"], 1);
+    assert_eq!(blocked["counter"], "XfrmOutPolBlock");
+    assert_eq!(blocked["policies"][0]["action"], "block");
+    let plain = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        plain.contains("verdict: dropped, there is no SA"),
+        "{plain}"
+    );
+    let counters = stat["namespaces"][0]["counters"].as_object().unwrap();
+    assert!(counters.values().all(|count| count == 0), "{said}");
 }
 
 fn readiness_and_sigterm() {

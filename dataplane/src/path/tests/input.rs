@@ -30,7 +30,7 @@ impl crate::path::Host for Remote {
 }
 
 impl Host {
-    fn receive(&mut self, bytes: &[u8], meta: &mut InputMeta, encap: u16) -> Received {
+    fn meet(&mut self, bytes: &[u8], meta: &mut InputMeta, encap: u16) -> Received {
         let mut packet = PacketBuf::copy_of(bytes);
         let now = self.now();
         let mut cx = Context {
@@ -48,7 +48,7 @@ impl Host {
     }
 
     pub(super) fn take(&mut self, bytes: &[u8]) -> Received {
-        self.receive(bytes, &mut InputMeta::default(), 0)
+        self.meet(bytes, &mut InputMeta::default(), 0)
     }
 
     /// A policy for what comes out of the tunnel.
@@ -288,7 +288,7 @@ fn short_esp_in_udp_vanishes() {
         packet.extend([0, 0, 0, 1, 0, 0, 0, 1]);
         packet.resize(28 + usize::from(bytes), 0);
         ip4::finish(&mut packet).unwrap();
-        let received = host.receive(&packet, &mut InputMeta::default(), UDP_ENCAP_ESPINUDP);
+        let received = host.meet(&packet, &mut InputMeta::default(), UDP_ENCAP_ESPINUDP);
         assert_eq!(received, expected, "{bytes}");
     }
     assert_eq!(host.sa(sa).traffic.lifetime().packets, 0);
@@ -326,7 +326,7 @@ fn a_mapping_is_told_with_every_packet() {
     };
     let told = |host: &mut Host, port, spi, seq| {
         let mut meta = InputMeta::default();
-        let received = host.receive(&from(port, spi, seq), &mut meta, UDP_ENCAP_ESPINUDP);
+        let received = host.meet(&from(port, spi, seq), &mut meta, UDP_ENCAP_ESPINUDP);
         assert_eq!(received, Received::Forward);
         host.events().len()
     };
@@ -441,7 +441,7 @@ proptest! {
             .collect();
         host.accept(&wanted);
         let mut meta = InputMeta { path, ..InputMeta::default() };
-        let received = host.receive(&udp(53, 4), &mut meta, 0);
+        let received = host.meet(&udp(53, 4), &mut meta, 0);
         let expected = if fits(&sas, &templates) {
             Received::Forward
         } else {

@@ -132,7 +132,7 @@ fn tcp(payload: usize) -> Vec<u8> {
     packet.extend([
         0x0f, 0xa0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0,
     ]);
-    packet.extend((0..payload).map(|byte| (byte % 251) as u8));
+    packet.extend((0..payload).map(|byte| u8::try_from(byte % 251).unwrap()));
     ip4::finish(&mut packet).unwrap();
     packet
 }
