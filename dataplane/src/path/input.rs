@@ -74,7 +74,7 @@ impl Worker {
             }
             let id = netns
                 .sad
-                .lookup(looked_up_by, daddr, spi, inbound.protocol, family);
+                .lookup(looked_up_by, daddr, spi, protocol_of_sa(&inbound), family);
             let id = id.ok_or(DropReason::InNoStates)?;
             let sa = netns.sad.get(id).ok_or(DropReason::InNoStates)?;
             let stand_in = witness.meet(sa);
@@ -239,6 +239,16 @@ struct Arrived<'a> {
     /// The low half of its sequence number.
     low: u32,
     encap: u16,
+}
+
+/// The protocol of the SA for what comes next. A hidden tunnel's is that of its own addresses,
+/// whichever packet is inside.
+const fn protocol_of_sa(inbound: &Inbound) -> u8 {
+    match (inbound.protocol, inbound.family) {
+        (IPPROTO_IPIP | IPPROTO_IPV6, Family::V4) => IPPROTO_IPIP,
+        (IPPROTO_IPIP | IPPROTO_IPV6, Family::V6) => IPPROTO_IPV6,
+        (protocol, _) => protocol,
+    }
 }
 
 fn refuse(sa: &Sa, refusal: Refusal) -> DropReason {

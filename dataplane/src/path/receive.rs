@@ -199,7 +199,7 @@ impl Worker {
             // QUIRK: ip_in_ip_counts_as_ipsec: with IPCOMP loaded, a tunnel that nobody set up.
             IPPROTO_IPIP | IPPROTO_IPV6 => {
                 let source = source(packet).ok_or(DropReason::InHeader)?;
-                let spi = netns.sad.tunnel_spi(inbound.protocol, source);
+                let spi = netns.sad.tunnel_spi(inbound.family, source);
                 Some(spi.ok_or(DropReason::InHeaderShort)?)
             }
             _ => return Ok(None),

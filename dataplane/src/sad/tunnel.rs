@@ -18,6 +18,7 @@ use xfrm_proto::uapi::{Address, XfrmId};
 use super::sa::mark_key;
 use super::{Sa, SaId, Sad};
 use crate::netns::Context;
+use crate::packet::Family;
 
 /// A hidden tunnel SA, also after somebody has expired it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,10 +69,10 @@ impl Tunnels {
 impl Sad {
     /// The SPI that packets of plain IP in IP have (`xfrm_tunnel_rcv`, `xfrm6_tunnel_rcv`);
     /// `None` for an IPv6 source that no hidden tunnel is for.
-    pub(crate) fn tunnel_spi(&self, proto: u8, source: Address) -> Option<u32> {
-        match proto {
-            IPPROTO_IPV6 => self.tunnels.spis.get(&source).map(|(spi, _)| *spi),
-            _ => Some(source.v4_bits()),
+    pub(crate) fn tunnel_spi(&self, outer: Family, source: Address) -> Option<u32> {
+        match outer {
+            Family::V6 => self.tunnels.spis.get(&source).map(|(spi, _)| *spi),
+            Family::V4 => Some(source.v4_bits()),
         }
     }
 

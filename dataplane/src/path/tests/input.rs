@@ -383,6 +383,37 @@ fn fragments_of_different_ways_are_not_mixed() {
 }
 
 #[test]
+fn ip_in_ip_counts_as_ipsec() {
+    let mut host = Host::new();
+    let plain = |proto: u8, inner: &[u8]| {
+        let mut packet = udp(53, 0);
+        packet.truncate(20);
+        packet[9] = proto;
+        packet[12..20].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
+        packet.extend(inner);
+        ip4::finish(&mut packet).unwrap();
+        packet
+    };
+    let unknown = Received::Dropped(DropReason::InNoStates);
+    let (four, six) = (
+        plain(IPPROTO_IPIP, &udp(53, 4)),
+        plain(IPPROTO_IPV6, &udp6(4)),
+    );
+    assert_eq!(host.take(&four), unknown);
+    assert_eq!(host.take(&six), unknown);
+    // An IPComp tunnel brings an SA for what it did not compress, and that is a tunnel.
+    host.add_sa(9, |request| {
+        request.aead = None;
+        request.comp = Some(blob("deflate", &[], 0));
+        request.info.id.proto = IPPROTO_COMP;
+        request.info.flags = XFRM_STATE_AF_UNSPEC;
+    });
+    let through = Received::Dropped(DropReason::InNoPolicy);
+    assert_eq!(host.take(&four), through);
+    assert_eq!(host.take(&six), through);
+}
+
+#[test]
 fn larval_and_expired_sas_take_nothing() {
     let mut host = Host::new();
     let id = host.add_sa(1, |request| {
