@@ -41,17 +41,21 @@ struct Counting;
 thread_local! {
     /// Of this thread: the test harness has a life of its own.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    /// Bytes on the heap.
+    static HELD: Cell<usize> = const { Cell::new(0) };
 }
 
 // SAFETY: everything is the system allocator's; a counter beside it changes nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        HELD.set(HELD.get().wrapping_add(layout.size()));
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.set(HELD.get().wrapping_sub(layout.size()));
         // SAFETY: the caller's promise is passed on.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -239,28 +243,22 @@ impl Host for OneRoute {
     }
 }
 
-/// The whole way out: policy, SA, counters, transform, fragments. And the whole way in again:
-/// fragments, SA, window, transform, sec path, policy.
-#[test]
-fn a_worker_allocates_nothing() {
-    let (local, remote) = (Address::v4(192, 0, 2, 1), Address::v4(192, 0, 2, 2));
-    let endless = LifetimeCfg {
-        soft_byte_limit: XFRM_INF,
-        hard_byte_limit: XFRM_INF,
-        soft_packet_limit: XFRM_INF,
-        hard_packet_limit: XFRM_INF,
-        ..LifetimeCfg::default()
-    };
-    let mut netns = Netns::new(&V7_2, Limits::default());
-    let now = Now::default();
+/// An SA of AES-128-GCM from 192.0.2.1 to 192.0.2.2.
+fn tunnel(spi: u32) -> SaRequest<'static> {
     let mut name = [0; NAME_BYTES];
     name[..17].copy_from_slice(b"rfc4106(gcm(aes))");
     let mut request = SaRequest {
         info: UserSaInfo {
-            lft: endless,
+            lft: LifetimeCfg {
+                soft_byte_limit: XFRM_INF,
+                hard_byte_limit: XFRM_INF,
+                soft_packet_limit: XFRM_INF,
+                hard_packet_limit: XFRM_INF,
+                ..LifetimeCfg::default()
+            },
             family: AF_INET,
             mode: XFRM_MODE_TUNNEL,
-            saddr: local,
+            saddr: Address::v4(192, 0, 2, 1),
             ..UserSaInfo::default()
         },
         aead: Some(AlgoBlob {
@@ -271,12 +269,51 @@ fn a_worker_allocates_nothing() {
         }),
         ..SaRequest::default()
     };
-    request.info.id.daddr = remote;
-    request.info.id.spi = 1.into();
+    request.info.id.daddr = Address::v4(192, 0, 2, 2);
+    request.info.id.spi = spi.into();
     request.info.id.proto = IPPROTO_ESP;
+    request
+}
+
+/// An SA takes at most 1.5 KiB, once packets have passed it, indices included.
+#[test]
+fn an_sa_in_use_is_small() {
+    // Tables double: this many fill them as a million would.
+    const SAS: u32 = 125_000;
+    const MOST_BYTES: usize = 1536;
+    let before = HELD.get();
+    let mut netns = Netns::new(&V7_2, Limits::default());
+    let mut entropy = SeededEntropy::new(1);
+    for spi in 1..=SAS {
+        let cx = Context {
+            now: Now::default(),
+            entropy: &mut entropy,
+            acqseq: &mut 0,
+        };
+        let sa = netns
+            .sad
+            .construct(&cx, &netns.sysctls, tunnel(spi))
+            .unwrap();
+        netns.sad.add(sa, Now::default()).unwrap();
+    }
+    for (_, sa) in netns.sad.iter() {
+        assert!(sa.transform(&V7_2, &mut entropy).is_some());
+    }
+    let each = HELD.get().wrapping_sub(before) / SAS as usize;
+    println!("{each} bytes an SA");
+    assert!(each <= MOST_BYTES, "{each} bytes an SA");
+}
+
+/// The whole way out: policy, SA, counters, transform, fragments. And the whole way in again:
+/// fragments, SA, window, transform, sec path, policy.
+#[test]
+fn a_worker_allocates_nothing() {
+    let mut netns = Netns::new(&V7_2, Limits::default());
+    let now = Now::default();
+    let request = tunnel(1);
     let mut template = UserTmpl {
         family: AF_INET,
-        saddr: local,
+        saddr: request.info.saddr,
         mode: XFRM_MODE_TUNNEL,
         ..UserTmpl::default()
     };

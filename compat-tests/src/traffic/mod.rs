@@ -4,9 +4,9 @@
 //! transcript says after each step what came out, which counters moved, which SAs changed and
 //! what key managers were told. Scenarios are [`Scenario`]s like all others, named `traffic/...`.
 //!
-//! * [`craft`]: the SAs, policies and packets they are made of;
-//! * [`road`]: the steps, and what the transcript says of each;
-//! * [`describe`]: packets as text.
+//! * `craft`: the SAs, policies and packets they are made of;
+//! * `road`: the steps, and what the transcript says of each;
+//! * `describe`: packets as text.
 
 mod acquire;
 mod check;

@@ -1,7 +1,7 @@
 //! What packets change of an SA.
 //!
 //! Packets pass under a shared borrow of the namespace, so everything here is
-//! atomic, and on cache lines of its own. What Linux changes under `x->lock` is
+//! atomic. What Linux changes under `x->lock` is
 //! changed field by field: one worker sees exactly Linux's order, several on
 //! the same SA may together pass a limit by as many packets as there are workers.
 //!
@@ -16,29 +16,32 @@ use crate::time::{BootNanos, WallSecs};
 use crate::transform::Sequence;
 
 /// Counters of one SA.
-#[repr(align(64))]
+///
+/// What each packet writes comes first and fills a cache line of [`super::Sa`], which begins with
+/// another one of what is only read.
+#[repr(C)]
 #[derive(Debug, Default)]
 pub struct Traffic {
+    /// The number sent last.
+    numbers: Numbers,
     bytes: AtomicU64,
     /// Packets beside those that have been numbered since `origin`.
     packets: AtomicU64,
     origin: u64,
-    add_time: u64,
-    use_time: AtomicU64,
     last_used: AtomicU64,
-    /// The release notes the last use.
-    pub(super) notes_last_use: bool,
-    /// The number sent last.
-    numbers: Numbers,
+    use_time: AtomicU64,
+    add_time: u64,
+    /// Port and second of the last MAPPING where these are limited (`x->new_mapping`), 0 before it.
+    mapping: AtomicU64,
     replay_window: AtomicU32,
     replay: AtomicU32,
     integrity_failed: AtomicU32,
-    /// Port and second of the last MAPPING where these are limited (`x->new_mapping`), 0 before it.
-    mapping: AtomicU64,
     /// A soft limit has been told (`x->km.dying`).
     dying: AtomicBool,
     /// A hard limit in bytes or packets is reached (`XFRM_STATE_EXPIRED`).
     expired: AtomicBool,
+    /// The release notes the last use.
+    pub(super) notes_last_use: bool,
 }
 
 /// What a packet finds an SA's limits to be.

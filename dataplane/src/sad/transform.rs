@@ -29,7 +29,7 @@ const DEFLATE_THRESHOLD_BYTES: usize = 90;
 #[derive(Debug)]
 pub(super) struct Engine {
     transform: Transform,
-    iptfs: Option<Iptfs>,
+    iptfs: Option<Box<Iptfs>>,
 }
 
 impl Sa {
@@ -58,7 +58,9 @@ impl Sa {
             self.encap(),
         );
         let config = self.options().iptfs.as_ref();
-        let iptfs = config.and_then(|config| Iptfs::new(&transform, config, self.flags));
+        let iptfs = config
+            .and_then(|config| Iptfs::new(&transform, config, self.flags))
+            .map(Box::new);
         // Another worker may have been faster: then that one's counts.
         let engine = self
             .engine
@@ -68,7 +70,7 @@ impl Sa {
 
     /// Its queue and its window, of an IPTFS SA that has a transform.
     pub(crate) fn iptfs(&self) -> Option<&Iptfs> {
-        self.engine.get()?.iptfs.as_ref()
+        self.engine.get()?.iptfs.as_deref()
     }
 
     /// Takes over what UPDSA changed. Keys stay, and with them what makes IVs.
