@@ -16,6 +16,8 @@ mod iptfs;
 mod limits;
 mod outcome;
 mod receive;
+mod receive_encap;
+mod receive_headers;
 mod replay;
 mod road;
 mod select;
@@ -31,6 +33,8 @@ const AREAS: &[&[Scenario]] = &[
     limits::SCENARIOS,
     replay::SCENARIOS,
     receive::SCENARIOS,
+    receive_encap::SCENARIOS,
+    receive_headers::SCENARIOS,
     check::SCENARIOS,
     size::SCENARIOS,
     iptfs::SCENARIOS,

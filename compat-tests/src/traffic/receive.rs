@@ -1,16 +1,13 @@
 //! Protected packets that arrive, and every way in which that can end.
 
 use xfrm_proto::consts::*;
-use xfrm_proto::uapi::*;
-use zerocopy::IntoBytes;
 
 use super::craft::*;
 use super::road::Road;
 use crate::scenario::build::alloc;
 use crate::scenario::{Sa, Scenario};
 use crate::session::Session;
-use crate::subject::UdpSocket;
-use crate::subject::packets::{Link, UdpOptions};
+use crate::subject::packets::Link;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::new("traffic/in_tunnel", tunnel),
@@ -22,26 +19,17 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::new("traffic/in_bad", bad),
     Scenario::new("traffic/in_states", states),
     Scenario::new("traffic/in_direction", direction),
-    Scenario::new("traffic/in_encap_mismatch", encap_mismatch),
-    Scenario::new("traffic/in_nat_mapping", mapping),
-    Scenario::sleeping("traffic/in_nat_mapping_rate", mapping_rate),
     Scenario::new("traffic/in_mode_mismatch", mode_mismatch),
     Scenario::new("traffic/in_nested", nested),
     Scenario::new("traffic/in_depth", depth),
     Scenario::new("traffic/in_ipcomp", comp),
-    Scenario::new("traffic/in_marks", marks),
-    Scenario::new("traffic/in_set_mark", set_mark),
-    Scenario::new("traffic/in_dscp_and_ecn", dscp_and_ecn),
-    Scenario::new("traffic/in_inner_header", inner_header),
-    Scenario::new("traffic/in_wildcard_source", wildcard_source),
-    Scenario::new("traffic/in_fragments", fragments),
 ];
 
-const TUNNEL: u8 = XFRM_MODE_TUNNEL;
-const TRANSPORT: u8 = XFRM_MODE_TRANSPORT;
+pub(super) const TUNNEL: u8 = XFRM_MODE_TUNNEL;
+pub(super) const TRANSPORT: u8 = XFRM_MODE_TRANSPORT;
 
 /// A socket on port 1000, the SA, and a policy that lets its packets in and through.
-fn start(r: &mut Road<'_, '_>, sa: &Sa) {
+pub(super) fn start(r: &mut Road<'_, '_>, sa: &Sa) {
     r.udp(OWN, 1000);
     r.sa("in", sa);
     let template = in_template(sa.info.mode);
@@ -55,7 +43,7 @@ fn start(r: &mut Road<'_, '_>, sa: &Sa) {
     );
 }
 
-fn inner() -> Vec<u8> {
+pub(super) fn inner() -> Vec<u8> {
     Ip::new(PEER, OWN).udp(2000, 1000, b"hello")
 }
 
@@ -348,140 +336,6 @@ fn direction(s: &mut Session<'_>) {
     );
 }
 
-fn natted(port: u16) -> Sa {
-    let encap = EncapTmpl {
-        kind: 2,
-        sport: BeU16::new(port),
-        dport: BeU16::new(4500),
-        ..EncapTmpl::default()
-    };
-    inward(TUNNEL).pod(XFRMA_ENCAP, &encap)
-}
-
-/// The socket of an IKE daemon: encapsulated packets come to it whatever the policies say.
-fn encap_socket(r: &mut Road<'_, '_>) -> UdpSocket {
-    let socket = r.udp_with(UdpOptions {
-        source: Some((ip(OWN), 4500).into()),
-        encap: 2,
-        ..UdpOptions::default()
-    });
-    bypass(r, socket);
-    socket
-}
-
-fn bypass(r: &mut Road<'_, '_>, socket: UdpSocket) {
-    let bypass = policy(XFRM_POLICY_IN, "0.0.0.0/0", "0.0.0.0/0");
-    r.socket_policy(socket, "bypass", Some(bypass.info.as_bytes()));
-}
-
-fn encap_mismatch(s: &mut Session<'_>) {
-    let mut r = Road::new(s);
-    start(&mut r, &natted(4500));
-    let socket = encap_socket(&mut r);
-    r.socket_policy(socket, "no bypass", None);
-    r.inject(
-        "in UDP, refused as such",
-        Link::Outside,
-        &encapsulated(4500, 4500, IN_SPI, 1, &inner()),
-    );
-    bypass(&mut r, socket);
-    r.inject(
-        "in UDP",
-        Link::Outside,
-        &encapsulated(4500, 4500, IN_SPI, 1, &inner()),
-    );
-    r.inject("bare", Link::Outside, &tunnelled(IN_SPI, 2, &inner()));
-    r.sa("without encapsulation", &inward(TUNNEL).spi(0x2002));
-    r.inject(
-        "in UDP",
-        Link::Outside,
-        &encapsulated(4500, 4500, 0x2002, 1, &inner()),
-    );
-    r.inject("bare", Link::Outside, &tunnelled(0x2002, 1, &inner()));
-    r.inject(
-        "keepalive",
-        Link::Outside,
-        &Ip::new(PEER, OWN).udp(4500, 4500, &[0xff]),
-    );
-    r.inject(
-        "IKE",
-        Link::Outside,
-        &Ip::new(PEER, OWN).udp(4500, 4500, &[0, 0, 0, 0, 1, 2, 3, 4, 5]),
-    );
-    r.inject(
-        "short",
-        Link::Outside,
-        &Ip::new(PEER, OWN).udp(4500, 4500, &[0, 0, 0x20, 1, 0, 0, 0]),
-    );
-    r.inject(
-        "just the header",
-        Link::Outside,
-        &Ip::new(PEER, OWN).udp(4500, 4500, &[0, 0, 0x20, 1, 0, 0, 0, 1, 2]),
-    );
-    r.inject(
-        "unknown SPI",
-        Link::Outside,
-        &encapsulated(4500, 4500, 0x9999, 1, &inner()),
-    );
-}
-
-fn mapping(s: &mut Session<'_>) {
-    let mut r = Road::new(s);
-    start(&mut r, &natted(4500));
-    encap_socket(&mut r);
-    r.inject(
-        "usual port",
-        Link::Outside,
-        &encapsulated(4500, 4500, IN_SPI, 1, &inner()),
-    );
-    r.inject(
-        "other port",
-        Link::Outside,
-        &encapsulated(5500, 4500, IN_SPI, 2, &inner()),
-    );
-    r.inject(
-        "other port",
-        Link::Outside,
-        &encapsulated(5500, 4500, IN_SPI, 3, &inner()),
-    );
-    let esp = esp(IN_SPI, 4, IPPROTO_IPIP, &inner());
-    let moved = Ip::new("10.0.0.9", OWN).udp(4500, 4500, &esp);
-    r.inject("other address", Link::Outside, &moved);
-    let mut spoilt = super::craft::esp(IN_SPI, 5, IPPROTO_IPIP, &inner());
-    *spoilt.last_mut().unwrap() ^= 1;
-    let spoilt = Ip::new(PEER, OWN).udp(5500, 4500, &spoilt);
-    r.inject("other port, bad ICV", Link::Outside, &spoilt);
-    r.request("the new port", natted(5500).upd_sa());
-    r.inject(
-        "new port",
-        Link::Outside,
-        &encapsulated(5500, 4500, IN_SPI, 6, &inner()),
-    );
-}
-
-fn mapping_rate(s: &mut Session<'_>) {
-    let mut r = Road::new(s);
-    start(&mut r, &natted(4500).u32(XFRMA_MTIMER_THRESH, 2));
-    encap_socket(&mut r);
-    let from = |r: &mut Road<'_, '_>, port, seq| {
-        r.inject(
-            "packet",
-            Link::Outside,
-            &encapsulated(port, 4500, IN_SPI, seq, &inner()),
-        );
-    };
-    from(&mut r, 5500, 1);
-    from(&mut r, 5500, 2);
-    from(&mut r, 5600, 3);
-    from(&mut r, 5500, 4);
-    r.sleep_until(1500);
-    from(&mut r, 5500, 5);
-    r.sleep_until(4800);
-    from(&mut r, 5500, 6);
-    from(&mut r, 4500, 7);
-    from(&mut r, 5500, 8);
-}
-
 fn mode_mismatch(s: &mut Session<'_>) {
     let mut r = Road::new(s);
     start(&mut r, &inward(TRANSPORT));
@@ -646,180 +500,4 @@ fn comp(s: &mut Session<'_>) {
     r.inject("bare", Link::Outside, &short);
     let other = Ip::new("10.0.0.9", OWN).carry(IPPROTO_IPIP, &short);
     r.inject("bare in another tunnel", Link::Outside, &other);
-}
-
-fn marks(s: &mut Session<'_>) {
-    let mut r = Road::new(s);
-    start(
-        &mut r,
-        &inward(TUNNEL).pod(XFRMA_MARK, &Mark { v: 5, m: 0xf }),
-    );
-    r.inject(
-        "the SA wants a mark",
-        Link::Outside,
-        &tunnelled(IN_SPI, 1, &inner()),
-    );
-    r.sa(
-        "any mark with those bits clear",
-        &inward(TUNNEL)
-            .spi(0x2002)
-            .pod(XFRMA_MARK, &Mark { v: 0, m: 0xf }),
-    );
-    r.inject("no mark", Link::Outside, &tunnelled(0x2002, 1, &inner()));
-}
-
-fn set_mark(s: &mut Session<'_>) {
-    let mut r = Road::new(s);
-    r.udp(OWN, 1000);
-    r.sa(
-        "sets a mark",
-        &inward(TUNNEL)
-            .u32(XFRMA_SET_MARK, 0x15)
-            .u32(XFRMA_SET_MARK_MASK, 0xff),
-    );
-    let marked = policy(XFRM_POLICY_IN, PEER, OWN).pod(XFRMA_MARK, &Mark { v: 0x15, m: 0xff });
-    r.policy("for that mark", &marked.tmpls(&[in_template(TUNNEL)]));
-    r.inject("marked", Link::Outside, &tunnelled(IN_SPI, 1, &inner()));
-    r.sa(
-        "sets another",
-        &inward(TUNNEL).spi(0x2002).u32(XFRMA_SET_MARK, 0x16),
-    );
-    r.inject(
-        "marked otherwise",
-        Link::Outside,
-        &tunnelled(0x2002, 1, &inner()),
-    );
-}
-
-fn dscp_and_ecn(s: &mut Session<'_>) {
-    let mut r = Road::new(s);
-    start(&mut r, &inward(TUNNEL));
-    r.sa(
-        "DECAP_DSCP",
-        &inward(TUNNEL)
-            .spi(0x2002)
-            .info(|info| info.flags = XFRM_STATE_DECAP_DSCP),
-    );
-    r.sa(
-        "NOECN",
-        &inward(TUNNEL)
-            .spi(0x2003)
-            .info(|info| info.flags = XFRM_STATE_NOECN),
-    );
-    for spi in [0x2001, 0x2002, 0x2003] {
-        let pairs = [
-            (0xb8, 0),
-            (0x03, 0x02),
-            (0x03, 0x00),
-            (0xbb, 0x29),
-            (0x01, 0x02),
-        ];
-        for (seq, (outer, inner)) in (1..).zip(pairs) {
-            let inner = Ip::new(REMOTE, HOST).tos(inner).udp(2000, 1000, b"hello");
-            let packet = Ip::new(PEER, OWN)
-                .tos(outer)
-                .carry(IPPROTO_ESP, &esp(spi, seq, IPPROTO_IPIP, &inner));
-            r.inject("packet", Link::Outside, &packet);
-        }
-    }
-}
-
-fn inner_header(s: &mut Session<'_>) {
-    let mut r = Road::new(s);
-    start(&mut r, &inward(TUNNEL));
-    let good = Ip::new(REMOTE, HOST).udp(2000, 1000, b"hello");
-    let change = |at: usize, to: u8| {
-        let mut packet = good.clone();
-        packet[at] = to;
-        packet
-    };
-    r.inject(
-        "version 5",
-        Link::Outside,
-        &tunnelled(IN_SPI, 1, &change(0, 0x55)),
-    );
-    r.inject(
-        "IHL 4",
-        Link::Outside,
-        &tunnelled(IN_SPI, 2, &change(0, 0x44)),
-    );
-    r.inject(
-        "IHL 15",
-        Link::Outside,
-        &tunnelled(IN_SPI, 3, &change(0, 0x4f)),
-    );
-    r.inject(
-        "length too long",
-        Link::Outside,
-        &tunnelled(IN_SPI, 4, &change(3, 200)),
-    );
-    r.inject(
-        "length 0",
-        Link::Outside,
-        &tunnelled(IN_SPI, 5, &change(3, 0)),
-    );
-    r.inject(
-        "checksum",
-        Link::Outside,
-        &tunnelled(IN_SPI, 6, &change(10, 0)),
-    );
-    r.inject(
-        "19 bytes",
-        Link::Outside,
-        &tunnelled(IN_SPI, 7, &good[..19]),
-    );
-    r.inject(
-        "20 bytes",
-        Link::Outside,
-        &tunnelled(IN_SPI, 8, &good[..20]),
-    );
-    let longer = [&good[..], &[0; 8]].concat();
-    r.inject(
-        "bytes behind the end",
-        Link::Outside,
-        &tunnelled(IN_SPI, 9, &longer),
-    );
-    r.inject("good", Link::Outside, &tunnelled(IN_SPI, 10, &good));
-}
-
-fn wildcard_source(s: &mut Session<'_>) {
-    let mut r = Road::new(s);
-    start(&mut r, &sa("0.0.0.0", OWN, IN_SPI, TUNNEL, 2));
-    r.inject("any source", Link::Outside, &tunnelled(IN_SPI, 1, &inner()));
-}
-
-fn fragments(s: &mut Session<'_>) {
-    let mut r = Road::new(s);
-    start(&mut r, &inward(TUNNEL));
-    let esp = esp(
-        IN_SPI,
-        1,
-        IPPROTO_IPIP,
-        &Ip::new(PEER, OWN).udp(2000, 1000, &data(100)),
-    );
-    let outer = Ip::new(PEER, OWN);
-    r.inject(
-        "second half",
-        Link::Outside,
-        &outer.fragment(8).carry(IPPROTO_ESP, &esp[64..]),
-    );
-    r.inject(
-        "first half",
-        Link::Outside,
-        &outer.fragment(0x2000).carry(IPPROTO_ESP, &esp[..64]),
-    );
-    r.note("inner fragments are forwarded as they are");
-    let ip = Ip::new(REMOTE, HOST);
-    let whole = ip.udp(2000, 1000, &data(100));
-    let first = ip.fragment(0x2000).carry(IPPROTO_UDP, &whole[20..84]);
-    let last = ip.fragment(8).carry(IPPROTO_UDP, &whole[84..]);
-    r.inject("first", Link::Outside, &tunnelled(IN_SPI, 2, &first));
-    r.inject("last", Link::Outside, &tunnelled(IN_SPI, 3, &last));
-    r.note("inner fragments for the router are put together");
-    let ip = Ip::new(PEER, OWN).ident(1);
-    let whole = ip.udp(2000, 1000, &data(100));
-    let first = ip.fragment(0x2000).carry(IPPROTO_UDP, &whole[20..84]);
-    let last = ip.fragment(8).carry(IPPROTO_UDP, &whole[84..]);
-    r.inject("first", Link::Outside, &tunnelled(IN_SPI, 4, &first));
-    r.inject("last", Link::Outside, &tunnelled(IN_SPI, 5, &last));
 }

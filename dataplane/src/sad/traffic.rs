@@ -1,9 +1,9 @@
 //! What packets change of an SA.
 //!
 //! Packets pass under a shared borrow of the namespace, so everything here is
-//! atomic. What Linux changes under `x->lock` is
-//! changed field by field: one worker sees exactly Linux's order, several on
-//! the same SA may together pass a limit by as many packets as there are workers.
+//! atomic. What Linux changes under `x->lock` is changed field by field: one worker
+//! sees exactly Linux's order, several on the same SA may together pass a limit by as
+//! many packets as there are workers.
 //!
 //! Source: `net/xfrm/xfrm_state.c xfrm_state_check_expire`, `struct xfrm_state`.
 
