@@ -6,7 +6,8 @@
 //! that call. The answer is EPROTONOSUPPORT, as from a kernel without XFRM, and a line on standard
 //! error says why. All other calls pass; that they do, the host's kernel knows without the filter.
 //!
-//! When we are gone the call fails with ENOSYS. Where filters are forbidden, or where an instance
+//! When we are gone the call fails with ENOSYS. Calls of programs for another architecture (32-bit
+//! ones) are not looked at. Where filters are forbidden, or where an instance
 //! around ours catches such calls already, the command runs without a filter of ours.
 
 use std::collections::BTreeSet;
@@ -21,6 +22,20 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use super::host;
 
 const NETLINK_XFRM: u32 = 6;
+/// `AUDIT_ARCH_*` of this program: numbers of system calls mean something else elsewhere.
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURE: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const ARCHITECTURE: u32 = 0xc000_00b7;
+#[cfg(target_arch = "riscv64")]
+const ARCHITECTURE: u32 = 0xc000_00f3;
+/// None: the filter lets everything pass.
+#[cfg(not(any(
+    target_arch = "x86_64",
+    target_arch = "aarch64",
+    target_arch = "riscv64"
+)))]
+const ARCHITECTURE: u32 = 0;
 /// Of a socket's type, without its flags.
 const TYPE_MASK: u64 = 0xf;
 const RAW: u64 = libc::SOCK_RAW as u64;
@@ -88,7 +103,7 @@ fn install(program: &[sock_filter]) -> io::Result<OwnedFd> {
 }
 
 /// What the kernel asks at each system call: the words are those of `seccomp_data`.
-fn program() -> [sock_filter; 8] {
+fn program() -> [sock_filter; 10] {
     /// Of a 64-bit argument.
     const LOW_HALF: usize = if cfg!(target_endian = "little") { 0 } else { 4 };
     let statement = |code: c_uint, k: u32| sock_filter {
@@ -110,6 +125,8 @@ fn program() -> [sock_filter; 8] {
     let netlink = libc::AF_NETLINK.unsigned_abs();
     let ret = libc::BPF_RET | libc::BPF_K;
     [
+        load(offset_of!(seccomp_data, arch)),
+        unless(ARCHITECTURE, 7),
         load(offset_of!(seccomp_data, nr)),
         unless(socket, 5),
         argument(0),

@@ -184,6 +184,10 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
     let mut daemon = Daemon::new(settings, listeners)?;
     daemon.watch_for_caller(signals.fd(), SIGNALS)?;
 
+    let inside_another = run
+        .preload
+        .as_ref()
+        .is_some_and(|before| before.to_string_lossy().contains(SHIM_NAME));
     let mut command = Command::new(&run.program);
     if let Some((name, arguments)) = run.command.split_first() {
         command.arg0(name).args(arguments);
@@ -206,7 +210,10 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
     let mut bypass = handover.take();
     match &bypass {
         Some(bypass) => daemon.watch_for_caller(&bypass.fd(), BYPASS)?,
-        None => tracing::debug!("no filter: static programs that are started reach the host"),
+        None if inside_another => {}
+        None => tracing::warn!(
+            "the host allows no seccomp filter: static programs that the command starts reach its kernel"
+        ),
     }
     let status = daemon.serve(|index| {
         Ok(match (index, &mut bypass) {
