@@ -72,6 +72,8 @@ impl Sad {
         {
             return Choice::Sa { id, acquire: false };
         }
+        // QUIRK: a_shared_sa_rests_while_a_cpu_waits_for_its_own. By the source: the reference
+        // kernels have one CPU.
         if found.waiting {
             return Choice::Waiting;
         }

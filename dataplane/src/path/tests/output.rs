@@ -310,16 +310,30 @@ fn a_socket_policy_comes_first() {
     };
     assert_eq!(host.send_with(&udp(1, 8), &meta), Verdict::Plain);
     own(&mut host, &[template()]);
-    let waits = dropped(DropReason::OutSocketNoStates, errno::EAGAIN);
-    assert_eq!(host.send_with(&udp(1, 8), &meta), waits);
-    assert_eq!(names(&host.events()), ["acquire 1"]);
-    assert!(host.counters().is_empty());
     let sa = host.add_sa(1, |_| {});
     assert_eq!(host.send_with(&udp(1, 8), &meta), Verdict::Sent(1));
     host.open(&[sa]);
     host.netns.spd.remove_socket_policies(socket);
     let blocked = dropped(DropReason::OutPolicyBlock, errno::EPERM);
     assert_eq!(host.send_with(&udp(1, 8), &meta), blocked);
+}
+
+#[test]
+fn a_socket_policy_without_sa_is_eagain() {
+    let socket = crate::spd::SocketKey(4);
+    for larval_drop in [1, 0] {
+        let mut host = Host::new();
+        host.netns.sysctls.larval_drop = larval_drop;
+        let now = host.now().real;
+        let spd = &mut host.netns.spd;
+        spd.insert_socket_policy(socket, policy(&[template()]), now)
+            .unwrap();
+        host.meta.socket = Some(socket);
+        let waits = dropped(DropReason::OutSocketNoStates, errno::EAGAIN);
+        assert_eq!(host.send(&udp(1, 8)), waits);
+        assert_eq!(names(&host.events()), ["acquire 1"]);
+        assert!(host.counters().is_empty());
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn one_acquire_while_a_larval_sa_waits() {
+fn an_acquire_asks_for_the_one_flow() {
     let mut host = Host::new();
     host.add_policy(policy(&[template()]));
     let missing = dropped(DropReason::OutNoStates, 0);
@@ -41,6 +41,15 @@ fn one_acquire_while_a_larval_sa_waits() {
     assert!(host.netns.sad.is_empty());
     assert_eq!(host.send(&udp(7, 8)), missing);
     assert_eq!(names(&host.events()), ["acquire 2"]);
+}
+
+#[test]
+fn unresolved_send_succeeds() {
+    let mut host = Host::new();
+    host.add_policy(policy(&[template()]));
+    assert_eq!(host.send(&udp(7, 8)), dropped(DropReason::OutNoStates, 0));
+    assert!(host.sent.is_empty());
+    assert_eq!(host.counters(), [("OutNoStates".to_owned(), 1)].into());
 }
 
 #[test]
@@ -87,7 +96,7 @@ fn every_missing_template_is_asked_for_in_turn() {
 }
 
 #[test]
-fn a_cpu_asks_for_an_sa_of_its_own() {
+fn a_shared_sa_rests_while_a_cpu_waits_for_its_own() {
     let mut host = Host::new();
     let mut per_cpu = policy(&[template()]);
     per_cpu.flags = XFRM_POLICY_CPU_ACQUIRE;
@@ -100,7 +109,6 @@ fn a_cpu_asks_for_an_sa_of_its_own() {
         panic!("{events:?}");
     };
     assert_eq!(acquire.pcpu, 0);
-    // QUIRK: a_shared_sa_rests_while_a_cpu_waits_for_its_own.
     assert_eq!(host.send(&udp(7, 8)), dropped(DropReason::OutNoStates, 0));
     let own = host.add_sa(2, |sa| {
         sa.dir = XFRM_SA_DIR_OUT;
@@ -138,6 +146,30 @@ fn packets_wait_for_their_sa() {
     assert!(host.counters().is_empty());
     assert_eq!(host.netns.poll_timeout(), None);
     assert_eq!(host.send(&udp(1, 8)), Verdict::Sent(1));
+}
+
+#[test]
+fn held_packets_have_the_mark_of_their_policy() {
+    let mut host = Host::new();
+    host.netns.sysctls.larval_drop = 0;
+    let marked = |v, m, priority| {
+        let mut policy = policy(&[template()]);
+        policy.key.mark = Mark { v, m };
+        policy.priority = priority;
+        policy
+    };
+    host.add_policy(marked(5, 0xff, 2));
+    host.meta.mark = 0x105;
+    assert_eq!(host.send(&udp(7, 8)), Verdict::Held);
+    // A fresh packet meets this one; one that has waited shows 5 and does not.
+    let mut block = marked(0x105, 0xfff, 1);
+    block.action = XFRM_POLICY_BLOCK;
+    host.add_policy(block);
+    host.add_sa(1, |sa| sa.info.seq = 1);
+    host.wait(1000);
+    assert_eq!(host.sent.len(), 1);
+    let blocked = dropped(DropReason::OutPolicyBlock, errno::EPERM);
+    assert_eq!(host.send(&udp(7, 8)), blocked);
 }
 
 #[test]
