@@ -137,27 +137,32 @@ pub fn run_over_xfrmd(
     Ok(normalize(&String::from_utf8_lossy(&output.stdout)))
 }
 
-/// Runs all clients inside a reference kernel, each in a namespace of its own,
+/// Runs clients inside a reference kernel, each in a namespace of its own,
 /// and leaves what they print as files in `out`.
 ///
 /// # Errors
 /// When the kernel cannot be started or ends badly.
-pub fn run_in_kernel(kernel: Kernel, out: &Path, build_dir: &Path) -> io::Result<()> {
-    const ALL: &str = r#"
+pub fn run_in_kernel(
+    kernel: Kernel,
+    clients: &[Client],
+    out: &Path,
+    build_dir: &Path,
+) -> io::Result<()> {
+    const EACH: &str = r#"
         cd "$1"; export LC_ALL=C TZ=UTC CLIENTS=$3
-        for script in clients/*.sh; do
-            name=${script##*/}
-            unshare -n bash -c "$4" "$PWD/$script" > "$2/${name%.sh}.txt"
+        for name in "${@:5}"; do
+            unshare -n bash -c "$4" "$PWD/clients/$name.sh" > "$2/$name.txt"
         done
         exit 0"#;
     let _ = std::fs::remove_dir_all(out);
     std::fs::create_dir_all(out)?;
     let paths = [&suite_dir(), out, build_dir].map(|path| path.display().to_string());
-    let args: Vec<String> = ["-c", ALL, "all"]
+    let args: Vec<String> = ["-c", EACH, "each"]
         .map(str::to_owned)
         .into_iter()
         .chain(paths)
         .chain([WITH_EXIT_CODES.to_owned()])
+        .chain(clients.iter().map(|client| client.name.clone()))
         .collect();
     let status = kernel.run(200, Path::new("bash"), &args)?;
     if !status.success() {
