@@ -122,7 +122,12 @@ fn live(kernel: Kernel, build_dir: &Path, tools: &Result<String, String>, trials
             for _ in 1..ATTEMPTS {
                 if result.is_err() {
                     let out = out.with_extension(&client.name);
-                    clients::run_in_kernel(kernel, std::slice::from_ref(&client), &out, &build_dir)?;
+                    clients::run_in_kernel(
+                        kernel,
+                        std::slice::from_ref(&client),
+                        &out,
+                        &build_dir,
+                    )?;
                     result = golden::compare(&expected, &printed(&out)?);
                 }
             }
