@@ -25,8 +25,8 @@ fn checked(result: c_int) -> io::Result<usize> {
 }
 
 /// Turns a freshly opened `/dev/net/tun` into the device `name`, with every offload that the
-/// host knows.
-pub(super) fn make_tun(device: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+/// host knows; whether UDP is among them.
+pub(super) fn make_tun(device: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
     // SAFETY: all-zero bytes are a valid ifreq.
     let mut request: libc::ifreq = unsafe { zeroed() };
     for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
@@ -42,9 +42,10 @@ pub(super) fn make_tun(device: BorrowedFd<'_>, name: &str) -> io::Result<()> {
         checked(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) })
     };
     // UDP came with Linux 6.2.
-    set(basic | TUN_F_USO4 | TUN_F_USO6)
-        .or_else(|_| set(basic))
-        .map(drop)
+    match set(basic | TUN_F_USO4 | TUN_F_USO6) {
+        Ok(_) => Ok(true),
+        Err(_) => set(basic).map(|_| false),
+    }
 }
 
 /// A raw socket in the thread's network namespace.

@@ -15,7 +15,7 @@ use xfrmd::emulator::{Inputs, NetnsId};
 
 use super::connection::{Connection, Reply};
 use super::namespace::{self, Home};
-use super::packets::{PacketThread, Sockets};
+use super::packets::{PacketThreads, Sockets};
 use super::{Daemon, clock, host};
 use crate::attach::{Attachment, BYPASS, CAPTURED, Change, EncapSocket, MARK_MASK};
 use xfrm_proto::control::{Answer, Socket};
@@ -24,7 +24,7 @@ use xfrm_proto::control::{Answer, Socket};
 #[derive(Default)]
 pub(super) struct Followed {
     attachment: Attachment,
-    thread: Option<PacketThread>,
+    threads: Option<PacketThreads>,
     /// The namespace while it is attached; none for the daemon's own.
     namespace: Option<OwnedFd>,
     /// What the host's packet filter had dropped when it was asked last.
@@ -60,27 +60,21 @@ impl Followed {
             Ok(())
         })?;
         let sockets = sockets.ok_or(io::ErrorKind::Other)?;
-        let thread = PacketThread::start(
-            daemon.id,
-            Arc::clone(&daemon.netns),
-            tun,
-            sockets,
-            daemon.line.clone(),
-        )?;
-        self.thread = Some(thread);
+        let threads = PacketThreads::start(daemon.id, &daemon.netns, tun, sockets, &daemon.line)?;
+        self.threads = Some(threads);
         self.tell_ports();
         Ok(())
     }
 
     fn tell_ports(&self) {
-        if let Some(thread) = &self.thread {
+        if let Some(threads) = &self.threads {
             let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|&(_, it)| it).collect();
             // Of several with the same port the newest counts.
             sockets.reverse();
             sockets.sort_by_key(|it| it.port);
             sockets.dedup_by_key(|it| it.port);
             sockets.truncate(udp_encap::MOST_PORTS);
-            thread.set_encap_sockets(sockets);
+            threads.set_encap_sockets(sockets);
         }
     }
 
@@ -92,7 +86,7 @@ impl Followed {
         if let Err(error) = detached {
             tracing::error!(%error, "rules in the host's packet filter or routes may have stayed");
         }
-        self.thread = None;
+        self.threads = None;
         self.dropped.clear();
     }
 }
@@ -173,7 +167,7 @@ impl Daemon {
             }
             Ok(Change::Detached) => {
                 tracing::info!(netns = instance.netns, "no more packets");
-                followed.thread = None;
+                followed.threads = None;
                 followed.namespace = None;
                 followed.dropped.clear();
                 Ok(())
@@ -219,17 +213,17 @@ impl Daemon {
     pub(super) fn release_held(&mut self) {
         let now = clock::boot();
         for (&id, followed) in &self.following {
-            let Some(thread) = &followed.thread else {
+            let Some(threads) = &followed.threads else {
                 continue;
             };
             if let Some(mut netns) = self.emulator.netns_mut(id) {
                 let queues = netns.take_held(now);
                 if !queues.is_empty() {
-                    thread.retry(queues);
+                    threads.retry(queues);
                 }
                 let due = netns.take_iptfs(now);
                 if !due.is_empty() {
-                    thread.run_iptfs(due);
+                    threads.run_iptfs(due);
                 }
             }
         }
@@ -354,7 +348,7 @@ impl Daemon {
             return true;
         }
         tracing::info!("nobody is left in a namespace that packets were carried for");
-        followed.thread = None;
+        followed.threads = None;
         followed.attachment.abandon();
         followed.namespace = None;
         followed.dropped.clear();
