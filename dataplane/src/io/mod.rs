@@ -9,10 +9,12 @@
 //! * [`tun`]: plain packets, from and to the host's IP.
 //! * [`raw`]: protected packets, by protocol number; and any packet, outward.
 //! * [`udp_encap`]: ESP in UDP, beside the key manager's own socket.
+//! * [`bulk`]: the same, many packets at once, where the key manager's socket allows it.
 //! * `sys`: the system calls. The only unsafe code of this crate.
 //!
 //! Nothing here blocks, and nothing but `tun::Tun::open` opens a file.
 
+pub mod bulk;
 pub mod mem;
 pub mod raw;
 mod sys;
@@ -34,6 +36,11 @@ pub trait PacketIo {
 
     /// Sends packets; what became of them.
     fn send(&mut self, packets: &[PacketBuf]) -> Sent;
+
+    /// Whether packets wait that have been taken from the host already.
+    fn has_more(&self) -> bool {
+        false
+    }
 }
 
 /// What became of a batch.

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use dataplane::io::bulk::Bulk;
 use dataplane::io::udp_encap;
 use dataplane::mib::Counter;
 use dataplane::spd::SocketKey;
@@ -31,10 +32,19 @@ pub(super) struct Followed {
     dropped: Vec<(Counter, u64)>,
     /// A failure has been told.
     told: bool,
-    /// Sockets that take ESP in UDP, their local ports, and the connections that said so.
-    encap: Vec<(u64, EncapSocket)>,
+    /// Sockets that take ESP in UDP.
+    encap: Vec<Encap>,
     /// Connections that have shown sockets whose own policies are not to bypass.
     captured: Vec<u64>,
+}
+
+/// A key manager's socket that takes ESP in UDP.
+struct Encap {
+    /// The connection that said so.
+    connection: u64,
+    socket: EncapSocket,
+    /// Ours beside it, if it allows for one.
+    bulk: Option<Arc<Bulk>>,
 }
 
 /// By namespace.
@@ -68,13 +78,14 @@ impl Followed {
 
     fn tell_ports(&self) {
         if let Some(threads) = &self.threads {
-            let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|&(_, it)| it).collect();
+            let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|it| it.socket).collect();
             // Of several with the same port the newest counts.
             sockets.reverse();
             sockets.sort_by_key(|it| it.port);
             sockets.dedup_by_key(|it| it.port);
             sockets.truncate(udp_encap::MOST_PORTS);
-            threads.set_encap_sockets(sockets);
+            let bulk = self.encap.iter().filter_map(|it| it.bulk.clone());
+            threads.set_encap_sockets(sockets, bulk.collect());
         }
     }
 
@@ -288,17 +299,43 @@ impl Daemon {
             let taken = take_encap(&fd);
             match taken {
                 Ok(port) => {
-                    let followed = self.following.entry(entered.id).or_default();
                     let key = SocketKey(socket.cookie);
-                    followed
-                        .encap
-                        .push((connection.id, EncapSocket { port, key }));
+                    let bulk = self.bulk_beside(entered.id, key, &fd);
+                    let followed = self.following.entry(entered.id).or_default();
+                    followed.encap.push(Encap {
+                        connection: connection.id,
+                        socket: EncapSocket { port, key },
+                        bulk,
+                    });
                     followed.tell_ports();
                 }
                 Err(error) => tracing::warn!(%error, "no ESP in UDP for a socket"),
             }
         }
         Reply::Answer(Answer::default())
+    }
+
+    /// A socket of ours on the port of a key manager's, or the one that there is.
+    fn bulk_beside(&self, id: NetnsId, key: SocketKey, owner: &OwnedFd) -> Option<Arc<Bulk>> {
+        let known = self.following.get(&id).into_iter().flat_map(|it| &it.encap);
+        let mut known = known.filter(|it| it.socket.key == key);
+        if let Some(bulk) = known.find_map(|it| it.bulk.clone()) {
+            return Some(bulk);
+        }
+        let instance = self.instances.get(&id)?;
+        let namespace = instance.namespace.as_ref();
+        if namespace.is_none() && instance.netns != self.home.cookie {
+            return None;
+        }
+        let mut bulk = None;
+        let opened = inside(&self.home, namespace, &mut || {
+            bulk = Some(Arc::new(Bulk::beside(owner, BYPASS)?));
+            Ok(())
+        });
+        if let Err(error) = opened {
+            tracing::debug!(%error, "ESP in UDP goes one packet a call");
+        }
+        bulk
     }
 
     /// The mark that a socket's own policy for what it sends comes to, if it has one.
@@ -320,7 +357,7 @@ impl Daemon {
         let mut changed = Vec::new();
         for (&id, followed) in &mut self.following {
             let before = followed.encap.len();
-            followed.encap.retain(|&(owner, _)| owner != connection);
+            followed.encap.retain(|it| it.connection != connection);
             if followed.encap.len() != before {
                 followed.tell_ports();
             }

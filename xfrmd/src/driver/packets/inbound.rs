@@ -5,6 +5,7 @@ use dataplane::Now;
 use dataplane::packet::PacketBuf;
 use dataplane::packet::join::Joiner;
 use dataplane::path::{InputMeta, Received, Worker};
+use nix::poll::PollTimeout;
 use std::sync::PoisonError;
 
 use super::sockets::Receivers;
@@ -52,7 +53,16 @@ impl Inbound {
     fn wait(&mut self) -> bool {
         let fds = [self.road.wake(), self.road.routes.fd()];
         let fds = fds.map(wait_for).into_iter();
-        readable(fds.chain(self.receivers.poll_fds()), None, &mut self.ready);
+        let kept: Vec<bool> = self.receivers.sources().map(|it| it.has_more()).collect();
+        let timeout = kept.contains(&true).then_some(PollTimeout::ZERO);
+        readable(
+            fds.chain(self.receivers.poll_fds()),
+            timeout,
+            &mut self.ready,
+        );
+        for (ready, kept) in self.ready.iter_mut().skip(OTHERS).zip(kept) {
+            *ready |= kept;
+        }
         let [wake, news, ..] = *self.ready else {
             return true;
         };
@@ -63,9 +73,9 @@ impl Inbound {
             for command in self.road.commands() {
                 match command {
                     Command::Stop => return false,
-                    Command::EncapSockets(sockets) => {
+                    Command::EncapSockets(sockets, bulk) => {
                         let ports: Vec<u16> = sockets.iter().map(|it| it.port).collect();
-                        self.receivers.set_ports(&ports);
+                        self.receivers.set_ports(&ports, &bulk);
                         self.road.routes.set_encap_sockets(sockets);
                     }
                     Command::Retry(_) | Command::Iptfs(_) => {}
@@ -92,7 +102,7 @@ impl Inbound {
                 0
             });
             // What comes later is told.
-            *ready = count > batch.len() / 2;
+            *ready = count > batch.len() / 2 || source.has_more();
             more |= *ready;
             if count == 0 {
                 continue;

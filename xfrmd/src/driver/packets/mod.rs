@@ -21,6 +21,7 @@ use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 
 use dataplane::Netns;
+use dataplane::io::bulk::Bulk;
 use dataplane::io::tun::Tun;
 use dataplane::packet::buffer::MAX_PACKET;
 use dataplane::packet::{Family, PacketBuf};
@@ -101,8 +102,8 @@ enum Command {
     Retry(Vec<Queue>),
     /// Timers of these IPTFS SAs are due.
     Iptfs(Vec<SaHandle>),
-    /// Sockets that take ESP in UDP, one a port.
-    EncapSockets(Vec<EncapSocket>),
+    /// Sockets that take ESP in UDP, one a port, and some for it beside them.
+    EncapSockets(Vec<EncapSocket>, Vec<Arc<Bulk>>),
     Stop,
 }
 
@@ -187,10 +188,11 @@ impl PacketThreads {
         self.outbound.tell(Command::Iptfs(sas));
     }
 
-    /// Takes ESP in UDP that comes to these sockets, one a port.
-    pub(super) fn set_encap_sockets(&self, sockets: Vec<EncapSocket>) {
-        self.outbound.tell(Command::EncapSockets(sockets.clone()));
-        self.inbound.tell(Command::EncapSockets(sockets));
+    /// Takes ESP in UDP that comes to these sockets, one a port, or beside them.
+    pub(super) fn set_encap_sockets(&self, sockets: Vec<EncapSocket>, bulk: Vec<Arc<Bulk>>) {
+        self.outbound
+            .tell(Command::EncapSockets(sockets.clone(), bulk.clone()));
+        self.inbound.tell(Command::EncapSockets(sockets, bulk));
     }
 }
 

@@ -84,7 +84,10 @@ impl Outbound {
             for command in self.road.commands() {
                 match command {
                     Command::Stop => return false,
-                    Command::EncapSockets(sockets) => self.road.routes.set_encap_sockets(sockets),
+                    Command::EncapSockets(sockets, bulk) => {
+                        self.senders.set_bulk(bulk);
+                        self.road.routes.set_encap_sockets(sockets);
+                    }
                     Command::Retry(queues) => self.retry(queues),
                     Command::Iptfs(sas) => self.run_iptfs(&sas),
                 }

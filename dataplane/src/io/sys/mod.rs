@@ -5,6 +5,8 @@
     reason = "C's types: constants and sizes of structures fit by their definition"
 )]
 
+pub(super) mod datagram;
+
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -50,14 +52,18 @@ pub(super) fn make_tun(device: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
 
 /// A raw socket in the thread's network namespace.
 pub(super) fn raw_socket(family: Family, protocol: u8) -> io::Result<OwnedFd> {
+    open(family, libc::SOCK_RAW, c_int::from(protocol))
+}
+
+fn open(family: Family, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
     let domain = match family {
         Family::V4 => libc::AF_INET,
         Family::V6 => libc::AF_INET6,
     };
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let kind = kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: plain integers; the descriptor is new and ours.
     unsafe {
-        let fd = libc::socket(domain, kind, c_int::from(protocol));
+        let fd = libc::socket(domain, kind, protocol);
         checked(fd)?;
         Ok(OwnedFd::from_raw_fd(fd))
     }
