@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use crate::bulk;
 use crate::net::{Namespace, QUIT, Shared, Wire, Xfrmd, join, protocols};
 
 /// Every case.
@@ -26,6 +27,11 @@ pub(crate) static CASES: &[(&str, fn())] = &[
         "a_socket_that_wants_protection_sends_nothing_in_clear",
         socket_policy,
     ),
+    ("large_writes_arrive_whole", bulk::large_writes),
+    ("datagrams_sent_at_once_arrive_apart", bulk::segments),
+    ("flows_side_by_side", bulk::flows),
+    ("a_wire_that_loses_and_reorders", bulk::bad_wire),
+    ("garbage_floods_and_replays", bulk::strangers),
     ("the_first_packet_acquires_and_waits", acquire),
     ("only_selected_ports_are_protected", selected_ports),
     ("unprotected_packets_are_dropped_and_counted", unprotected),
@@ -35,26 +41,31 @@ pub(crate) static CASES: &[(&str, fn())] = &[
     ("one_daemon_carries_for_several_namespaces", shared_daemon),
 ];
 
-const ESP: u8 = 50;
-const A: &str = "192.168.77.1";
-const B: &str = "192.168.77.2";
+pub(crate) const ESP: u8 = 50;
+pub(crate) const A: &str = "192.168.77.1";
+pub(crate) const B: &str = "192.168.77.2";
 /// What may not be seen on the wire.
 const SECRET: &[u8] = b"attack at dawn, by the river, in clear";
 const WAIT: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_millis(300);
 
 /// Two namespaces with an xfrmd each.
-struct Pair {
-    a: Namespace,
-    b: Namespace,
-    xa: Xfrmd,
-    xb: Xfrmd,
+pub(crate) struct Pair {
+    pub(crate) a: Namespace,
+    pub(crate) b: Namespace,
+    pub(crate) xa: Xfrmd,
+    pub(crate) xb: Xfrmd,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (a, b) = (Namespace::new(), Namespace::new());
         join(&a, &b);
+        Self::on(a, b)
+    }
+
+    /// On namespaces that are joined.
+    pub(crate) fn on(a: Namespace, b: Namespace) -> Self {
         a.sh(&format!(
             "ip addr add {A}/24 dev v0; ip addr add fd77::1/64 dev v0 nodad"
         ));
@@ -66,7 +77,7 @@ impl Pair {
     }
 
     /// SAs for both directions at both ends.
-    fn sas(&mut self, mode: &str, a: &str, b: &str) {
+    pub(crate) fn sas(&mut self, mode: &str, a: &str, b: &str) {
         let sa = |src: &str, dst: &str, spi: u32| {
             format!(
                 "ip xfrm state add src {src} dst {dst} proto esp spi {spi:#x} reqid 1 mode {mode} \
@@ -82,7 +93,13 @@ impl Pair {
 
     /// Policies for both directions at both ends. `plain` are the selectors, `outer` the tunnel's
     /// ends.
-    fn policies(&mut self, mode: &str, plain: [&str; 2], outer: [&str; 2], forward: bool) {
+    pub(crate) fn policies(
+        &mut self,
+        mode: &str,
+        plain: [&str; 2],
+        outer: [&str; 2],
+        forward: bool,
+    ) {
         let policy = |dir: &str, from: usize, to: usize| {
             let ends = match mode {
                 "tunnel" => format!("src {} dst {}", outer[from], outer[to]),
@@ -105,13 +122,13 @@ impl Pair {
         self.xb.sh(&at[1].join("; "));
     }
 
-    fn transport(&mut self) {
+    pub(crate) fn transport(&mut self) {
         self.sas("transport", A, B);
         self.policies("transport", [A, B], [A, B], false);
     }
 }
 
-fn udp(address: &str) -> UdpSocket {
+pub(crate) fn udp(address: &str) -> UdpSocket {
     let socket = UdpSocket::bind(address).unwrap();
     socket.set_read_timeout(Some(WAIT)).unwrap();
     socket
@@ -119,7 +136,7 @@ fn udp(address: &str) -> UdpSocket {
 
 /// A datagram there and back.
 #[track_caller]
-fn echo(from: &Namespace, to: &Namespace, source: &str, address: &str, bytes: usize) {
+pub(crate) fn echo(from: &Namespace, to: &Namespace, source: &str, address: &str, bytes: usize) {
     let server = to.inside(|| udp(address));
     let target = server.local_addr().unwrap();
     let client = from.inside(|| udp(source));
@@ -134,7 +151,7 @@ fn echo(from: &Namespace, to: &Namespace, source: &str, address: &str, bytes: us
 }
 
 /// A transfer in both directions at once.
-fn transfer(from: &Namespace, to: &Namespace, address: &str, bytes: usize) {
+pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: &str, bytes: usize) {
     let listener = to.inside(|| TcpListener::bind(address).unwrap());
     let target = listener.local_addr().unwrap();
     let sent: Vec<u8> = SECRET.iter().copied().cycle().take(bytes).collect();
@@ -187,13 +204,13 @@ fn ping(from: &Namespace, address: &str) {
 }
 
 #[track_caller]
-fn is_protected(packets: &[Vec<u8>]) {
+pub(crate) fn is_protected(packets: &[Vec<u8>]) {
     assert_eq!(protocols(packets), [ESP]);
     no_secret(packets);
 }
 
 #[track_caller]
-fn no_secret(packets: &[Vec<u8>]) {
+pub(crate) fn no_secret(packets: &[Vec<u8>]) {
     let shows = |packet: &&Vec<u8>| packet.windows(16).any(|part| part == &SECRET[..16]);
     assert_eq!(
         packets.iter().filter(shows).count(),
@@ -489,7 +506,7 @@ fn selected_ports() {
 }
 
 /// As if the other end had no policies.
-fn past_policies(socket: &UdpSocket) {
+pub(crate) fn past_policies(socket: &UdpSocket) {
     let bypass: u32 = 0x3000_0000;
     let set = unsafe {
         libc::setsockopt(

@@ -318,6 +318,12 @@ impl Xfrmd {
         }
     }
 
+    /// The daemon's process.
+    pub(crate) fn pid(&self) -> u32 {
+        // `nsenter` has become `xfrmd`.
+        self.0.child.id()
+    }
+
     /// A counter of `/proc/net/xfrm_stat`.
     #[track_caller]
     pub(crate) fn counter(&mut self, name: &str) -> u64 {
