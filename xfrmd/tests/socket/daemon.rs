@@ -218,7 +218,7 @@ fn refused_programs() {
         .unwrap();
     file.write_all(&head).unwrap();
     drop(file);
-    let output = outcome(xfrmd().args(["run", "--"]).arg(&path));
+    let output = outcome(xfrmd().args(["run", "--front", "preload", "--"]).arg(&path));
     assert_eq!(output.status.code(), Some(126));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(
@@ -302,17 +302,24 @@ fn bypassing_programs() {
         "for n in 1 2; do env -u LD_PRELOAD {me} process unshimmed; done; {me} process unshimmed",
         me = me.get_program().to_string_lossy()
     );
-    let run = |command: &mut Command| {
-        let output = outcome(command.args(["run", "--", "sh", "-c", &script]));
-        let said = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(said, "errno 93\nerrno 93\nok\n");
+    let run = |command: &mut Command, front| {
+        let output = outcome(command.args(["run", "--front", front, "--", "sh", "-c", &script]));
         let why = String::from_utf8(output.stderr).unwrap();
+        (String::from_utf8(output.stdout).unwrap(), why)
+    };
+    let refused = |(said, why): (String, String)| {
+        assert_eq!(said, "errno 93\nerrno 93\nok\n");
         assert_eq!(why.matches("the shim is not in it").count(), 2, "{why}");
     };
-    run(&mut xfrmd());
-    run(as_nobody(&mut xfrmd()));
+    refused(run(&mut xfrmd(), "preload"));
+    refused(run(as_nobody(&mut xfrmd()), "preload"));
     // Inside another instance it is the outer one that notices.
-    run(xfrmd().args(["run", "--"]).arg(xfrmd().get_program()));
+    let mut outer = xfrmd();
+    outer.args(["run", "--front", "preload", "--"]);
+    refused(run(outer.arg(xfrmd().get_program()), "auto"));
+    let served = ("ok\nok\nok\n".to_owned(), String::new());
+    assert_eq!(run(&mut xfrmd(), "auto"), served);
+    assert_eq!(run(as_nobody(&mut xfrmd()), "auto"), served);
 }
 
 fn stat_and_env() {
