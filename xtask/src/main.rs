@@ -1,5 +1,7 @@
 //! `cargo xtask STEP`: each CI step alone, with nothing but cargo.
 
+mod quirks;
+
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
@@ -31,7 +33,7 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "docs",
-        about: "API documentation, warnings denied",
+        about: "API documentation, warnings denied; every QUIRK has its test",
         commands: &[&["cargo", "doc", "--workspace", "--no-deps", "--quiet"]],
     },
     Step {
@@ -87,6 +89,9 @@ fn main() -> ExitCode {
     let Some(step) = STEPS.iter().find(|step| step.name == name) else {
         return usage();
     };
+    if step.name == "docs" && !quirks_have_tests() {
+        return ExitCode::FAILURE;
+    }
     let rest: Vec<String> = args.collect();
     let last = step.commands.len().saturating_sub(1);
     for (index, command) in step.commands.iter().enumerate() {
@@ -101,6 +106,25 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+fn quirks_have_tests() -> bool {
+    let quirks = match quirks::Quirks::of_workspace() {
+        Ok(quirks) => quirks,
+        Err(error) => {
+            eprintln!("xtask docs: reading the sources: {error}");
+            return false;
+        }
+    };
+    let mut all = true;
+    for (name, path) in quirks.untested() {
+        eprintln!("{}: no test is named {name:?}", path.display());
+        all = false;
+    }
+    if all {
+        println!("{} quirks, each with its test", quirks.len());
+    }
+    all
 }
 
 fn run(step: &Step, command: &[&str], extra: &[String]) -> std::io::Result<ExitStatus> {
