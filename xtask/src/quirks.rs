@@ -1,7 +1,7 @@
 //! Every surprise of the kernel that the sources name has a test of that name.
 //!
 //! What counts as named is the word `QUIRK`, a colon and an identifier in a Rust file; what counts
-//! as its test is a function of that name under `#[test]`.
+//! as its test is a function of that name under `#[test]`, or a scenario of that name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,6 +9,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 const MARKER: &str = concat!("QUIRK", ":");
+
+/// What begins a scenario, whose golden files are its test.
+const SCENARIOS: [&str; 2] = ["Scenario::new(", "Scenario::sleeping("];
 
 /// What the sources say.
 #[derive(Debug, Default)]
@@ -60,6 +63,14 @@ impl Quirks {
                 is_test = false;
             }
         }
+        for constructor in SCENARIOS {
+            for (at, _) in text.match_indices(constructor) {
+                let rest = text.get(at + constructor.len()..).unwrap_or_default();
+                if let Some(name) = rest.trim_start().strip_prefix('"') {
+                    self.tests.insert(identifier(name));
+                }
+            }
+        }
     }
 
     /// How many there are.
@@ -102,6 +113,8 @@ mod tests {
         assert_eq!(untested(&other), ["water_is_wet"]);
         let test = format!("{quirk}    #[test]\n    fn water_is_wet() {{}}\n");
         assert!(untested(&test).is_empty());
+        let scenario = format!("{quirk}    Scenario::new(\n \"water_is_wet\", wet),\n");
+        assert!(untested(&scenario).is_empty());
     }
 
     #[test]
