@@ -21,15 +21,27 @@ const STEPS: &[Step] = &[
     Step {
         name: "clippy",
         about: "lints, warnings denied",
-        commands: &[&[
-            "cargo",
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ]],
+        commands: &[
+            &[
+                "cargo",
+                "clippy",
+                "--package=dataplane",
+                "--features=shuttle",
+                "--test=schedules",
+                "--",
+                "-D",
+                "warnings",
+            ],
+            &[
+                "cargo",
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        ],
     },
     Step {
         name: "docs",
@@ -55,6 +67,13 @@ const STEPS: &[Step] = &[
         about: "every test",
         commands: &[
             &["cargo", "build", "--workspace", "--all-targets"],
+            &[
+                "cargo",
+                "test",
+                "--package=dataplane",
+                "--features=shuttle",
+                "--test=schedules",
+            ],
             &["cargo", "test", "--workspace", "--no-fail-fast"],
         ],
     },
@@ -94,9 +113,10 @@ fn main() -> ExitCode {
     }
     let rest: Vec<String> = args.collect();
     let last = step.commands.len().saturating_sub(1);
+    let mut sums = [0; 3];
     for (index, command) in step.commands.iter().enumerate() {
         let extra = if index == last { rest.as_slice() } else { &[] };
-        match run(step, command, extra) {
+        match run(step, command, extra, &mut sums) {
             Ok(status) if status.success() => {}
             Ok(_) => return ExitCode::FAILURE,
             Err(error) => {
@@ -127,22 +147,27 @@ fn quirks_have_tests() -> bool {
     all
 }
 
-fn run(step: &Step, command: &[&str], extra: &[String]) -> std::io::Result<ExitStatus> {
+fn run(
+    step: &Step,
+    command: &[&str],
+    extra: &[String],
+    sums: &mut [u64; 3],
+) -> std::io::Result<ExitStatus> {
     let mut words = command.iter();
     let program = words.next().copied().unwrap_or_default();
     let mut process = Command::new(program);
     process.args(words).args(extra);
     match step.name {
         "docs" => process.env("RUSTDOCFLAGS", "-D warnings").status(),
-        "test" => summarized(&mut process),
+        "test" => summarized(&mut process, sums),
         _ => process.status(),
     }
 }
 
-/// Runs tests, passes on what they print, and closes with one line that sums up all test binaries.
-fn summarized(process: &mut Command) -> std::io::Result<ExitStatus> {
+/// Runs tests, passes on what they print, and closes with one line that sums up all test binaries
+/// so far.
+fn summarized(process: &mut Command, sums: &mut [u64; 3]) -> std::io::Result<ExitStatus> {
     let mut child = process.stdout(Stdio::piped()).spawn()?;
-    let mut sums = [0_u64; 3];
     for line in child
         .stdout
         .take()
@@ -165,7 +190,7 @@ fn summarized(process: &mut Command) -> std::io::Result<ExitStatus> {
         }
     }
     let status = child.wait()?;
-    let [passed, failed, ignored] = sums;
+    let [passed, failed, ignored] = *sums;
     if passed + failed > 0 {
         println!("{passed} passed, {failed} failed, {ignored} skipped");
     }
