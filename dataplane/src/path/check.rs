@@ -268,18 +268,9 @@ impl<'a> Question<'a> {
                 .is_some_and(|flow| self.mismatch(sa, &flow).is_none())
     }
 
-    /// The flow, as seen from here, of the packet that an ICMP error is about
-    /// (`xfrm_icmp_flow_decode`).
     fn inner_flow(&self) -> Option<Flow> {
-        let (header_bytes, is_error) = match (self.flow.family, self.flow.proto) {
-            (AF_INET, IPPROTO_ICMP) => (28, matches!(self.flow.sport, 3 | 11)),
-            (AF_INET6, IPPROTO_ICMPV6) => (48, matches!(self.flow.sport, 1..=3)),
-            _ => return None,
-        };
-        let quoted = self.packet.get(header_bytes..).filter(|_| is_error)?;
         let mobility = self.netns.profile.decodes_mobility;
-        let flow = Flow::of_packet(quoted, self.flow.mark, self.flow.ifindex, mobility)?;
-        Some(flow.reversed())
+        self.flow.of_quoted(self.packet, mobility)
     }
 }
 

@@ -19,7 +19,7 @@ pub use crate::path::check::Objection;
 use crate::path::check::{Question, Seen};
 use crate::path::input::destination;
 use crate::path::lookup::{Decision, Lookup};
-use crate::path::output::OutputMeta;
+use crate::path::output::{OutputMeta, quoted_flow};
 use crate::path::receive::{Host, InputMeta, Received, Step};
 use crate::path::route::Routes;
 use crate::path::sec_path::SecPath;
@@ -209,7 +209,16 @@ impl Worker {
             Some((first, _)) => lookup.expand(first).0,
             None => [None, None],
         };
-        let outcome = match lookup.decide(&mut self.tools).decision {
+        let mut decision = lookup.decide(&mut self.tools).decision;
+        let quoted = packet.and_then(|packet| quoted_flow(netns, flow, packet, meta));
+        if let (Decision::Plain, Some(flow)) = (&decision, &quoted) {
+            let lookup = Lookup { flow, ..lookup };
+            let followed = lookup.decide(&mut self.tools).decision;
+            if lookup.takes_errors() && matches!(followed, Decision::Transform(_)) {
+                decision = followed;
+            }
+        }
+        let outcome = match decision {
             Decision::Plain => Outcome::Plain,
             Decision::Hold => Outcome::Held,
             Decision::Drop(reason, errno) => Outcome::Drop { reason, errno },
