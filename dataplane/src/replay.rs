@@ -11,8 +11,7 @@
 //!
 //! QUIRK: window_of_zero_checks_nothing. Nor does it follow the numbers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::transform::Sequence;
 
 /// Why a number is refused; each has its own statistic in the SA.

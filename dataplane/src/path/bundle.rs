@@ -7,6 +7,7 @@ use xfrm_proto::uapi::Address;
 use crate::Netns;
 use crate::drop_reason::DropReason;
 use crate::entropy::Entropy;
+use crate::packet::Family;
 use crate::path::route::{RouteQuery, Routes};
 use crate::sad::choices::Shard;
 use crate::sad::{Sa, SaHandle, Sad};
@@ -42,6 +43,8 @@ pub(super) struct Bundle {
     pub(super) path_mtu: u32,
     /// Whether the outermost packet may be fragmented whatever its header says: a tunnel made it.
     pub(super) ignores_df: bool,
+    /// The first SA is of tunnel mode.
+    is_tunnel: bool,
 }
 
 /// What an SA of each template was chosen among; goes stale with it.
@@ -133,6 +136,7 @@ impl Bundle {
             mtu: 0,
             path_mtu: origin.mtu,
             ignores_df: false,
+            is_tunnel: false,
         };
         let mut hop_limit = origin.hop_limit;
         let (mut daddr, mut saddr) = (flow.daddr, flow.saddr);
@@ -178,6 +182,11 @@ impl Bundle {
         Ok(bundle)
     }
 
+    /// Whether a long packet is cut before its first SA, not behind the last.
+    pub(super) fn is_cut_before(&self, packet: &[u8]) -> bool {
+        self.is_tunnel && Family::of(packet) == Some(Family::V6)
+    }
+
     /// From the outermost in, what still fits.
     fn work_out_mtus(
         &mut self,
@@ -195,7 +204,9 @@ impl Bundle {
             let transform = sa.and_then(|sa| sa.transform(netns.profile, entropy));
             let Some(transform) = transform else { continue };
             mtu = transform.mtu(mtu).min(route_mtu);
-            if matches!(transform.mode().params().mode, Mode::Tunnel | Mode::Beet) {
+            let mode = transform.mode().params().mode;
+            self.is_tunnel = number == 0 && mode == Mode::Tunnel;
+            if matches!(mode, Mode::Tunnel | Mode::Beet) {
                 first_tunnel = Some((number, mtu));
             }
         }

@@ -111,9 +111,60 @@ impl Worker {
         let Some(flow) = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility) else {
             return drop(netns, header_reason(meta), errno::EINVAL);
         };
-        self.look_up(netns, &flow, meta, routes, |tools, looked| {
+        let verdict = self.look_up(netns, &flow, meta, routes, |tools, looked| {
             tools.carry_out(netns, now, packet, meta, looked, sink)
-        })
+        });
+        if verdict == Verdict::Plain
+            && let Some(quoted) = quoted_flow(netns, &flow, packet, meta)
+        {
+            return self.follow(netns, now, packet, &quoted, meta, routes, sink);
+        }
+        verdict
+    }
+
+    /// Has an ICMP error that no policy protects pass the SAs of the packet that it is about, if
+    /// the policy of that one says so (`xfrm_out_fwd_icmp`). It goes whatever that policy is.
+    #[cold]
+    #[expect(clippy::too_many_arguments, reason = "a packet and what comes with it")]
+    fn follow(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        quoted: &Flow,
+        meta: &OutputMeta,
+        routes: &dyn Routes,
+        sink: &mut Sink<'_>,
+    ) -> Verdict {
+        let lookup = Lookup {
+            netns,
+            flow: quoted,
+            meta,
+            routes,
+            may_hold: true,
+            witness: None,
+        };
+        let takes_errors = lookup.takes_errors();
+        let looked = lookup.decide(&mut self.tools);
+        match looked.decision {
+            // QUIRK: errors_that_go_plain_are_counted. What would have stopped the packet that an
+            // error is about is counted, and acquires are sent for it.
+            Decision::Drop(reason, errno)
+                if takes_errors || reason != DropReason::OutPolicyBlock =>
+            {
+                looked.mark_used(netns, now);
+                drop(netns, reason, errno);
+            }
+            _ if !takes_errors => {}
+            Decision::Transform(bundle) => {
+                looked.mark_used(netns, now);
+                return self
+                    .tools
+                    .transform(netns, now, packet, meta, &bundle, sink);
+            }
+            _ => looked.mark_used(netns, now),
+        }
+        Verdict::Plain
     }
 
     /// [`Worker::output`] of a packet that the device left unfinished: up to 64 KiB of TCP or
@@ -179,6 +230,11 @@ impl Worker {
                 rest = rest.get_mut(1..).unwrap_or_default();
                 continue;
             };
+            if quoted_flow(netns, &flow, first, meta).is_some() {
+                done(self.output(netns, now, first, meta, routes, sink));
+                rest = rest.get_mut(1..).unwrap_or_default();
+                continue;
+            }
             let alike = rest.iter().take(MOST_AT_ONCE);
             let count = alike
                 .take_while(|packet| flow_of(packet) == Some(flow))
@@ -410,6 +466,22 @@ impl Tools {
             .push(Request::Hold(Box::new(Held { policy, packet })));
         Verdict::Held
     }
+}
+
+/// The flow that a forwarded ICMP error is about.
+#[inline]
+pub(super) fn quoted_flow(
+    netns: &Netns,
+    flow: &Flow,
+    packet: &[u8],
+    meta: &OutputMeta,
+) -> Option<Flow> {
+    let follows = meta.forwarded && netns.profile.icmp_errors_follow_their_flow;
+    let is_icmp = matches!(flow.proto, IPPROTO_ICMP | IPPROTO_ICMPV6);
+    if !follows || !is_icmp {
+        return None;
+    }
+    flow.of_quoted(packet, netns.profile.decodes_mobility)
 }
 
 /// Counts a packet's end.

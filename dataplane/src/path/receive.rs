@@ -150,7 +150,7 @@ impl Worker {
             counts,
         };
         if !to.is_local {
-            ask.policies(packet, meta, XFRM_POLICY_FWD, None)?;
+            ask.policies(packet, meta, XFRM_POLICY_FWD, None, witness)?;
             return Ok(Step::Done(Received::Forward));
         }
         if self.put_together(now, packet, meta)? == Outcome::Kept {
@@ -159,7 +159,7 @@ impl Worker {
         let inbound = Inbound::locate(packet, 0)?;
         let approach = match self.protected(netns, packet, &inbound)? {
             Some(approach) => approach,
-            None => match ask.deliver(packet, meta, &inbound, host)? {
+            None => match ask.deliver(packet, meta, &inbound, host, witness)? {
                 Delivered::Esp(approach) => approach,
                 Delivered::Done(received) => return Ok(Step::Done(received)),
             },
@@ -241,6 +241,7 @@ impl Ask<'_> {
         meta: &mut InputMeta,
         dir: u8,
         owner: Option<Owner>,
+        witness: &mut impl Witness,
     ) -> Result<(), DropReason> {
         let flow = self.flow(packet, meta)?;
         let own = |owner: Owner| self.netns.spd.has_socket_policy(owner.socket, dir);
@@ -256,6 +257,7 @@ impl Ask<'_> {
             socket: owner.map(|owner| owner.socket),
             if_id: meta.if_id,
         };
+        witness.check(&question, &meta.path);
         question.check(&mut meta.path)
     }
 
@@ -271,11 +273,12 @@ impl Ask<'_> {
         meta: &mut InputMeta,
         inbound: &Inbound,
         host: &dyn Host,
+        witness: &mut impl Witness,
     ) -> Result<Delivered, DropReason> {
         let owner = host.owner(&self.flow(packet, meta)?);
-        let checked = self.policies(packet, meta, XFRM_POLICY_IN, owner);
+        let checked = self.policies(packet, meta, XFRM_POLICY_IN, owner, witness);
         if let Err(reason) = checked {
-            self.icmp(packet, meta, inbound, reason)?;
+            self.icmp(packet, meta, inbound, reason, witness)?;
         }
         let kind = owner.map_or(0, |owner| owner.encap);
         if kind == 0 || inbound.protocol != IPPROTO_UDP {
@@ -310,6 +313,7 @@ impl Ask<'_> {
         meta: &mut InputMeta,
         inbound: &Inbound,
         reason: DropReason,
+        witness: &mut impl Witness,
     ) -> Result<(), DropReason> {
         let is_icmp = matches!(inbound.protocol, IPPROTO_ICMP | IPPROTO_ICMPV6);
         let sa = meta.path.last(&self.netns.sad).filter(|_| is_icmp);
@@ -334,6 +338,7 @@ impl Ask<'_> {
             socket: None,
             if_id: meta.if_id,
         };
+        witness.check(&question, &meta.path);
         question.check(&mut meta.path)
     }
 }

@@ -11,7 +11,7 @@ use crate::netns::Netns;
 use crate::packet::buffer::MAX_PACKET;
 use crate::packet::fragment::Fragmenter;
 use crate::packet::segment::Segmenter;
-use crate::packet::{Family, PacketBuf, ip4};
+use crate::packet::{Family, PacketBuf, ip4, ip6};
 use crate::path::bundle::{Bundle, Step, set_mark};
 use crate::path::output::{OutputMeta, Sink, Verdict, departure, drop};
 use crate::path::worker::Tools;
@@ -19,6 +19,9 @@ use crate::sad::Sa;
 use crate::sad::traffic::Limit;
 use crate::time::Now;
 use crate::transform::{MOST_AT_ONCE, Placed, Route, Sequence};
+
+/// `IPV6_MIN_MTU`.
+const LEAST_V6: u32 = 1280;
 
 /// Where and when packets pass, and what came with them.
 #[derive(Clone, Copy)]
@@ -43,7 +46,36 @@ impl Tools {
         {
             return Verdict::TooBig { mtu };
         }
+        if packet.len() > bytes(bundle.mtu) && bundle.is_cut_before(packet) {
+            return self.cut_before(netns, now, packet, meta, bundle, sink);
+        }
         self.pass_from(netns, now, packet, (bundle, 0), meta, sink)
+    }
+
+    /// Takes a packet through a bundle in fragments (`__xfrm6_output`).
+    #[cold]
+    fn cut_before(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &PacketBuf,
+        meta: &OutputMeta,
+        bundle: &Bundle,
+        sink: &mut Sink<'_>,
+    ) -> Verdict {
+        let (mtu, ident) = (bytes(bundle.mtu.max(LEAST_V6)), self.entropy.u32());
+        let Some(mut cutter) = Fragmenter::new(packet, mtu, ident) else {
+            return drop(netns, DropReason::OutNoRoom, errno::EMSGSIZE);
+        };
+        let mut part = PacketBuf::with_capacity(MAX_PACKET);
+        let mut sent = 0;
+        while cutter.next_into(&mut part) == Some(true) {
+            match self.pass_from(netns, now, &mut part, (bundle, 0), meta, sink) {
+                Verdict::Sent(pieces) => sent += pieces,
+                other => return other,
+            }
+        }
+        Verdict::Sent(sent)
     }
 
     /// Takes a packet through a bundle, from one of its steps on.
@@ -67,7 +99,7 @@ impl Tools {
                 return refuse(netns, step, reason, errno);
             }
         }
-        self.send(netns, packet, mark, bundle, sink)
+        self.send(netns, packet, (mark, meta), bundle, sink)
     }
 
     /// Cuts a large packet, and takes the pieces through the SAs until one is refused.
@@ -145,7 +177,7 @@ impl Tools {
         let mut mark = meta.mark;
         let (passed, stopped) = self.pass_group(netns, now, packets, step, &mut mark);
         for packet in packets.iter_mut().take(passed) {
-            done(self.send(netns, packet, mark, bundle, sink));
+            done(self.send(netns, packet, (mark, meta), bundle, sink));
         }
         let Some((reason, errno)) = stopped else {
             return passed;
@@ -275,7 +307,7 @@ impl Tools {
         &mut self,
         netns: &Netns,
         packet: &mut PacketBuf,
-        mark: u32,
+        (mark, meta): (u32, &OutputMeta),
         bundle: &Bundle,
         sink: &mut Sink<'_>,
     ) -> Verdict {
@@ -285,7 +317,9 @@ impl Tools {
             sink(packet, &to);
             return Verdict::Sent(1);
         }
-        if !bundle.ignores_df && !may_be_cut(packet) {
+        // A local packet that was let in is one that may be cut.
+        let own_v6 = to.family == Family::V6 && !meta.forwarded;
+        if !bundle.ignores_df && !own_v6 && !may_be_cut(packet) {
             return Verdict::TooBig {
                 mtu: bundle.path_mtu,
             };
@@ -319,14 +353,24 @@ fn refuse(netns: &Netns, step: &Step, reason: DropReason, errno: i32) -> Verdict
 /// Whether a packet may not enter a bundle, and what would have been right.
 ///
 /// QUIRK: ipv4_without_df_enters_whole. It is the outer packet that is cut.
+///
+/// Of this host's own packets those of IPv4 without DF may be cut, and of IPv6 all but TCP's, whose
+/// segments Linux makes to fit. A socket that never wants to be cut asks for the MTU itself.
 pub(super) fn too_big(packet: &[u8], meta: &OutputMeta, bundle: &Bundle) -> Option<u32> {
-    const LEAST_V6: u32 = 1280;
     let mtu = match Family::of(packet)? {
-        Family::V4 if meta.forwarded && !may_be_cut(packet) => bundle.mtu,
-        Family::V4 => return None,
+        Family::V4 if may_be_cut(packet) => return None,
+        // What a tunnel makes of it is the tunnel's matter.
+        Family::V4 if !meta.forwarded && bundle.ignores_df => return None,
+        Family::V4 => bundle.mtu,
+        Family::V6 if !meta.forwarded && !is_tcp(packet) => return None,
         Family::V6 => bundle.mtu.max(LEAST_V6),
     };
     (packet.len() > bytes(mtu)).then_some(mtu)
+}
+
+fn is_tcp(packet: &[u8]) -> bool {
+    let place = ip6::upper_layer(packet);
+    place.and_then(|place| packet.get(place.next_header_at)) == Some(&IPPROTO_TCP)
 }
 
 fn may_be_cut(packet: &[u8]) -> bool {

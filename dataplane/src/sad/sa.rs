@@ -5,8 +5,6 @@
 //! the SAD; what packets change ([`Traffic`], [`Sa::window`]) changes under a
 //! shared borrow.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-
 use xfrm_proto::algo::Key;
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{
@@ -23,6 +21,7 @@ use crate::crypto::Algorithm;
 use crate::event::{Aevent, SaExpire};
 use crate::replay::ReplayWindow;
 use crate::security::SecurityContext;
+use crate::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::time::BootNanos;
 
 /// Place of an SA in its SAD; another SA may have it later.

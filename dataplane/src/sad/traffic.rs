@@ -7,11 +7,10 @@
 //!
 //! Source: `net/xfrm/xfrm_state.c xfrm_state_check_expire`, `struct xfrm_state`.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-
 use xfrm_proto::uapi::{LifetimeCfg, LifetimeCur, Stats};
 
 use crate::replay::{Numbers, Refusal};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::time::{BootNanos, WallSecs};
 use crate::transform::Sequence;
 

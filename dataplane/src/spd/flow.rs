@@ -111,6 +111,20 @@ impl Flow {
         }
     }
 
+    /// The flow, as seen from here, of the packet that an ICMP error of this flow is about
+    /// (`xfrm_icmp_flow_decode`); `None` for anything but such an error.
+    #[must_use]
+    pub fn of_quoted(&self, packet: &[u8], mobility: bool) -> Option<Self> {
+        let (header_bytes, is_error) = match (self.family, self.proto) {
+            (AF_INET, IPPROTO_ICMP) => (28, matches!(self.sport, 3 | 11)),
+            (AF_INET6, IPPROTO_ICMPV6) => (48, matches!(self.sport, 1..=3)),
+            _ => return None,
+        };
+        let quoted = packet.get(header_bytes..).filter(|_| is_error)?;
+        let flow = Self::of_packet(quoted, self.mark, self.ifindex, mobility)?;
+        Some(flow.reversed())
+    }
+
     /// The flow of what is sent in the other direction. Types of ICMP and keys of GRE stay.
     #[must_use]
     pub fn reversed(self) -> Self {
