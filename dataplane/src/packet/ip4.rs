@@ -1,6 +1,6 @@
 //! The IPv4 header (RFC 791) as `ip_rcv` checks it and `ip_local_out` fills it.
 
-use super::checksum::checksum;
+use super::checksum::{Sum, checksum};
 use super::{PacketBuf, be16, put};
 use crate::drop_reason::DropReason;
 
@@ -97,8 +97,26 @@ pub fn receive(packet: &mut PacketBuf) -> Result<Header, DropReason> {
 #[inline]
 pub fn finish(packet: &mut [u8]) -> Option<()> {
     let total = u16::try_from(packet.len()).ok()?;
-    put(packet, 2, &total.to_be_bytes())?;
-    set_checksum(packet)
+    let header = packet.first_chunk_mut::<HEADER_BYTES>()?;
+    let (&[first, second, third, src, dst], _) = header.as_chunks::<4>() else {
+        return None;
+    };
+    if header[0] != 0x45 {
+        [header[2], header[3]] = total.to_be_bytes();
+        return set_checksum(packet);
+    }
+    // The processor waits where it reads more than it has just written, so nothing is written
+    // before all is read.
+    const UPPER: u32 = 0xffff_0000;
+    let check = Sum::new()
+        .two_words(u32::from_be_bytes(first) & UPPER | u32::from(total))
+        .two_words(u32::from_be_bytes(second))
+        .two_words(u32::from_be_bytes(third) & UPPER)
+        .two_words(u32::from_be_bytes(src))
+        .two_words(u32::from_be_bytes(dst));
+    [header[2], header[3]] = total.to_be_bytes();
+    [header[10], header[11]] = check.finish().to_be_bytes();
+    Some(())
 }
 
 /// Sets the checksum to what it must be.
