@@ -76,10 +76,12 @@ impl Header {
 #[inline]
 pub fn receive(packet: &mut PacketBuf) -> Result<Header, DropReason> {
     let header = Header::parse(packet).ok_or(DropReason::InnerHeader)?;
-    let bytes = packet
-        .get(..header.header_bytes)
-        .ok_or(DropReason::InnerHeader)?;
-    if checksum(bytes) != 0 {
+    let check = match header.header_bytes {
+        // As long as most are, and the compiler knows.
+        HEADER_BYTES => packet.first_chunk::<HEADER_BYTES>().map(|h| checksum(h)),
+        bytes => packet.get(..bytes).map(checksum),
+    };
+    if check != Some(0) {
         return Err(DropReason::InnerHeader);
     }
     if packet.len() < header.total_bytes {

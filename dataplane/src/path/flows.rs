@@ -3,6 +3,7 @@
 //! A fixed number of places, two for each hash; the one that was not used last
 //! is given away. Nothing is remembered that a lookup would not find again:
 //! each place knows the generations of the tables it was made from.
+//! [`Flows`] is for packets that leave; `admitted` has those that arrive.
 
 use std::hash::BuildHasher;
 
@@ -16,6 +17,99 @@ use crate::spd::{Flow, SocketKey};
 /// Sets of two places.
 const SETS: usize = 2048;
 
+/// What is known by keys, which are packed as [`Flow::words`]: first those, then what else counts.
+#[derive(Debug)]
+pub(super) struct Memory<const WORDS: usize, T> {
+    /// None before there is something to remember.
+    sets: Box<[Set<WORDS, T>]>,
+    /// Nobody outside knows them, so nobody can make flows that share a set.
+    secrets: [u64; 4],
+}
+
+/// Two places, and which of them was used last.
+#[derive(Debug)]
+struct Set<const WORDS: usize, T> {
+    recent: bool,
+    places: [Option<([u64; WORDS], T)>; 2],
+}
+
+impl<const WORDS: usize, T> Default for Memory<WORDS, T> {
+    fn default() -> Self {
+        let hasher = foldhash::fast::RandomState::default();
+        Self {
+            sets: Box::default(),
+            secrets: [0, 1, 2, 3].map(|number| hasher.hash_one(number)),
+        }
+    }
+}
+
+impl<const WORDS: usize, T> Memory<WORDS, T> {
+    #[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
+    #[inline(always)]
+    fn set_of(&self, key: &[u64; WORDS]) -> usize {
+        let [a, b, c, d] = self.secrets;
+        let word = |at| key.get(at).copied().unwrap_or_default();
+        let addresses = mix(word(0) ^ a, word(2) ^ b) ^ mix(word(1) ^ c, word(3) ^ d);
+        mix(addresses ^ word(4), word(5) ^ word(6) ^ b) as usize % SETS
+    }
+
+    /// What was remembered under a key last.
+    #[inline(always)]
+    pub(super) fn find(&mut self, key: &[u64; WORDS]) -> Option<&mut T> {
+        let set = self.set_of(key);
+        let Set { recent, places } = self.sets.get_mut(set)?;
+        let [first, second] = places;
+        let (one, other) = match *recent {
+            false => (first, second),
+            true => (second, first),
+        };
+        if let Some((own, known)) = one
+            && equal_words(own, key)
+        {
+            return Some(known);
+        }
+        let (own, known) = other.as_mut()?;
+        if !equal_words(own, key) {
+            return None;
+        }
+        *recent = !*recent;
+        Some(known)
+    }
+
+    /// Remembers something.
+    pub(super) fn put(&mut self, key: [u64; WORDS], known: T) {
+        if self.sets.is_empty() {
+            let empty = |_| Set {
+                recent: false,
+                places: [None, None],
+            };
+            self.sets = (0..SETS).map(empty).collect();
+        }
+        let set = self.set_of(&key);
+        let Some(Set { recent, places }) = self.sets.get_mut(set) else {
+            return;
+        };
+        let own = |place: &Option<([u64; WORDS], T)>| {
+            place
+                .as_ref()
+                .is_some_and(|(own, _)| equal_words(own, &key))
+        };
+        let at = places.iter().position(own).unwrap_or(usize::from(!*recent));
+        *recent = at != 0;
+        if let Some(place) = places.get_mut(at) {
+            *place = Some((key, known));
+        }
+    }
+}
+
+/// A product, folded.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "both halves are there")]
+fn mix(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
 /// The state of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Generations {
@@ -23,54 +117,32 @@ struct Generations {
     routes: u64,
 }
 
-/// A flow and what came with its packets, packed as [`Flow::words`].
-#[derive(Clone, Copy, Debug)]
-struct Key([u64; 10]);
+impl Generations {
+    #[inline]
+    fn of(netns: &Netns, routes: &dyn Routes) -> Self {
+        Self {
+            policies: netns.spd.generation(),
+            routes: routes.generation(),
+        }
+    }
+}
 
+/// What was decided about a flow, and when.
 #[derive(Debug)]
 struct Place {
-    key: Key,
     generations: Generations,
     /// The SAD's number when the sources were last found current.
     sad: u64,
     looked: Looked,
 }
 
-/// Two places, and which of them was used last.
+/// The flows of one worker, with what came with their packets.
 #[derive(Debug, Default)]
-struct Set {
-    recent: bool,
-    places: [Option<Place>; 2],
-}
-
-/// The flows of one worker.
-#[derive(Debug)]
 pub(super) struct Flows {
-    sets: Box<[Set]>,
-    /// Nobody outside knows them, so nobody can make flows that share a set.
-    secrets: [u64; 4],
-}
-
-impl Default for Flows {
-    fn default() -> Self {
-        let hasher = foldhash::fast::RandomState::default();
-        Self {
-            sets: (0..SETS).map(|_| Set::default()).collect(),
-            secrets: [0, 1, 2, 3].map(|number| hasher.hash_one(number)),
-        }
-    }
+    memory: Memory<10, Place>,
 }
 
 impl Flows {
-    #[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
-    #[inline(always)]
-    fn set_of(&self, key: &Key) -> usize {
-        let [a, b, c, d] = self.secrets;
-        let &[d0, d1, s0, s1, upper, came_with, _, if_id, ..] = &key.0;
-        let addresses = mix(d0 ^ a, s0 ^ b) ^ mix(d1 ^ c, s1 ^ d);
-        mix(addresses ^ upper, came_with ^ if_id ^ b) as usize % SETS
-    }
-
     /// What was decided about a flow, if it would be decided again.
     #[inline(always)]
     pub(super) fn find(
@@ -80,25 +152,7 @@ impl Flows {
         flow: &Flow,
         meta: &OutputMeta,
     ) -> Option<&Looked> {
-        let key = Key::of(flow, meta);
-        let set = self.set_of(&key);
-        let Set { recent, places } = self.sets.get_mut(set)?;
-        let [first, second] = places;
-        let (first, second) = if *recent {
-            (second, first)
-        } else {
-            (first, second)
-        };
-        let holds = |place: &Option<Place>| place.as_ref().is_some_and(|place| place.key.is(&key));
-        let place = if holds(first) {
-            first
-        } else if holds(second) {
-            *recent = !*recent;
-            second
-        } else {
-            return None;
-        };
-        let place = place.as_mut()?;
+        let place = self.memory.find(&key(flow, meta))?;
         if place.generations != Generations::of(netns, routes) {
             return None;
         }
@@ -118,72 +172,12 @@ impl Flows {
         sad: u64,
         looked: &Looked,
     ) {
-        let key = Key::of(flow, meta);
-        let set = self.set_of(&key);
-        let Some(Set { recent, places }) = self.sets.get_mut(set) else {
-            return;
+        let place = Place {
+            generations: Generations::of(netns, routes),
+            sad,
+            looked: *looked,
         };
-        let own = |place: &Option<Place>| place.as_ref().is_some_and(|place| place.key.is(&key));
-        let at = places.iter().position(own).unwrap_or(usize::from(!*recent));
-        *recent = at != 0;
-        if let Some(place) = places.get_mut(at) {
-            *place = Some(Place {
-                key,
-                generations: Generations::of(netns, routes),
-                sad,
-                looked: *looked,
-            });
-        }
-    }
-}
-
-/// A product, folded.
-#[inline]
-#[expect(clippy::cast_possible_truncation, reason = "both halves are there")]
-fn mix(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    product as u64 ^ (product >> 64) as u64
-}
-
-impl Key {
-    #[inline(always)]
-    fn of(flow: &Flow, meta: &OutputMeta) -> Self {
-        let &OutputMeta {
-            mark,
-            if_id,
-            ifindex,
-            socket,
-            forwarded,
-            bypasses,
-            loopback,
-            mtu,
-            hop_limit,
-        } = meta;
-        let [d0, d1, s0, s1, upper, came_with] = flow.words();
-        let of_packet = u64::from(ifindex.cast_unsigned()) << 32 | u64::from(mark);
-        let route = u64::from(mtu) << 32 | u64::from(hop_limit) << 8;
-        let flags = [forwarded, bypasses, loopback, socket.is_some()];
-        let flags = flags
-            .iter()
-            .fold(0, |all, &flag| all << 1 | u64::from(flag));
-        let socket = socket.map_or(0, |SocketKey(key)| key);
-        Self([
-            d0,
-            d1,
-            s0,
-            s1,
-            upper,
-            came_with,
-            of_packet,
-            u64::from(if_id),
-            route | flags,
-            socket,
-        ])
-    }
-
-    #[inline(always)]
-    fn is(&self, other: &Self) -> bool {
-        equal_words(&self.0, &other.0)
+        self.memory.put(key(flow, meta), place);
     }
 }
 
@@ -199,12 +193,38 @@ impl Place {
     }
 }
 
-impl Generations {
-    #[inline]
-    fn of(netns: &Netns, routes: &dyn Routes) -> Self {
-        Self {
-            policies: netns.spd.generation(),
-            routes: routes.generation(),
-        }
-    }
+/// A flow and what came with its packets.
+#[inline(always)]
+fn key(flow: &Flow, meta: &OutputMeta) -> [u64; 10] {
+    let &OutputMeta {
+        mark,
+        if_id,
+        ifindex,
+        socket,
+        forwarded,
+        bypasses,
+        loopback,
+        mtu,
+        hop_limit,
+    } = meta;
+    let [d0, d1, s0, s1, upper, came_with] = flow.words();
+    let of_packet = u64::from(ifindex.cast_unsigned()) << 32 | u64::from(mark);
+    let route = u64::from(mtu) << 32 | u64::from(hop_limit) << 8;
+    let flags = [forwarded, bypasses, loopback, socket.is_some()];
+    let flags = flags
+        .iter()
+        .fold(0, |all, &flag| all << 1 | u64::from(flag));
+    let socket = socket.map_or(0, |SocketKey(key)| key);
+    [
+        d0,
+        d1,
+        s0,
+        s1,
+        upper,
+        came_with,
+        u64::from(if_id),
+        of_packet,
+        route | flags,
+        socket,
+    ]
 }

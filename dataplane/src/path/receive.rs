@@ -17,8 +17,9 @@ use crate::netns::{Context, Netns};
 use crate::packet::encap::{self, Datagram};
 use crate::packet::reassembly::Outcome;
 use crate::packet::{Family, PacketBuf, ip4, ip6};
+use crate::path::admitted::Admitted;
 use crate::path::check::Question;
-use crate::path::input::{Approach, Arrival, destination, source};
+use crate::path::input::{Approach, Arrival, source};
 use crate::path::sec_path::SecPath;
 use crate::path::witness::{Nobody, Witness};
 use crate::path::worker::Worker;
@@ -134,13 +135,17 @@ impl Worker {
         host: &dyn Host,
         witness: &mut W,
     ) -> Result<Step, DropReason> {
-        match Family::of(packet).ok_or(DropReason::InnerHeader)? {
-            Family::V4 => ip4::receive(packet).map(drop)?,
-            Family::V6 => ip6::receive(packet).map(drop)?,
-        }
-        let (address, family) = destination(packet).ok_or(DropReason::InnerHeader)?;
+        let family = Family::of(packet).ok_or(DropReason::InnerHeader)?;
+        let (address, may_be_fragment) = match family {
+            Family::V4 => {
+                let header = ip4::receive(packet)?;
+                let [a, b, c, d] = header.dst;
+                (Address::v4(a, b, c, d), header.is_fragment())
+            }
+            Family::V6 => (Address(ip6::receive(packet)?.dst), true),
+        };
         let to = host
-            .destination(family, address)
+            .destination(family.af(), address)
             .ok_or(DropReason::InNoRoute)?;
         let counts = W::COUNTS;
         let ask = Ask {
@@ -150,16 +155,18 @@ impl Worker {
             counts,
         };
         if !to.is_local {
-            ask.policies(packet, meta, XFRM_POLICY_FWD, None)?;
+            let admitted = &mut self.admitted;
+            ask.policies(packet, meta, XFRM_POLICY_FWD, None, admitted)?;
             return Ok(Step::Done(Received::Forward));
         }
-        if self.put_together(now, packet, meta)? == Outcome::Kept {
+        self.tools.reassembler.handle_timeout(now.boot);
+        if may_be_fragment && self.put_together(now, packet, meta)? == Outcome::Kept {
             return Ok(Step::Done(Received::Kept));
         }
         let inbound = Inbound::locate(packet, 0)?;
         let approach = match self.protected(netns, packet, &inbound)? {
             Some(approach) => approach,
-            None => match ask.deliver(packet, meta, &inbound, host)? {
+            None => match ask.deliver(packet, meta, &inbound, host, &mut self.admitted)? {
                 Delivered::Esp(approach) => approach,
                 Delivered::Done(received) => return Ok(Step::Done(received)),
             },
@@ -181,7 +188,6 @@ impl Worker {
         packet: &mut PacketBuf,
         meta: &InputMeta,
     ) -> Result<Outcome, DropReason> {
-        self.tools.reassembler.handle_timeout(now.boot);
         self.tools
             .reassembler
             .receive_from(now.boot, packet, meta.path.tag())
@@ -241,6 +247,7 @@ impl Ask<'_> {
         meta: &mut InputMeta,
         dir: u8,
         owner: Option<Owner>,
+        admitted: &mut Admitted,
     ) -> Result<(), DropReason> {
         let flow = self.flow(packet, meta)?;
         let own = |owner: Owner| self.netns.spd.has_socket_policy(owner.socket, dir);
@@ -256,9 +263,10 @@ impl Ask<'_> {
             socket: owner.map(|owner| owner.socket),
             if_id: meta.if_id,
         };
-        question.check(&mut meta.path)
+        admitted.check(&question, &mut meta.path)
     }
 
+    #[inline(always)]
     fn flow(&self, packet: &[u8], meta: &InputMeta) -> Result<Flow, DropReason> {
         let mobility = self.netns.profile.decodes_mobility;
         Flow::of_packet(packet, meta.mark, self.to.ifindex, mobility).ok_or(DropReason::InHeader)
@@ -271,9 +279,10 @@ impl Ask<'_> {
         meta: &mut InputMeta,
         inbound: &Inbound,
         host: &dyn Host,
+        admitted: &mut Admitted,
     ) -> Result<Delivered, DropReason> {
         let owner = host.owner(&self.flow(packet, meta)?);
-        let checked = self.policies(packet, meta, XFRM_POLICY_IN, owner);
+        let checked = self.policies(packet, meta, XFRM_POLICY_IN, owner, admitted);
         if let Err(reason) = checked {
             self.icmp(packet, meta, inbound, reason)?;
         }
@@ -334,6 +343,6 @@ impl Ask<'_> {
             socket: None,
             if_id: meta.if_id,
         };
-        question.check(&mut meta.path)
+        question.check(&mut meta.path).map(drop)
     }
 }

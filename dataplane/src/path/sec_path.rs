@@ -46,6 +46,11 @@ impl SecPath {
         handles.map(|handle| sad.by_handle(*handle))
     }
 
+    /// Numbers of the SAs, which no others ever have.
+    pub(super) fn serials(&self) -> impl Iterator<Item = u64> + '_ {
+        self.sas.iter().take(self.len).map(|sa| sa.serial())
+    }
+
     /// The SA that the packet passed last.
     pub(super) fn last<'a>(&self, sad: &'a Sad) -> Option<&'a Sa> {
         sad.by_handle(*self.sas.get(self.len.checked_sub(1)?)?)

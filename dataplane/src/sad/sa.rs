@@ -36,6 +36,13 @@ pub struct SaHandle {
     pub(super) serial: u64,
 }
 
+impl SaHandle {
+    /// What no other SA of its SAD ever has.
+    pub(crate) const fn serial(self) -> u64 {
+        self.serial
+    }
+}
+
 /// No CPU in particular.
 pub const ANY_CPU: u32 = u32::MAX;
 
