@@ -8,12 +8,14 @@ use crate::drop_reason::DropReason;
 use crate::netns::{Context, Netns};
 use crate::packet::segment::{Offload, complete_checksum};
 use crate::packet::{Family, PacketBuf};
+use crate::path::flows::Flows;
 use crate::path::hold::{Held, HeldPacket, Queue};
 use crate::path::lookup::{Decision, Looked, Lookup};
 use crate::path::request::Request;
 use crate::path::route::Routes;
 use crate::path::transmit::Moment;
 use crate::path::worker::{Tools, Worker};
+use crate::spd::flow::equal_words;
 use crate::spd::{Flow, SocketKey};
 use crate::time::Now;
 use crate::transform::MOST_AT_ONCE;
@@ -224,7 +226,7 @@ impl Worker {
         let flow_of =
             |packet: &PacketBuf| Flow::of_packet(packet, meta.mark, meta.ifindex, mobility);
         let mut rest = packets;
-        while let [first, ..] = rest {
+        while let [first, others @ ..] = rest {
             let Some(flow) = flow_of(first) else {
                 done(drop(netns, header_reason(meta), errno::EINVAL));
                 rest = rest.get_mut(1..).unwrap_or_default();
@@ -235,11 +237,13 @@ impl Worker {
                 rest = rest.get_mut(1..).unwrap_or_default();
                 continue;
             }
-            let alike = rest.iter().take(MOST_AT_ONCE);
-            let count = alike
-                .take_while(|packet| flow_of(packet) == Some(flow))
-                .count();
-            let group = rest.get_mut(..count.max(1)).unwrap_or_default();
+            let words = flow.words();
+            let same = |packet: &&PacketBuf| {
+                flow_of(packet).is_some_and(|other| equal_words(&other.words(), &words))
+            };
+            let alike = others.iter().take(MOST_AT_ONCE - 1).take_while(same);
+            let count = 1 + alike.count();
+            let group = rest.get_mut(..count).unwrap_or_default();
             let dealt = self.look_up(netns, &flow, meta, routes, |tools, looked| {
                 let Decision::Transform(bundle) = &looked.decision else {
                     let first = group.iter_mut().take(1);
@@ -288,23 +292,15 @@ impl Worker {
         act: impl FnOnce(&mut Tools, &Looked) -> T,
     ) -> T {
         let Self { flows, tools, .. } = self;
-        if let Some(looked) = flows.find(netns, routes, flow, meta) {
-            return act(tools, looked);
-        }
-        let sad = netns.sad.choices.all();
-        let lookup = Lookup {
-            netns,
-            flow,
-            meta,
-            routes,
-            may_hold: true,
-            witness: None,
+        let fresh;
+        let looked = match flows.find(netns, routes, flow, meta) {
+            Some(looked) => looked,
+            None => {
+                fresh = look_up_anew(flows, tools, netns, flow, meta, routes);
+                &fresh
+            }
         };
-        let looked = lookup.decide(tools);
-        if looked.lasts {
-            flows.remember(netns, routes, (flow, meta), sad, &looked);
-        }
-        act(tools, &looked)
+        act(tools, looked)
     }
 
     /// [`Worker::output`] where there is one thread: what the packet asks for is done at once.
@@ -484,7 +480,34 @@ pub(super) fn quoted_flow(
     flow.of_quoted(packet, netns.profile.decodes_mobility)
 }
 
+/// What is decided about a flow that is not remembered.
+#[cold]
+fn look_up_anew(
+    flows: &mut Flows,
+    tools: &mut Tools,
+    netns: &Netns,
+    flow: &Flow,
+    meta: &OutputMeta,
+    routes: &dyn Routes,
+) -> Looked {
+    let sad = netns.sad.choices.all();
+    let lookup = Lookup {
+        netns,
+        flow,
+        meta,
+        routes,
+        may_hold: true,
+        witness: None,
+    };
+    let looked = lookup.decide(tools);
+    if looked.lasts {
+        flows.remember(netns, routes, (flow, meta), sad, &looked);
+    }
+    looked
+}
+
 /// Counts a packet's end.
+#[cold]
 pub(super) fn drop(netns: &Netns, reason: DropReason, errno: i32) -> Verdict {
     if let Some(counter) = reason.counter() {
         netns.mib.count(counter);

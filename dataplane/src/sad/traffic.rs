@@ -216,6 +216,21 @@ impl Traffic {
         Limit::Within
     }
 
+    /// Marks as used, if all limits are so far away that none is reached by as many packets of
+    /// as many bytes in all; otherwise they are to be checked one by one.
+    #[inline]
+    pub fn admits_all(&self, lft: &LifetimeCfg, packets: u64, bytes: u64, now: WallSecs) -> bool {
+        let bytes = self.bytes.load(Ordering::Relaxed).saturating_add(bytes);
+        let packets = self.packets().saturating_add(packets);
+        let all = self.numbers.are_plenty()
+            && bytes < lft.hard_byte_limit.min(lft.soft_byte_limit)
+            && packets < lft.hard_packet_limit.min(lft.soft_packet_limit);
+        if all && self.use_time.load(Ordering::Relaxed) == 0 {
+            self.use_time.store(now.0, Ordering::Relaxed);
+        }
+        all
+    }
+
     /// Counts packets that passed and have no number of this SA's.
     #[inline]
     pub fn count(&self, packets: u64, bytes: u64, now: WallSecs) {
