@@ -153,6 +153,30 @@ impl Worker {
         })
     }
 
+    /// [`Worker::output`] of a packet that may be cut, although its header cannot say so: an IPv6
+    /// packet whose sender is on this host.
+    pub fn output_in_parts(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        meta: &OutputMeta,
+        routes: &dyn Routes,
+        sink: &mut Sink<'_>,
+    ) -> Verdict {
+        let mobility = netns.profile.decodes_mobility || !meta.forwarded;
+        let Some(flow) = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility) else {
+            return drop(netns, header_reason(meta), errno::EINVAL);
+        };
+        self.look_up(netns, &flow, meta, routes, |tools, looked| {
+            let Decision::Transform(bundle) = &looked.decision else {
+                return tools.carry_out(netns, now, packet, meta, looked, sink);
+            };
+            looked.mark_used(netns, now);
+            tools.transform_in_parts(Moment { netns, now, meta }, packet, bundle, sink)
+        })
+    }
+
     /// [`Worker::output`] of packets that have come together. Where neighbours are of one flow
     /// they are sealed at once, which makes CBC several times as fast. `done` hears of each.
     #[expect(

@@ -46,6 +46,42 @@ impl Tools {
         self.pass_from(netns, now, packet, (bundle, 0), meta, sink)
     }
 
+    /// [`Tools::transform`] of a packet that may be cut, whatever its header says: its sender is
+    /// on this host and has left that to us. A tunnel gets pieces, other modes are cut behind
+    /// (`__xfrm6_output`).
+    pub(super) fn transform_in_parts(
+        &mut self,
+        at: Moment<'_>,
+        packet: &mut PacketBuf,
+        bundle: &Bundle,
+        sink: &mut Sink<'_>,
+    ) -> Verdict {
+        let Moment { netns, now, meta } = at;
+        let mut cut = *bundle;
+        cut.ignores_df = true;
+        let tunnels = bundle.steps().next().is_some_and(|step| {
+            let sa = netns.sad.by_handle(step.sa);
+            sa.is_some_and(|sa| sa.mode == XFRM_MODE_TUNNEL)
+        });
+        let Some(mtu) = too_big(packet, meta, bundle).filter(|_| tunnels) else {
+            return self.pass_from(netns, now, packet, (&cut, 0), meta, sink);
+        };
+        let ident = self.entropy.u32();
+        let Some(mut cutter) = Fragmenter::new(packet, bytes(mtu), ident) else {
+            return drop(netns, DropReason::OutNoRoom, errno::EMSGSIZE);
+        };
+        let mut part = PacketBuf::with_capacity(MAX_PACKET);
+        let mut sent = 0;
+        while cutter.next_into(&mut part) == Some(true) {
+            match self.pass_from(netns, now, &mut part, (&cut, 0), meta, sink) {
+                Verdict::Sent(pieces) => sent += pieces,
+                Verdict::Queued => {}
+                other => return other,
+            }
+        }
+        Verdict::Sent(sent)
+    }
+
     /// Takes a packet through a bundle, from one of its steps on.
     #[inline]
     pub(super) fn pass_from(

@@ -32,7 +32,7 @@ use xfrmd::emulator::NetnsId;
 
 use super::clock::{self, HostEntropy};
 use super::outbox::Outbox;
-use crate::attach::{BYPASS, EncapSocket, HostRoutes, MARK_MASK};
+use crate::attach::{BYPASS, EncapSocket, HostRoutes, LEAST_MTU_V6, MARK_MASK};
 
 /// Packets between two looks at anything else.
 const BATCH: usize = 64;
@@ -411,12 +411,23 @@ impl Road {
                 mtu: way.mtu,
                 hop_limit: way.hop_limit,
             };
-            let wire = &mut self.wire;
-            let verdict =
-                self.worker
-                    .output(&netns, now, packet, &meta, routes, &mut |packet, to| {
-                        wire.push(packet, *to)
-                    });
+            let (worker, wire) = (&mut self.worker, &mut self.wire);
+            let mut sink = |packet: &mut PacketBuf, to: &Departure| wire.push(packet, *to);
+            // IPv6 has no DF: whether a socket lets its datagrams be cut does not show. They are,
+            // and it hears of it.
+            let verdict = if family == AF_INET6 && routes.is_local(family, source) {
+                let mtu = worker.mtu(&netns, packet, &meta, routes).max(LEAST_MTU_V6);
+                if packet.len() > usize::try_from(mtu).unwrap_or(usize::MAX) {
+                    let mut error = PacketBuf::copy_of(packet);
+                    let to = destination.0.as_slice();
+                    if icmp::answer_too_big(&mut error, to, mtu, 0).is_some() {
+                        self.host.push(&mut error, HOST);
+                    }
+                }
+                worker.output_in_parts(&netns, now, packet, &meta, routes, &mut sink)
+            } else {
+                worker.output(&netns, now, packet, &meta, routes, &mut sink)
+            };
             match verdict {
                 Verdict::TooBig { mtu } => {
                     // To ourselves we cannot be the sender.

@@ -15,6 +15,7 @@
 
 mod cases;
 mod net;
+mod ways;
 
 use std::process::{Command, ExitCode, Stdio};
 
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     let missing = missing();
     let trials = cases::CASES
         .iter()
+        .chain(ways::CASES)
         .map(|&(name, body)| {
             let name = match missing {
                 Some(reason) if !required => format!("{name} ({reason})"),

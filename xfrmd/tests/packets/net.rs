@@ -417,6 +417,7 @@ pub(crate) fn protocols(packets: &[Vec<u8>]) -> Vec<u8> {
             4 => packet[9],
             6 if packet[24] == 0xff => continue,
             6 if packet[6] == 58 && packet.get(40).is_some_and(|&kind| kind > 132) => continue,
+            6 if packet[6] == 44 => packet[40],
             6 => packet[6],
             _ => continue,
         };
