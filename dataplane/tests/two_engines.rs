@@ -215,6 +215,7 @@ impl Engine {
             socket: None,
             forwarded: true,
             bypasses: false,
+            in_parts: false,
             loopback: false,
             mtu: 1500,
             hop_limit: 64,

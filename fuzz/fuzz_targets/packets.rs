@@ -244,6 +244,7 @@ fuzz_target!(|input: &[u8]| {
                     socket: None,
                     forwarded: what & 8 != 0,
                     bypasses: false,
+                    in_parts: false,
                     loopback: false,
                     mtu: 1500,
                     hop_limit: 64,

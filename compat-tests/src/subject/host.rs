@@ -160,6 +160,7 @@ impl World {
             socket: None,
             forwarded: false,
             bypasses: false,
+            in_parts: false,
             loopback: false,
             mtu: LINK_MTU,
             hop_limit: HOP_LIMIT,

@@ -6,7 +6,7 @@ use xfrm_proto::consts::*;
 
 use crate::drop_reason::DropReason;
 use crate::netns::{Context, Netns};
-use crate::packet::segment::{Offload, complete_checksum};
+use crate::packet::segment::{Offload, Segmenter, complete_checksum};
 use crate::packet::{Family, PacketBuf};
 use crate::path::hold::{Held, HeldPacket, Queue};
 use crate::path::lookup::{Decision, Looked, Lookup};
@@ -31,6 +31,9 @@ pub struct OutputMeta {
     pub socket: Option<SocketKey>,
     /// The packet is another host's, on its way through.
     pub forwarded: bool,
+    /// Its sender is on this host and leaves it to us to cut it, although its header cannot say
+    /// so (IPv6).
+    pub in_parts: bool,
     /// Its route knows no policies (`DST_NOXFRM`: the interface's `disable_xfrm`).
     pub bypasses: bool,
     /// Its route ends on this host; a default that blocks does not.
@@ -50,6 +53,7 @@ impl OutputMeta {
             ifindex: 0,
             socket: None,
             forwarded: false,
+            in_parts: false,
             bypasses: false,
             loopback: false,
             mtu: u32::MAX,
@@ -135,8 +139,12 @@ impl Worker {
             return drop(netns, header_reason(meta), errno::EINVAL);
         };
         self.look_up(netns, &flow, meta, routes, |tools, looked| {
-            let Decision::Transform(bundle) = &looked.decision else {
-                return tools.carry_out(netns, now, packet, meta, looked, sink);
+            let bundle = match &looked.decision {
+                Decision::Transform(bundle) => Some(bundle),
+                Decision::Hold => None,
+                Decision::Plain | Decision::Drop(..) => {
+                    return tools.carry_out(netns, now, packet, meta, looked, sink);
+                }
             };
             if offload.segment_bytes == 0 {
                 let done = offload.checksum.map_or(Some(()), |(start, offset)| {
@@ -147,33 +155,12 @@ impl Worker {
                     None => drop(netns, DropReason::OutChecksum, errno::EINVAL),
                 };
             }
+            let Some(bundle) = bundle else {
+                return tools.hold_segments(netns, packet, meta, offload.segment_bytes, looked);
+            };
             looked.mark_used(netns, now);
             let at = Moment { netns, now, meta };
             tools.segment(at, packet, offload.segment_bytes, bundle, sink)
-        })
-    }
-
-    /// [`Worker::output`] of a packet that may be cut, although its header cannot say so: an IPv6
-    /// packet whose sender is on this host.
-    pub fn output_in_parts(
-        &mut self,
-        netns: &Netns,
-        now: Now,
-        packet: &mut PacketBuf,
-        meta: &OutputMeta,
-        routes: &dyn Routes,
-        sink: &mut Sink<'_>,
-    ) -> Verdict {
-        let mobility = netns.profile.decodes_mobility || !meta.forwarded;
-        let Some(flow) = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility) else {
-            return drop(netns, header_reason(meta), errno::EINVAL);
-        };
-        self.look_up(netns, &flow, meta, routes, |tools, looked| {
-            let Decision::Transform(bundle) = &looked.decision else {
-                return tools.carry_out(netns, now, packet, meta, looked, sink);
-            };
-            looked.mark_used(netns, now);
-            tools.transform_in_parts(Moment { netns, now, meta }, packet, bundle, sink)
         })
     }
 
@@ -405,6 +392,33 @@ impl Tools {
             witness: None,
         };
         Some(lookup.decide(self))
+    }
+
+    /// Holds each of the packets that a large one is.
+    fn hold_segments(
+        &mut self,
+        netns: &Netns,
+        packet: &PacketBuf,
+        meta: &OutputMeta,
+        segment_bytes: u16,
+        looked: &Looked,
+    ) -> Verdict {
+        let unfit = || drop(netns, DropReason::OutSegments, errno::EINVAL);
+        let Some(mut cutter) = Segmenter::new(packet, segment_bytes) else {
+            return unfit();
+        };
+        let mut segment = PacketBuf::with_capacity(packet.len());
+        loop {
+            match cutter.next_into(&mut segment) {
+                Some(true) => {}
+                Some(false) => return Verdict::Held,
+                None => return unfit(),
+            }
+            let verdict = self.hold(netns, &segment, meta, looked);
+            if verdict != Verdict::Held {
+                return verdict;
+            }
+        }
     }
 
     fn hold(

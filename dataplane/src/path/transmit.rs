@@ -41,31 +41,33 @@ impl Tools {
         if packet.len() > bytes(bundle.mtu)
             && let Some(mtu) = too_big(packet, meta, bundle)
         {
-            return Verdict::TooBig { mtu };
+            if !meta.in_parts {
+                return Verdict::TooBig { mtu };
+            }
+            if tunnels(netns, bundle) {
+                return self.transform_parts(
+                    Moment { netns, now, meta },
+                    packet,
+                    mtu,
+                    bundle,
+                    sink,
+                );
+            }
         }
         self.pass_from(netns, now, packet, (bundle, 0), meta, sink)
     }
 
-    /// [`Tools::transform`] of a packet that may be cut, whatever its header says: its sender is
-    /// on this host and has left that to us. A tunnel gets pieces, other modes are cut behind
-    /// (`__xfrm6_output`).
-    pub(super) fn transform_in_parts(
+    /// Cuts a packet that is too long for a tunnel, and takes the pieces through it
+    /// (`__xfrm6_output`). In other modes what comes out of the SAs is cut.
+    fn transform_parts(
         &mut self,
         at: Moment<'_>,
-        packet: &mut PacketBuf,
+        packet: &PacketBuf,
+        mtu: u32,
         bundle: &Bundle,
         sink: &mut Sink<'_>,
     ) -> Verdict {
         let Moment { netns, now, meta } = at;
-        let mut cut = *bundle;
-        cut.ignores_df = true;
-        let tunnels = bundle.steps().next().is_some_and(|step| {
-            let sa = netns.sad.by_handle(step.sa);
-            sa.is_some_and(|sa| sa.mode == XFRM_MODE_TUNNEL)
-        });
-        let Some(mtu) = too_big(packet, meta, bundle).filter(|_| tunnels) else {
-            return self.pass_from(netns, now, packet, (&cut, 0), meta, sink);
-        };
         let ident = self.entropy.u32();
         let Some(mut cutter) = Fragmenter::new(packet, bytes(mtu), ident) else {
             return drop(netns, DropReason::OutNoRoom, errno::EMSGSIZE);
@@ -73,7 +75,7 @@ impl Tools {
         let mut part = PacketBuf::with_capacity(MAX_PACKET);
         let mut sent = 0;
         while cutter.next_into(&mut part) == Some(true) {
-            match self.pass_from(netns, now, &mut part, (&cut, 0), meta, sink) {
+            match self.pass_from(netns, now, &mut part, (bundle, 0), meta, sink) {
                 Verdict::Sent(pieces) => sent += pieces,
                 Verdict::Queued => {}
                 other => return other,
@@ -103,7 +105,7 @@ impl Tools {
                 return refuse(netns, step, reason, errno);
             }
         }
-        self.send(netns, packet, mark, bundle, sink)
+        self.send(netns, packet, (mark, meta.in_parts), bundle, sink)
     }
 
     /// Cuts a large packet, and takes the pieces through the SAs until one is refused.
@@ -181,7 +183,7 @@ impl Tools {
         let mut mark = meta.mark;
         let (passed, stopped) = self.pass_group(netns, now, packets, step, &mut mark);
         for packet in packets.iter_mut().take(passed) {
-            done(self.send(netns, packet, mark, bundle, sink));
+            done(self.send(netns, packet, (mark, meta.in_parts), bundle, sink));
         }
         let Some((reason, errno)) = stopped else {
             return passed;
@@ -311,7 +313,7 @@ impl Tools {
         &mut self,
         netns: &Netns,
         packet: &mut PacketBuf,
-        mark: u32,
+        (mark, in_parts): (u32, bool),
         bundle: &Bundle,
         sink: &mut Sink<'_>,
     ) -> Verdict {
@@ -321,7 +323,7 @@ impl Tools {
             sink(packet, &to);
             return Verdict::Sent(1);
         }
-        if !bundle.ignores_df && !may_be_cut(packet) {
+        if !(bundle.ignores_df || in_parts || may_be_cut(packet)) {
             return Verdict::TooBig {
                 mtu: bundle.path_mtu,
             };
@@ -340,6 +342,14 @@ impl Tools {
         }
         Verdict::Sent(count)
     }
+}
+
+/// Whether a bundle begins with a tunnel.
+fn tunnels(netns: &Netns, bundle: &Bundle) -> bool {
+    bundle.steps().next().is_some_and(|step| {
+        let sa = netns.sad.by_handle(step.sa);
+        sa.is_some_and(|sa| sa.mode == XFRM_MODE_TUNNEL)
+    })
 }
 
 /// Counts the end of a packet that a step refused.

@@ -79,6 +79,7 @@ impl Daemon {
                 socket: None,
                 forwarded: !routes.is_local(flow.family, flow.saddr),
                 bypasses: false,
+                in_parts: false,
                 loopback: false,
                 mtu,
                 hop_limit,
