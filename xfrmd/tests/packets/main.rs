@@ -15,6 +15,7 @@
 
 mod cases;
 mod net;
+mod ways;
 
 use std::process::{Command, ExitCode, Stdio};
 
@@ -41,7 +42,8 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some("key-manager") => {
-            net::manage_keys(&arguments.next().unwrap());
+            let log = arguments.next().unwrap();
+            net::manage_keys(&log, arguments.next().is_some());
             return ExitCode::SUCCESS;
         }
         Some("protected-sender") => {
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
     let missing = missing();
     let trials = cases::CASES
         .iter()
+        .chain(ways::CASES)
         .map(|&(name, body)| {
             let name = match missing {
                 Some(reason) if !required => format!("{name} ({reason})"),
