@@ -5,7 +5,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use crate::net::{Namespace, QUIT, Shared, Wire, Xfrmd, join, protocols};
+use crate::namespaces::{Namespace, Shell, Wire, join, protocols};
+use crate::net::{QUIT, Shared};
 
 /// Every case.
 pub(crate) static CASES: &[(&str, fn())] = &[
@@ -41,8 +42,8 @@ const SOON: Duration = Duration::from_millis(300);
 struct Pair {
     a: Namespace,
     b: Namespace,
-    xa: Xfrmd,
-    xb: Xfrmd,
+    xa: Shell,
+    xb: Shell,
 }
 
 impl Pair {

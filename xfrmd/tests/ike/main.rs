@@ -1,0 +1,88 @@
+//! IKE daemons: network namespaces joined by a veth pair, in each an `xfrmd run --packets` with an
+//! unmodified strongSwan or libreswan under it, traffic through what they agree on, and a packet socket
+//! on the wire that must see nothing else.
+//!
+//! Every case: no plaintext on the wire, nothing lost but where a case says so, and the same counters at
+//! both ends. strongSwan comes from `install.sh`, libreswan from the distribution; without them, without
+//! root or `/dev/net/tun`, cases are reported as ignored with the reason, or fail under
+//! `XFRMD_REQUIRE_ALL=1`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    clippy::undocumented_unsafe_blocks,
+    reason = "all of this is test code: a panic is a failed test"
+)]
+
+mod cases;
+mod charon;
+mod flow;
+mod host;
+#[path = "../namespaces/mod.rs"]
+#[allow(dead_code, reason = "each test takes what it needs")]
+mod namespaces;
+mod sas;
+mod wire;
+
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// What a case cannot do without.
+#[derive(Clone, Copy)]
+enum Need {
+    /// strongSwan 5.9.
+    Charon5,
+}
+
+fn missing(need: Need) -> Option<&'static str> {
+    let there = |path: &str| Path::new(path).exists();
+    match need {
+        Need::Charon5 => (!there(&format!("{}/swanctl", charon::home("5.9"))))
+            .then_some("needs strongSwan 5.9: xfrmd/tests/ike/install.sh 5.9"),
+    }
+}
+
+fn missing_in_general() -> Option<&'static str> {
+    let ip = Command::new("ip").arg("-V").stdout(Stdio::null()).status();
+    if !nix::unistd::geteuid().is_root() {
+        Some("needs root: run the tests with sudo")
+    } else if ip.is_err() {
+        Some("needs ip: apt-get install iproute2")
+    } else if std::fs::File::open("/dev/net/tun").is_err() {
+        Some("needs /dev/net/tun: modprobe tun")
+    } else {
+        None
+    }
+}
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("namespace") {
+        namespaces::hold();
+        return ExitCode::SUCCESS;
+    }
+    let arguments = Arguments::from_args();
+    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
+    let in_general = missing_in_general();
+    let trials = cases::CASES
+        .iter()
+        .map(|&(name, needs, body)| {
+            let missing = in_general.or_else(|| needs.iter().copied().find_map(missing));
+            let name = match missing {
+                Some(reason) if !required => format!("{name} ({reason})"),
+                _ => name.to_owned(),
+            };
+            Trial::test(name, move || match missing {
+                Some(reason) => Err(Failed::from(reason)),
+                None => {
+                    body();
+                    Ok(())
+                }
+            })
+            .with_ignored_flag(missing.is_some() && !required)
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
