@@ -34,6 +34,18 @@ pub(crate) struct Flow {
 impl Flow {
     /// From an address in one namespace to one in another.
     pub(crate) fn start(from: &Namespace, source: &str, to: &Namespace, address: &str) -> Self {
+        Self::of_size(from, source, to, address, SECRET.len())
+    }
+
+    /// The same, of so many bytes.
+    pub(crate) fn of_size(
+        from: &Namespace,
+        source: &str,
+        to: &Namespace,
+        address: &str,
+        bytes: usize,
+    ) -> Self {
+        let datagram: Vec<u8> = SECRET.iter().copied().cycle().take(bytes).collect();
         let shared = Arc::new(Shared::default());
         let open = |namespace: &Namespace, address: &str| {
             let socket = namespace.inside(|| UdpSocket::bind(address).unwrap());
@@ -68,7 +80,7 @@ impl Flow {
                     if !asking.stop.load(SeqCst) && open.saturating_sub(given_up) < WINDOW {
                         // It may be refused while there is no SA; then it counts as lost.
                         asking.sent.fetch_add(1, SeqCst);
-                        let _ = client.send_to(SECRET, target);
+                        let _ = client.send_to(&datagram, target);
                     }
                     match client.recv(&mut buffer) {
                         Ok(_) => {

@@ -22,6 +22,7 @@ mod host;
 #[path = "../namespaces/mod.rs"]
 #[allow(dead_code, reason = "each test takes what it needs")]
 mod namespaces;
+mod pluto;
 mod sas;
 mod wire;
 
@@ -35,6 +36,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 enum Need {
     /// strongSwan 5.9.
     Charon5,
+    /// strongSwan 6.0.
+    Charon6,
+    /// libreswan.
+    Pluto,
 }
 
 fn missing(need: Need) -> Option<&'static str> {
@@ -42,6 +47,10 @@ fn missing(need: Need) -> Option<&'static str> {
     match need {
         Need::Charon5 => (!there(&format!("{}/swanctl", charon::home("5.9"))))
             .then_some("needs strongSwan 5.9: xfrmd/tests/ike/install.sh 5.9"),
+        Need::Charon6 => (!there(&format!("{}/swanctl", charon::home("6.0"))))
+            .then_some("needs strongSwan 6.0: xfrmd/tests/ike/install.sh 6.0"),
+        Need::Pluto => (!there(&format!("{}/pluto", pluto::PROGRAMS)))
+            .then_some("needs libreswan: apt-get install libreswan"),
     }
 }
 

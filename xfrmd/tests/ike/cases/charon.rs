@@ -1,0 +1,316 @@
+//! charon at both ends of a wire.
+
+use super::{B, sites};
+use crate::charon::{CHARON, Charon};
+use crate::flow::Flow;
+use crate::host::{Pair, WIRE, eventually};
+use crate::namespaces::{Wire, protocols};
+use crate::sas::agreed;
+use crate::wire::Seen;
+
+const SITE_A: &str = "10.1.0.1:0";
+const SITE_B: &str = "10.2.0.1:0";
+
+pub(super) fn tunnel() {
+    let mut pair = Pair::charons();
+    let [a, b] = sites("esp_proposals = aes128gcm16");
+    pair.connect("", [&a, &b]);
+    let carried = pair.initiate_and_send(SITE_A, SITE_B);
+    carried.by_one_pair(|seen| seen.esp);
+    // charon counts what the SAs count.
+    let listed = pair.a.swanctl("--list-sas");
+    for sa in carried.sas.values() {
+        let packets = format!("{} packets", sa.packets);
+        assert_eq!(listed.matches(&packets).count(), 2, "{listed}");
+    }
+    pair.end();
+}
+
+pub(super) fn transport() {
+    let mut pair = Pair::charons();
+    let child = "mode = transport\n esp_proposals = aes256-sha256";
+    pair.connect("", [child, child]);
+    let carried = pair.initiate_and_send("0.0.0.0:0", &format!("{B}:0"));
+    carried.by_one_pair(|seen| seen.esp);
+    pair.end();
+}
+
+/// IPv6 in IPv6, and IPv4 in IPv6.
+pub(super) fn ipv6() {
+    let mut pair = Pair::charons();
+    let [a, b] = [(1, 2), (2, 1)].map(|(own, other)| {
+        format!(
+            "local_ts = fd0{own}::/64, 10.{own}.0.0/24\n \
+             remote_ts = fd0{other}::/64, 10.{other}.0.0/24\n \
+             esp_proposals = chacha20poly1305"
+        )
+    });
+    for (host, local, remote, child) in [
+        (&mut pair.a, "fd77::1", "fd77::2", &a),
+        (&mut pair.b, "fd77::2", "fd77::1", &b),
+    ] {
+        host.load(&crate::charon::Connection {
+            local,
+            remote,
+            ike: "",
+            child,
+        });
+    }
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    pair.a.swanctl("--initiate --child t");
+    let mut packets = 0;
+    for (from, to) in [("[fd01::1]:0", "[fd02::1]:0"), (SITE_A, SITE_B)] {
+        let flow = pair.flow(from, to);
+        flow.more(50);
+        packets += flow.finish().complete();
+    }
+    let sas = agreed(&mut pair.a, &mut pair.b);
+    assert_eq!(sas.values().map(|sa| sa.packets).sum::<u64>(), packets);
+    assert_eq!(Seen::of(&wire.stop()).esp, packets);
+    pair.end();
+}
+
+pub(super) fn ah() {
+    let mut pair = Pair::charons();
+    let [a, b] = sites("ah_proposals = sha256");
+    pair.connect("", [&a, &b]);
+    let carried = pair.initiate_and_send(SITE_A, SITE_B);
+    carried.by_one_pair(|seen| seen.ah);
+    pair.end();
+}
+
+/// What gets shorter is compressed, what does not goes without.
+pub(super) fn ipcomp() {
+    let mut pair = Pair::charons();
+    let [a, b] = sites("ipcomp = yes\n esp_proposals = aes128gcm16");
+    pair.connect("", [&a, &b]);
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    pair.a.swanctl("--initiate --child t");
+    let (mut packets, mut compressed) = (Vec::new(), Vec::new());
+    for bytes in [0, 1000] {
+        let (a, b) = (&pair.a.namespace, &pair.b.namespace);
+        let flow = Flow::of_size(a, SITE_A, b, SITE_B, bytes);
+        flow.more(50);
+        packets.push(flow.finish().complete());
+        let sas = agreed(&mut pair.a, &mut pair.b);
+        assert_eq!(
+            sas.values().map(|sa| sa.packets).sum::<u64>(),
+            packets.iter().sum()
+        );
+        let sas = pair.a.sas();
+        let ipcomp = sas.iter().filter(|(name, _)| name.starts_with("comp "));
+        compressed.push(ipcomp.map(|(_, sa)| sa.packets).sum::<u64>());
+    }
+    // A sends all by IPComp, and gets as such only what became shorter.
+    let expected = [packets[0] / 2, packets[0] / 2 + packets[1]];
+    assert_eq!(compressed, expected);
+    let seen = wire.stop();
+    // A thousand bytes of the same text are few.
+    let mut esp = seen.iter().filter(|packet| packet[9] == 50);
+    assert!(esp.all(|packet| packet.len() < 500));
+    assert_eq!(Seen::of(&seen).esp, packets.iter().sum());
+    pair.end();
+}
+
+pub(super) fn esn() {
+    let mut pair = Pair::charons();
+    let [a, b] = sites("esp_proposals = aes128gcm16-esn\n replay_window = 128");
+    pair.connect("", [&a, &b]);
+    let carried = pair.initiate_and_send(SITE_A, SITE_B);
+    carried.by_one_pair(|seen| seen.esp);
+    let states = pair.a.shell.sh("ip xfrm state");
+    assert_eq!(states.matches("flag af-unspec esn").count(), 2, "{states}");
+    pair.end();
+}
+
+/// Every one that charon knows to propose for ESP, each as a child for a port of its own.
+pub(super) fn every_suite() {
+    let mut suites: Vec<String> = ["aes128gmac", "aes192gmac", "aes256gmac", "chacha20poly1305"]
+        .map(str::to_owned)
+        .to_vec();
+    for bits in [128, 192, 256] {
+        for mode in ["gcm8", "gcm12", "gcm16", "ccm8", "ccm12", "ccm16"] {
+            suites.push(format!("aes{bits}{mode}"));
+        }
+        for cipher in ["aes", "camellia", "blowfish", "serpent", "twofish"] {
+            suites.push(format!("{cipher}{bits}-sha256"));
+        }
+        suites.push(format!("aes{bits}ctr-sha256"));
+    }
+    for cipher in ["cast128", "3des", "des", "null"] {
+        suites.push(format!("{cipher}-sha1"));
+    }
+    for integrity in [
+        "md5",
+        "md5_128",
+        "sha1",
+        "sha1_160",
+        "sha256_96",
+        "sha384",
+        "sha512",
+        "aesxcbc",
+        "aescmac",
+    ] {
+        suites.push(format!("aes128-{integrity}"));
+    }
+    let mut pair = Pair::new();
+    for host in [&mut pair.a, &mut pair.b] {
+        // Some have numbers of strongSwan's own.
+        host.charon(&Charon {
+            settings: "send_vendor_id = yes",
+            ..CHARON
+        });
+    }
+    let port = |at: usize| 7000 + at;
+    let children = |own: u8, other: u8| {
+        let (mut text, here, there) = (String::new(), own == 1, own == 2);
+        for (at, suite) in suites.iter().enumerate() {
+            let udp = |served: bool| match served {
+                true => format!("[udp/{}]", port(at)),
+                false => "[udp]".to_owned(),
+            };
+            text += &format!(
+                "c{at} {{\n local_ts = 10.{own}.0.0/24{}\n remote_ts = 10.{other}.0.0/24{}\n \
+                 esp_proposals = {suite}\n }}\n",
+                udp(there),
+                udp(here)
+            );
+        }
+        text
+    };
+    // One child named `t` has to be there; it is not used.
+    let [a, b] = [(1, 2), (2, 1)].map(|(own, other)| {
+        format!(
+            "esp_proposals = aes128gcm16\n }}\n {} unused {{",
+            children(own, other)
+        )
+    });
+    pair.connect("", [&a, &b]);
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    let mut packets = 0;
+    for (at, suite) in suites.iter().enumerate() {
+        pair.a.swanctl(&format!("--initiate --child c{at}"));
+        let flow = pair.flow(SITE_A, &format!("10.2.0.1:{}", port(at)));
+        flow.more(10);
+        let outcome = flow.finish();
+        assert_eq!(outcome.sent, outcome.answered, "{suite}");
+        packets += outcome.complete();
+    }
+    let sas = agreed(&mut pair.a, &mut pair.b);
+    assert_eq!(sas.len(), 2 * suites.len());
+    assert!(sas.values().all(|sa| sa.packets >= 10), "{sas:?}");
+    assert_eq!(sas.values().map(|sa| sa.packets).sum::<u64>(), packets);
+    // The cipher `null` hides nothing, so only what it was wrapped in counts.
+    assert_eq!(protocols(&wire.stop()), [17, 50]);
+    pair.end();
+}
+
+/// A child for one port; the others are left alone.
+pub(super) fn ports() {
+    let mut pair = Pair::charons();
+    let more = "mode = transport\n esp_proposals = aes128gcm16";
+    pair.connect(
+        "",
+        [
+            &format!("local_ts = dynamic[udp]\n remote_ts = dynamic[udp/7000]\n {more}"),
+            &format!("local_ts = dynamic[udp/7000]\n remote_ts = dynamic[udp]\n {more}"),
+        ],
+    );
+    let carried = pair.initiate_and_send("0.0.0.0:0", &format!("{B}:7000"));
+    carried.by_one_pair(|seen| seen.esp);
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    let flow = pair.flow("0.0.0.0:0", &format!("{B}:7001"));
+    flow.more(10);
+    flow.finish().complete();
+    assert_eq!(agreed(&mut pair.a, &mut pair.b), carried.sas);
+    assert_eq!(protocols(&wire.stop()), [17]);
+    pair.end();
+}
+
+/// Both kinds of SAs are made anew, from both ends, and no packet gets lost.
+pub(super) fn rekey() {
+    let mut pair = Pair::charons();
+    let [a, b] = sites("esp_proposals = aes128gcm16");
+    pair.connect("", [&a, &b]);
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    pair.a.swanctl("--initiate --child t");
+    let flow = pair.site_flow();
+    flow.more(50);
+    for round in 0..6 {
+        let before = pair.a.sas();
+        let host = match round % 2 {
+            0 => &mut pair.a,
+            _ => &mut pair.b,
+        };
+        match round {
+            0..4 => host.swanctl("--rekey --child t"),
+            _ => host.swanctl("--rekey --ike t"),
+        };
+        if round < 4 {
+            eventually("new SAs, and only those", || {
+                let now = pair.a.sas();
+                (now.len() == 2 && now.keys().all(|name| !before.contains_key(name))).then_some(())
+            });
+        } else {
+            let marker = format!("t: #{}, ESTABLISHED", round - 2);
+            eventually("another IKE SA", || {
+                let listed = pair.a.swanctl("--list-sas");
+                (listed.contains(&marker) && listed.matches("IKEv2").count() == 1).then_some(())
+            });
+        }
+        flow.more(50);
+    }
+    let packets = flow.finish().complete();
+    agreed(&mut pair.a, &mut pair.b);
+    assert_eq!(Seen::of(&wire.stop()).esp, packets);
+    pair.end();
+}
+
+/// The first packet asks for the SA and waits for it.
+pub(super) fn trap() {
+    let mut pair = Pair::charons();
+    pair.a
+        .shell
+        .sh("echo 0 > /proc/sys/net/core/xfrm_larval_drop");
+    let trap = "start_action = trap\n esp_proposals = aes128gcm16";
+    let [a, _] = sites(trap);
+    let [_, b] = sites("esp_proposals = aes128gcm16");
+    pair.connect("", [&a, &b]);
+    assert_eq!(agreed(&mut pair.a, &mut pair.b).len(), 0);
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    let carried = pair.send(wire, SITE_A, SITE_B);
+    carried.by_one_pair(|seen| seen.esp);
+    // Without SAs it traps again.
+    pair.a.swanctl("--terminate --ike t");
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    let carried = pair.send(wire, SITE_A, SITE_B);
+    carried.by_one_pair(|seen| seen.esp);
+    pair.end();
+}
+
+pub(super) fn releases() {
+    for (first, second) in [("6.0", "5.9"), ("6.0", "6.0")] {
+        let mut pair = Pair::new();
+        pair.a.charon(&Charon {
+            release: first,
+            ..CHARON
+        });
+        pair.b.charon(&Charon {
+            release: second,
+            ..CHARON
+        });
+        let [a, b] = sites("esp_proposals = aes256gcm16");
+        pair.connect("", [&a, &b]);
+        let carried = pair.initiate_and_send(SITE_A, SITE_B);
+        carried.by_one_pair(|seen| seen.esp);
+        let before = pair.a.sas();
+        pair.b.swanctl("--rekey --child t");
+        eventually("new SAs, and only those", || {
+            let now = pair.a.sas();
+            (now.len() == 2 && now.keys().all(|name| !before.contains_key(name))).then_some(())
+        });
+        let wire = Wire::listen(&pair.a.namespace, WIRE);
+        assert!(pair.send(wire, SITE_A, SITE_B).seen.esp > 0);
+        pair.end();
+    }
+}

@@ -1,0 +1,126 @@
+//! The cases, and what they share.
+
+mod charon;
+mod network;
+mod pluto;
+
+use crate::Need::{self, Charon5, Charon6, Pluto};
+use crate::charon::{CHARON, Connection};
+use crate::flow::Flow;
+use crate::host::{Pair, WIRE};
+use crate::namespaces::Wire;
+use crate::sas::{Sas, agreed};
+use crate::wire::Seen;
+
+/// Every case: name, what it needs, what it does.
+pub(crate) static CASES: &[(&str, &[Need], fn())] = &[
+    ("charon_tunnel", &[Charon5], charon::tunnel),
+    ("charon_transport", &[Charon5], charon::transport),
+    ("charon_ipv6", &[Charon5], charon::ipv6),
+    ("charon_ah", &[Charon5], charon::ah),
+    ("charon_ipcomp", &[Charon5], charon::ipcomp),
+    ("charon_esn", &[Charon5], charon::esn),
+    ("charon_every_suite", &[Charon5], charon::every_suite),
+    ("charon_ports", &[Charon5], charon::ports),
+    ("charon_rekeys_under_traffic", &[Charon5], charon::rekey),
+    ("charon_trap", &[Charon5], charon::trap),
+    ("charon_6_and_5.9", &[Charon5, Charon6], charon::releases),
+    ("charon_behind_nat", &[Charon5], network::nat),
+    ("charon_moves", &[Charon5], network::mobike),
+    ("charon_finds_its_peer_dead", &[Charon5], network::dead_peer),
+    ("pluto_tunnel", &[Pluto], pluto::tunnel),
+    ("pluto_transport_rekeys", &[Pluto], pluto::transport),
+    ("pluto_and_charon", &[Pluto, Charon5], pluto::and_charon),
+];
+
+const A: &str = "192.168.77.1";
+const B: &str = "192.168.77.2";
+
+/// The networks behind the two, as A and as B says it.
+fn sites(more: &str) -> [String; 2] {
+    [(1, 2), (2, 1)].map(|(own, other)| {
+        format!("local_ts = 10.{own}.0.0/24\n remote_ts = 10.{other}.0.0/24\n {more}")
+    })
+}
+
+impl Pair {
+    /// Both with strongSwan 5.9.
+    fn charons() -> Self {
+        let mut pair = Self::new();
+        pair.a.charon(&CHARON);
+        pair.b.charon(&CHARON);
+        pair
+    }
+
+    /// Both configured for each other; `ike` is the same for both.
+    fn connect(&mut self, ike: &str, [a, b]: [&str; 2]) {
+        self.a.load(&Connection {
+            local: A,
+            remote: B,
+            ike,
+            child: a,
+        });
+        self.b.load(&Connection {
+            local: B,
+            remote: A,
+            ike,
+            child: b,
+        });
+    }
+
+    fn flow(&self, from: &str, to: &str) -> Flow {
+        Flow::start(&self.a.namespace, from, &self.b.namespace, to)
+    }
+
+    fn site_flow(&self) -> Flow {
+        self.flow("10.1.0.1:0", "10.2.0.1:0")
+    }
+
+    /// Initiates at A, and sends through what comes of it.
+    #[track_caller]
+    fn initiate_and_send(&mut self, from: &str, to: &str) -> Carried {
+        let wire = Wire::listen(&self.a.namespace, WIRE);
+        self.a.swanctl("--initiate --child t");
+        self.send(wire, from, to)
+    }
+
+    /// Sends through SAs that have not been used.
+    #[track_caller]
+    fn send(&mut self, wire: Wire, from: &str, to: &str) -> Carried {
+        let flow = self.flow(from, to);
+        flow.more(100);
+        let packets = flow.finish().complete();
+        let sas = agreed(&mut self.a, &mut self.b);
+        Carried {
+            packets,
+            sas,
+            seen: Seen::of(&wire.stop()),
+        }
+    }
+
+    /// An orderly end: one deletes the SAs, both daemons go, nothing is left.
+    fn end(mut self) {
+        self.a.swanctl("--terminate --ike t");
+        self.a.stop();
+        self.b.stop();
+    }
+}
+
+/// What went through.
+struct Carried {
+    packets: u64,
+    sas: Sas,
+    seen: Seen,
+}
+
+impl Carried {
+    /// By one SA each way, and all of it was on the wire as what it should be.
+    #[track_caller]
+    fn by_one_pair(&self, on_the_wire: impl FnOnce(&Seen) -> u64) {
+        assert_eq!(self.sas.len(), 2, "{:?}", self.sas);
+        let counted: u64 = self.sas.values().map(|sa| sa.packets).sum();
+        assert_eq!(counted, self.packets, "{:?}", self.sas);
+        assert_eq!(on_the_wire(&self.seen), self.packets, "{:?}", self.seen);
+        assert!(self.seen.ike > 0);
+    }
+}

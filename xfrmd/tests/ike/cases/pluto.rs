@@ -1,0 +1,95 @@
+//! libreswan at one end, or at both.
+
+use super::{A, B};
+use crate::charon::CHARON;
+use crate::charon::Connection;
+use crate::host::{Pair, WIRE, eventually};
+use crate::namespaces::Wire;
+use crate::wire::Seen;
+
+/// `ipsec.conf`'s, of A and of B.
+fn connection(more: &str) -> [String; 2] {
+    [(1, 2), (2, 1)].map(|(own, other)| {
+        format!(
+            "\tauthby=secret\n\tikev2=insist\n\tleft=192.168.77.{own}\n\tright=192.168.77.{other}\n{}",
+            more.replace("OWN", &own.to_string())
+                .replace("OTHER", &other.to_string())
+        )
+    })
+}
+
+const SITES: &str = "\tleftsubnet=10.OWN.0.0/24\n\trightsubnet=10.OTHER.0.0/24\n";
+
+pub(super) fn tunnel() {
+    let mut pair = Pair::new();
+    let [a, b] = connection(SITES);
+    pair.a.pluto(&a);
+    pair.b.pluto(&b);
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    pair.a.whack("--name t --initiate");
+    let carried = pair.send(wire, "10.1.0.1:0", "10.2.0.1:0");
+    carried.by_one_pair(|seen| seen.esp);
+    pair.a.whack("--name t --terminate");
+    pair.a.stop();
+    pair.b.stop();
+}
+
+/// And the SAs are made anew under traffic. A pluto that responds sends through the new SA at once, when
+/// the other end may still have but the larval one.
+pub(super) fn transport() {
+    let mut pair = Pair::new();
+    let [a, b] = connection("\ttype=transport\n\tesp=aes_cbc128-sha2_256\n");
+    pair.a.pluto(&a);
+    pair.b.pluto(&b);
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    pair.a.whack("--name t --initiate");
+    let carried = pair.send(wire, "0.0.0.0:0", &format!("{B}:0"));
+    carried.by_one_pair(|seen| seen.esp);
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    let flow = pair.flow("0.0.0.0:0", &format!("{B}:0"));
+    flow.more(20);
+    let before = pair.a.sas();
+    pair.a.whack("--name t --rekey-ipsec");
+    eventually("new SAs, and only those", || {
+        let now = pair.a.sas();
+        (now.len() == 2 && now.keys().all(|name| !before.contains_key(name))).then_some(())
+    });
+    flow.more(20);
+    let outcome = flow.finish();
+    let early = pair.a.shell.counter("XfrmAcquireError");
+    assert_eq!(outcome.arrived, outcome.sent, "{outcome:?}");
+    assert_eq!(outcome.answered + early, outcome.sent, "{outcome:?}");
+    Seen::of(&wire.stop());
+    pair.a.whack("--name t --terminate");
+    pair.a.stop();
+    pair.b.stop();
+}
+
+/// Each initiates once.
+pub(super) fn and_charon() {
+    let mut pair = Pair::new();
+    let [a, _] = connection(&format!("{SITES}\tesp=aes_gcm256\n\tpfs=no\n"));
+    pair.a.pluto(&a);
+    pair.b.charon(&CHARON);
+    pair.b.load(&Connection {
+        local: B,
+        remote: A,
+        ike: "",
+        child: "local_ts = 10.2.0.0/24\n remote_ts = 10.1.0.0/24\n esp_proposals = aes256gcm16",
+    });
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    pair.a.whack("--name t --initiate");
+    let carried = pair.send(wire, "10.1.0.1:0", "10.2.0.1:0");
+    carried.by_one_pair(|seen| seen.esp);
+    pair.a.whack("--name t --terminate");
+    eventually("charon hears of it", || {
+        pair.b.sas().is_empty().then_some(())
+    });
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    pair.b.swanctl("--initiate --child t");
+    let carried = pair.send(wire, "10.1.0.1:0", "10.2.0.1:0");
+    carried.by_one_pair(|seen| seen.esp);
+    pair.b.swanctl("--terminate --ike t");
+    pair.a.stop();
+    pair.b.stop();
+}
