@@ -72,7 +72,9 @@ fn main() -> ExitCode {
         namespaces::hold();
         return ExitCode::SUCCESS;
     }
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // Daemons mostly wait for each other.
+    arguments.test_threads.get_or_insert(4);
     let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
     let in_general = missing_in_general();
     let trials = cases::CASES

@@ -12,8 +12,11 @@ use crate::namespaces::Wire;
 use crate::sas::{Sas, agreed};
 use crate::wire::Seen;
 
-/// Every case: name, what it needs, what it does.
-pub(crate) static CASES: &[(&str, &[Need], fn())] = &[
+/// Name, what it needs, what it does.
+pub(crate) type Case = (&'static str, &'static [Need], fn());
+
+/// Every case.
+pub(crate) static CASES: &[Case] = &[
     ("charon_tunnel", &[Charon5], charon::tunnel),
     ("charon_transport", &[Charon5], charon::transport),
     ("charon_ipv6", &[Charon5], charon::ipv6),
