@@ -34,7 +34,7 @@ pub(crate) struct Connection<'a> {
 }
 
 impl Connection<'_> {
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         format!(
             "connections {{ t {{\n version = 2\n local_addrs = {}\n remote_addrs = {}\n {}\n \
              local {{\n auth = psk\n }}\n remote {{\n auth = psk\n }}\n \
@@ -45,22 +45,26 @@ impl Connection<'_> {
     }
 }
 
+impl Charon {
+    /// `strongswan.conf`.
+    pub(crate) fn text(&self, vici: &str, log: &str) -> String {
+        format!(
+            "charon-systemd {{\n load = {} random nonce openssl gcrypt hmac kdf xcbc cmac \
+             kernel-netlink socket-default vici\n \
+             plugins {{ vici {{\n socket = unix://{vici}\n }} }}\n \
+             filelog {{ log {{\n path = {log}\n default = 1\n knl = 2\n flush_line = yes\n }} }}\n \
+             journal {{\n default = -1\n }}\n {}\n}}\nswanctl {{\n load =\n}}\n",
+            self.plugins, self.settings
+        )
+    }
+}
+
 impl Host {
     /// Starts a charon.
     pub(crate) fn charon(&mut self, charon: &Charon) {
         let home = home(charon.release);
-        let configuration = format!(
-            "charon-systemd {{\n load = {} random nonce openssl gcrypt hmac kdf xcbc cmac \
-             kernel-netlink socket-default vici\n \
-             plugins {{ vici {{\n socket = unix://{}\n }} }}\n \
-             filelog {{ log {{\n path = {}\n default = 1\n knl = 2\n flush_line = yes\n }} }}\n \
-             journal {{\n default = -1\n }}\n {}\n}}\nswanctl {{\n load =\n}}\n",
-            charon.plugins,
-            self.file("vici"),
-            self.file("charon.log"),
-            charon.settings
-        );
-        let path = self.write("strongswan.conf", &configuration);
+        let text = charon.text(&self.file("vici"), &self.file("charon.log"));
+        let path = self.write("strongswan.conf", &text);
         self.shell
             .sh(&format!("mount --bind {home}/ipsec /usr/lib/ipsec"));
         let started = self.shell.sh(&format!(

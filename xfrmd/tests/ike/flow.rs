@@ -1,13 +1,12 @@
 //! Numbered datagrams there and back, for as long as a case wants.
 
-use std::io::ErrorKind;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::host::eventually;
+use crate::host::{PATIENCE, eventually};
 use crate::namespaces::Namespace;
 
 /// What may not be seen on the wire.
@@ -20,6 +19,7 @@ const LOST: Duration = Duration::from_millis(300);
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
+    stopped: AtomicBool,
     quit: AtomicBool,
     sent: AtomicU64,
     arrived: AtomicU64,
@@ -29,6 +29,46 @@ struct Shared {
 pub(crate) struct Flow {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// Sends back what comes.
+fn answer(shared: &Shared, server: &UdpSocket) {
+    let mut buffer = [0; 2000];
+    while !shared.quit.load(SeqCst) {
+        if let Ok((len, back)) = server.recv_from(&mut buffer) {
+            shared.arrived.fetch_add(1, SeqCst);
+            let _ = server.send_to(&buffer[..len], back);
+        }
+    }
+}
+
+fn ask(shared: &Shared, client: &UdpSocket, target: SocketAddr, datagram: &[u8]) {
+    let mut buffer = [0; 2000];
+    let (mut given_up, mut last) = (0, Instant::now());
+    while !shared.quit.load(SeqCst) {
+        let open = shared.sent.load(SeqCst) - shared.answered.load(SeqCst);
+        if last.elapsed() > LOST {
+            given_up = given_up.max(open);
+        }
+        let stop = shared.stop.load(SeqCst);
+        shared.stopped.store(stop, SeqCst);
+        if !stop && open.saturating_sub(given_up) < WINDOW {
+            // It may be refused while there is no SA; then it counts as lost.
+            shared.sent.fetch_add(1, SeqCst);
+            let _ = client.send_to(datagram, target);
+        }
+        if client.recv(&mut buffer).is_ok() {
+            shared.answered.fetch_add(1, SeqCst);
+            last = Instant::now();
+        }
+    }
+}
+
+fn open(namespace: &Namespace, address: &str) -> UdpSocket {
+    let socket = namespace.inside(|| UdpSocket::bind(address).unwrap());
+    let tick = Some(Duration::from_millis(2));
+    socket.set_read_timeout(tick).unwrap();
+    socket
 }
 
 impl Flow {
@@ -45,55 +85,23 @@ impl Flow {
         address: &str,
         bytes: usize,
     ) -> Self {
-        let datagram: Vec<u8> = SECRET.iter().copied().cycle().take(bytes).collect();
-        let shared = Arc::new(Shared::default());
-        let open = |namespace: &Namespace, address: &str| {
-            let socket = namespace.inside(|| UdpSocket::bind(address).unwrap());
-            let tick = Some(Duration::from_millis(2));
-            socket.set_read_timeout(tick).unwrap();
-            socket
-        };
         let server = open(to, address);
+        let mut flow = Self::ask(from, source, server.local_addr().unwrap(), bytes);
+        let shared = Arc::clone(&flow.shared);
+        let answering = std::thread::spawn(move || answer(&shared, &server));
+        flow.threads.push(answering);
+        flow
+    }
+
+    /// To somebody who answers as it is, and whose count is not known.
+    pub(crate) fn ask(from: &Namespace, source: &str, target: SocketAddr, bytes: usize) -> Self {
+        let datagram: Vec<u8> = SECRET.iter().copied().cycle().take(bytes).collect();
         let client = open(from, source);
-        let target = server.local_addr().unwrap();
-        let answering = Arc::clone(&shared);
+        let shared = Arc::new(Shared::default());
         let asking = Arc::clone(&shared);
-        let threads = vec![
-            std::thread::spawn(move || {
-                let mut buffer = [0; 2000];
-                while !answering.quit.load(SeqCst) {
-                    if let Ok((len, back)) = server.recv_from(&mut buffer) {
-                        answering.arrived.fetch_add(1, SeqCst);
-                        let _ = server.send_to(&buffer[..len], back);
-                    }
-                }
-            }),
-            std::thread::spawn(move || {
-                let mut buffer = [0; 2000];
-                let (mut given_up, mut last) = (0, Instant::now());
-                while !asking.quit.load(SeqCst) {
-                    let answered = asking.answered.load(SeqCst);
-                    let open = asking.sent.load(SeqCst) - answered;
-                    if open > given_up && last.elapsed() > LOST {
-                        given_up = open;
-                    }
-                    if !asking.stop.load(SeqCst) && open.saturating_sub(given_up) < WINDOW {
-                        // It may be refused while there is no SA; then it counts as lost.
-                        asking.sent.fetch_add(1, SeqCst);
-                        let _ = client.send_to(&datagram, target);
-                    }
-                    match client.recv(&mut buffer) {
-                        Ok(_) => {
-                            asking.answered.fetch_add(1, SeqCst);
-                            last = Instant::now();
-                        }
-                        Err(error) => {
-                            assert!(!matches!(error.kind(), ErrorKind::InvalidInput), "{error}")
-                        }
-                    }
-                }
-            }),
-        ];
+        let threads = vec![std::thread::spawn(move || {
+            ask(&asking, &client, target, &datagram)
+        })];
         Self { shared, threads }
     }
 
@@ -110,51 +118,55 @@ impl Flow {
         });
     }
 
-    /// Ends it; how many were sent, and how many of them got no answer.
-    pub(crate) fn finish(mut self) -> Outcome {
+    /// Ends it when every datagram has been answered; how many packets that were, both ways.
+    #[track_caller]
+    pub(crate) fn finish(self) -> u64 {
+        self.finish_but(|| 0)
+    }
+
+    /// Ends it when every datagram has been answered, but for those that somebody else counted as
+    /// lost; how many packets were sent, both ways.
+    #[track_caller]
+    pub(crate) fn finish_but(self, mut lost: impl FnMut() -> u64) -> u64 {
         self.shared.stop.store(true, SeqCst);
+        eventually("no more is sent", || {
+            self.shared.stopped.load(SeqCst).then_some(())
+        });
+        let sent = self.shared.sent.load(SeqCst);
         let start = Instant::now();
-        let mut last = (self.answered(), start);
-        // What is on its way may still come.
-        while self.answered() < self.shared.sent.load(SeqCst) && last.1.elapsed().as_secs() < 3 {
+        while self.answered() + lost() < sent {
+            let arrived = self.shared.arrived.load(SeqCst);
+            assert!(
+                start.elapsed() < PATIENCE,
+                "of {sent} datagrams {arrived} arrived and {} were answered",
+                self.answered()
+            );
             std::thread::sleep(Duration::from_millis(5));
-            if self.answered() != last.0 {
-                last = (self.answered(), Instant::now());
-            }
         }
-        self.shared.quit.store(true, SeqCst);
-        for thread in self.threads.drain(..) {
-            thread.join().unwrap();
-        }
-        Outcome {
-            sent: self.shared.sent.load(SeqCst),
-            arrived: self.shared.arrived.load(SeqCst),
-            answered: self.answered(),
-        }
+        assert_eq!(self.answered() + lost(), sent);
+        2 * sent
     }
 }
 
 impl Drop for Flow {
+    /// What is lost then is lost.
     fn drop(&mut self) {
         self.shared.quit.store(true, SeqCst);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct Outcome {
-    pub(crate) sent: u64,
-    pub(crate) arrived: u64,
-    pub(crate) answered: u64,
-}
-
-impl Outcome {
-    /// Nothing got lost; how many packets that were, both ways.
-    #[track_caller]
-    pub(crate) fn complete(&self) -> u64 {
-        assert!(
-            self.sent == self.arrived && self.sent == self.answered,
-            "{self:?}"
-        );
-        2 * self.sent
+/// Of this program, started again: answers at an address and some ports from 7000 on, until it is
+/// killed.
+pub(crate) fn answer_alone(address: &str, ports: u16) {
+    let serve = |port| {
+        let server = UdpSocket::bind((address, port)).unwrap();
+        std::thread::spawn(move || answer(&Shared::default(), &server))
+    };
+    let threads: Vec<JoinHandle<()>> = (7000..7000 + ports).map(serve).collect();
+    for thread in threads {
+        thread.join().unwrap();
     }
 }

@@ -43,6 +43,11 @@ impl Host {
         Self::with(&["unshare", "-m", XFRMD, "run", "--packets", "--", "sh"])
     }
 
+    /// Without.
+    pub(crate) fn plain() -> Self {
+        Self::with(&["unshare", "-m", "sh"])
+    }
+
     fn with(command: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -19,6 +19,7 @@ mod cases;
 mod charon;
 mod flow;
 mod host;
+mod kernel;
 #[path = "../namespaces/mod.rs"]
 #[allow(dead_code, reason = "each test takes what it needs")]
 mod namespaces;
@@ -40,11 +41,15 @@ enum Need {
     Charon6,
     /// libreswan.
     Pluto,
+    /// Linux of a release, as compat-tests run it.
+    Kernel(&'static str),
 }
 
 fn missing(need: Need) -> Option<&'static str> {
     let there = |path: &str| Path::new(path).exists();
     match need {
+        Need::Kernel(release) => (!there(&kernel::linux(release)))
+            .then_some("needs a reference kernel: compat-tests/kernel/install.sh"),
         Need::Charon5 => (!there(&format!("{}/swanctl", charon::home("5.9"))))
             .then_some("needs strongSwan 5.9: xfrmd/tests/ike/install.sh 5.9"),
         Need::Charon6 => (!there(&format!("{}/swanctl", charon::home("6.0"))))
@@ -68,9 +73,17 @@ fn missing_in_general() -> Option<&'static str> {
 }
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("namespace") {
-        namespaces::hold();
-        return ExitCode::SUCCESS;
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match &words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["namespace"] => {
+            namespaces::hold();
+            return ExitCode::SUCCESS;
+        }
+        ["answer", address, ports] => {
+            flow::answer_alone(address, ports.parse().unwrap());
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
     }
     let mut arguments = Arguments::from_args();
     // Daemons mostly wait for each other.

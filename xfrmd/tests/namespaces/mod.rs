@@ -22,15 +22,15 @@ pub(crate) fn hold() {
     let _ = std::io::stdin().lines().count();
 }
 
-/// A program that says one line for each that it is told.
-struct Talk {
+/// A program that says one line for each that it is told, or by and by.
+pub(crate) struct Talk {
     child: Child,
     tell: Option<ChildStdin>,
     said: Lines<BufReader<ChildStdout>>,
 }
 
 impl Talk {
-    fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -43,7 +43,7 @@ impl Talk {
         }
     }
 
-    fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         self.said.next().unwrap().unwrap()
     }
 }
@@ -76,7 +76,8 @@ impl Namespace {
         format!("/proc/{}/ns/net", self.pid())
     }
 
-    fn command(&self, program: &str) -> Command {
+    /// A program in it.
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path())).arg(program);
         command

@@ -1,11 +1,11 @@
 //! charon at both ends of a wire.
 
-use super::{B, sites};
+use super::{B, sites, suite_children, suites};
 use crate::charon::{CHARON, Charon};
 use crate::flow::Flow;
-use crate::host::{Pair, WIRE, eventually};
+use crate::host::{Host, Pair, WIRE, eventually};
 use crate::namespaces::{Wire, protocols};
-use crate::sas::agreed;
+use crate::sas::{Sas, agreed, sealed};
 use crate::wire::Seen;
 
 const SITE_A: &str = "10.1.0.1:0";
@@ -62,7 +62,7 @@ pub(super) fn ipv6() {
     for (from, to) in [("[fd01::1]:0", "[fd02::1]:0"), (SITE_A, SITE_B)] {
         let flow = pair.flow(from, to);
         flow.more(50);
-        packets += flow.finish().complete();
+        packets += flow.finish();
     }
     let sas = agreed(&mut pair.a, &mut pair.b);
     assert_eq!(sas.values().map(|sa| sa.packets).sum::<u64>(), packets);
@@ -91,7 +91,7 @@ pub(super) fn ipcomp() {
         let (a, b) = (&pair.a.namespace, &pair.b.namespace);
         let flow = Flow::of_size(a, SITE_A, b, SITE_B, bytes);
         flow.more(50);
-        packets.push(flow.finish().complete());
+        packets.push(flow.finish());
         let sas = agreed(&mut pair.a, &mut pair.b);
         assert_eq!(
             sas.values().map(|sa| sa.packets).sum::<u64>(),
@@ -123,78 +123,25 @@ pub(super) fn esn() {
     pair.end();
 }
 
-/// Every one that charon knows to propose for ESP, each as a child for a port of its own.
+/// Each suite as a child for a port of its own.
 pub(super) fn every_suite() {
-    let mut suites: Vec<String> = ["aes128gmac", "aes192gmac", "aes256gmac", "chacha20poly1305"]
-        .map(str::to_owned)
-        .to_vec();
-    for bits in [128, 192, 256] {
-        for mode in ["gcm8", "gcm12", "gcm16", "ccm8", "ccm12", "ccm16"] {
-            suites.push(format!("aes{bits}{mode}"));
-        }
-        for cipher in ["aes", "camellia", "blowfish", "serpent", "twofish"] {
-            suites.push(format!("{cipher}{bits}-sha256"));
-        }
-        suites.push(format!("aes{bits}ctr-sha256"));
-    }
-    for cipher in ["cast128", "3des", "des", "null"] {
-        suites.push(format!("{cipher}-sha1"));
-    }
-    for integrity in [
-        "md5",
-        "md5_128",
-        "sha1",
-        "sha1_160",
-        "sha256_96",
-        "sha384",
-        "sha512",
-        "aesxcbc",
-        "aescmac",
-    ] {
-        suites.push(format!("aes128-{integrity}"));
-    }
+    let suites = suites();
     let mut pair = Pair::new();
     for host in [&mut pair.a, &mut pair.b] {
-        // Some have numbers of strongSwan's own.
         host.charon(&Charon {
             settings: "send_vendor_id = yes",
             ..CHARON
         });
     }
-    let port = |at: usize| 7000 + at;
-    let children = |own: u8, other: u8| {
-        let (mut text, here, there) = (String::new(), own == 1, own == 2);
-        for (at, suite) in suites.iter().enumerate() {
-            let udp = |served: bool| match served {
-                true => format!("[udp/{}]", port(at)),
-                false => "[udp]".to_owned(),
-            };
-            text += &format!(
-                "c{at} {{\n local_ts = 10.{own}.0.0/24{}\n remote_ts = 10.{other}.0.0/24{}\n \
-                 esp_proposals = {suite}\n }}\n",
-                udp(there),
-                udp(here)
-            );
-        }
-        text
-    };
-    // One child named `t` has to be there; it is not used.
-    let [a, b] = [(1, 2), (2, 1)].map(|(own, other)| {
-        format!(
-            "esp_proposals = aes128gcm16\n }}\n {} unused {{",
-            children(own, other)
-        )
-    });
+    let [a, b] = suite_children(&suites);
     pair.connect("", [&a, &b]);
     let wire = Wire::listen(&pair.a.namespace, WIRE);
-    let mut packets = 0;
-    for (at, suite) in suites.iter().enumerate() {
-        pair.a.swanctl(&format!("--initiate --child c{at}"));
-        let flow = pair.flow(SITE_A, &format!("10.2.0.1:{}", port(at)));
+    let (ports, mut packets) = (suites.len(), 0);
+    for port in 7000..7000 + ports {
+        pair.a.swanctl(&format!("--initiate --child c{port}"));
+        let flow = pair.flow(SITE_A, &format!("10.2.0.1:{port}"));
         flow.more(10);
-        let outcome = flow.finish();
-        assert_eq!(outcome.sent, outcome.answered, "{suite}");
-        packets += outcome.complete();
+        packets += flow.finish();
     }
     let sas = agreed(&mut pair.a, &mut pair.b);
     assert_eq!(sas.len(), 2 * suites.len());
@@ -221,10 +168,36 @@ pub(super) fn ports() {
     let wire = Wire::listen(&pair.a.namespace, WIRE);
     let flow = pair.flow("0.0.0.0:0", &format!("{B}:7001"));
     flow.more(10);
-    flow.finish().complete();
+    flow.finish();
     assert_eq!(agreed(&mut pair.a, &mut pair.b), carried.sas);
     assert_eq!(protocols(&wire.stop()), [17]);
     pair.end();
+}
+
+/// Has a host make new SAs; waits until those are all it has.
+#[track_caller]
+pub(super) fn rekeyed(host: &mut Host, command: &str) {
+    let before = sealed(host.sas());
+    host.swanctl(command);
+    only_others(host, &before);
+}
+
+/// The same, as it is seen at another.
+#[track_caller]
+pub(super) fn rekeyed_by(host: &mut Host, seen_by: &mut Host, command: &str) {
+    let before = sealed(seen_by.sas());
+    host.swanctl(command);
+    only_others(seen_by, &before);
+}
+
+#[track_caller]
+pub(super) fn only_others(host: &mut Host, before: &Sas) {
+    let count = before.len();
+    eventually("new SAs, and only those", || {
+        let now = sealed(host.sas());
+        let other = now.len() == count && now.keys().all(|name| !before.contains_key(name));
+        other.then_some(())
+    });
 }
 
 /// Both kinds of SAs are made anew, from both ends, and no packet gets lost.
@@ -236,31 +209,22 @@ pub(super) fn rekey() {
     pair.a.swanctl("--initiate --child t");
     let flow = pair.site_flow();
     flow.more(50);
-    for round in 0..6 {
-        let before = pair.a.sas();
-        let host = match round % 2 {
-            0 => &mut pair.a,
-            _ => &mut pair.b,
-        };
-        match round {
-            0..4 => host.swanctl("--rekey --child t"),
-            _ => host.swanctl("--rekey --ike t"),
-        };
-        if round < 4 {
-            eventually("new SAs, and only those", || {
-                let now = pair.a.sas();
-                (now.len() == 2 && now.keys().all(|name| !before.contains_key(name))).then_some(())
-            });
-        } else {
-            let marker = format!("t: #{}, ESTABLISHED", round - 2);
-            eventually("another IKE SA", || {
-                let listed = pair.a.swanctl("--list-sas");
-                (listed.contains(&marker) && listed.matches("IKEv2").count() == 1).then_some(())
-            });
-        }
+    let Pair { a, b } = &mut pair;
+    for _ in 0..2 {
+        rekeyed(a, "--rekey --child t");
+        flow.more(50);
+        rekeyed_by(b, a, "--rekey --child t");
         flow.more(50);
     }
-    let packets = flow.finish().complete();
+    for (host, name) in [(&mut *a, "t: #2, ESTABLISHED"), (b, "t: #3, ESTABLISHED")] {
+        host.swanctl("--rekey --ike t");
+        eventually("another IKE SA", || {
+            let listed = host.swanctl("--list-sas");
+            (listed.contains(name) && listed.matches("IKEv2").count() == 1).then_some(())
+        });
+        flow.more(50);
+    }
+    let packets = flow.finish();
     agreed(&mut pair.a, &mut pair.b);
     assert_eq!(Seen::of(&wire.stop()).esp, packets);
     pair.end();
@@ -303,12 +267,7 @@ pub(super) fn releases() {
         pair.connect("", [&a, &b]);
         let carried = pair.initiate_and_send(SITE_A, SITE_B);
         carried.by_one_pair(|seen| seen.esp);
-        let before = pair.a.sas();
-        pair.b.swanctl("--rekey --child t");
-        eventually("new SAs, and only those", || {
-            let now = pair.a.sas();
-            (now.len() == 2 && now.keys().all(|name| !before.contains_key(name))).then_some(())
-        });
+        rekeyed_by(&mut pair.b, &mut pair.a, "--rekey --child t");
         let wire = Wire::listen(&pair.a.namespace, WIRE);
         assert!(pair.send(wire, SITE_A, SITE_B).seen.esp > 0);
         pair.end();

@@ -2,9 +2,10 @@
 
 mod charon;
 mod network;
+mod peers;
 mod pluto;
 
-use crate::Need::{self, Charon5, Charon6, Pluto};
+use crate::Need::{self, Charon5, Charon6, Kernel, Pluto};
 use crate::charon::{CHARON, Connection};
 use crate::flow::Flow;
 use crate::host::{Pair, WIRE};
@@ -34,6 +35,22 @@ pub(crate) static CASES: &[Case] = &[
     ("pluto_tunnel", &[Pluto], pluto::tunnel),
     ("pluto_transport_rekeys", &[Pluto], pluto::transport),
     ("pluto_and_charon", &[Pluto, Charon5], pluto::and_charon),
+    ("charon_and_libipsec", &[Charon5], peers::libipsec),
+    (
+        "charon_and_linux_6.1",
+        &[Charon5, Kernel("6.1")],
+        peers::linux_6_1,
+    ),
+    (
+        "charon_and_linux_6.12",
+        &[Charon5, Kernel("6.12")],
+        peers::linux_6_12,
+    ),
+    (
+        "charon_and_linux_7.2_every_suite",
+        &[Charon5, Kernel("7.2")],
+        peers::linux_every_suite,
+    ),
 ];
 
 const A: &str = "192.168.77.1";
@@ -43,6 +60,58 @@ const B: &str = "192.168.77.2";
 fn sites(more: &str) -> [String; 2] {
     [(1, 2), (2, 1)].map(|(own, other)| {
         format!("local_ts = 10.{own}.0.0/24\n remote_ts = 10.{other}.0.0/24\n {more}")
+    })
+}
+
+/// Every cipher suite that charon knows to propose for ESP.
+fn suites() -> Vec<String> {
+    let mut suites: Vec<String> = vec!["chacha20poly1305".to_owned()];
+    for bits in [128, 192, 256] {
+        for mode in ["gmac", "gcm8", "gcm12", "gcm16", "ccm8", "ccm12", "ccm16"] {
+            suites.push(format!("aes{bits}{mode}"));
+        }
+        // Some have numbers of strongSwan's own, which its peer must know it by.
+        for cipher in ["aes", "camellia", "blowfish", "serpent", "twofish"] {
+            suites.push(format!("{cipher}{bits}-sha256"));
+        }
+        suites.push(format!("aes{bits}ctr-sha256"));
+    }
+    for cipher in ["cast128", "3des", "des", "null"] {
+        suites.push(format!("{cipher}-sha1"));
+    }
+    for integrity in [
+        "md5",
+        "md5_128",
+        "sha1",
+        "sha1_160",
+        "sha256_96",
+        "sha384",
+        "sha512",
+        "aesxcbc",
+        "aescmac",
+    ] {
+        suites.push(format!("aes128-{integrity}"));
+    }
+    suites
+}
+
+/// As A and as B says it: a child `c7000` for the first suite and this port at B, and so on.
+fn suite_children(suites: &[String]) -> [String; 2] {
+    [(1, 2), (2, 1)].map(|(own, other)| {
+        // A child named `t` is there; nobody uses it.
+        let mut text = "esp_proposals = aes128gcm16\n }\n".to_owned();
+        for (port, suite) in (7000..).zip(suites) {
+            let udp = |site: u8| match site {
+                2 => format!("10.2.0.0/24[udp/{port}]"),
+                _ => "10.1.0.0/24[udp]".to_owned(),
+            };
+            text += &format!(
+                "c{port} {{\n local_ts = {}\n remote_ts = {}\n esp_proposals = {suite}\n }}\n",
+                udp(own),
+                udp(other)
+            );
+        }
+        text + "unused {"
     })
 }
 
@@ -92,7 +161,7 @@ impl Pair {
     fn send(&mut self, wire: Wire, from: &str, to: &str) -> Carried {
         let flow = self.flow(from, to);
         flow.more(100);
-        let packets = flow.finish().complete();
+        let packets = flow.finish();
         let sas = agreed(&mut self.a, &mut self.b);
         Carried {
             packets,

@@ -61,13 +61,13 @@ pub(super) fn nat() {
     });
     flow.more(50);
     // Lost is what came back before B knew.
-    flow.finish();
+    drop(flow);
     let log = std::fs::read_to_string(pair.b.file("charon.log")).unwrap();
     assert!(log.contains("NAT mappings of CHILD_SA"), "{log}");
     let wire = Wire::listen(&pair.a.namespace, WIRE);
     let flow = pair.site_flow();
     flow.more(50);
-    let packets = flow.finish().complete();
+    let packets = flow.finish();
     assert_eq!(Seen::of(&wire.stop()).esp_in_udp, packets);
     pair.end();
 }
@@ -105,11 +105,11 @@ pub(super) fn mobike() {
     }
     flow.more(50);
     // Lost is what one end sent while the other did not know of the address.
-    flow.finish();
+    drop(flow);
     let (a, b) = (pair.a.sas(), pair.b.sas());
     let flow = pair.site_flow();
     flow.more(50);
-    let packets = flow.finish().complete();
+    let packets = flow.finish();
     for (before, host) in [(a, &mut pair.a), (b, &mut pair.b)] {
         let more = |(name, sa): (String, Traffic)| sa.packets - before[&name].packets;
         let counted: Vec<u64> = host.sas().into_iter().map(more).collect();
@@ -143,7 +143,7 @@ pub(super) fn dead_peer() {
     pair.a.swanctl("--initiate --child t");
     let flow = pair.site_flow();
     flow.more(50);
-    flow.finish().complete();
+    flow.finish();
     pair.b.namespace.sh("ip link set v1 down");
     eventually("A gives up", || pair.a.sas().is_empty().then_some(()));
     pair.b.namespace.sh(&format!(
@@ -152,7 +152,7 @@ pub(super) fn dead_peer() {
     // The trap that is left asks again.
     let flow = pair.site_flow();
     flow.more(50);
-    flow.finish();
+    drop(flow);
     Seen::of(&wire.stop());
     pair.end();
 }
