@@ -48,7 +48,7 @@ fn ask(shared: &Shared, client: &UdpSocket, target: SocketAddr, datagram: &[u8])
     while !shared.quit.load(SeqCst) {
         let open = shared.sent.load(SeqCst) - shared.answered.load(SeqCst);
         if last.elapsed() > LOST {
-            given_up = given_up.max(open);
+            (given_up, last) = (open, Instant::now());
         }
         let stop = shared.stop.load(SeqCst);
         shared.stopped.store(stop, SeqCst);

@@ -1,10 +1,13 @@
 //! charon at both ends of a wire.
 
-use super::{B, sites, suite_children, suites};
-use crate::charon::{CHARON, Charon};
+use std::path::Path;
+use std::process::Command;
+
+use super::{A, B, sites, suite_children, suites};
+use crate::charon::{CHARON, Charon, Connection};
 use crate::flow::Flow;
 use crate::host::{Host, Pair, WIRE, eventually};
-use crate::namespaces::{Wire, protocols};
+use crate::namespaces::{Wire, XFRMD, protocols};
 use crate::sas::{Sas, agreed, sealed};
 use crate::wire::Seen;
 
@@ -49,7 +52,7 @@ pub(super) fn ipv6() {
         (&mut pair.a, "fd77::1", "fd77::2", &a),
         (&mut pair.b, "fd77::2", "fd77::1", &b),
     ] {
-        host.load(&crate::charon::Connection {
+        host.load(&Connection {
             local,
             remote,
             ike: "",
@@ -272,4 +275,127 @@ pub(super) fn releases() {
         assert!(pair.send(wire, SITE_A, SITE_B).seen.esp > 0);
         pair.end();
     }
+}
+
+pub(super) fn script() {
+    let programs = Path::new(XFRMD).parent().unwrap().display();
+    let output = Command::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../docs/two-charons.sh"
+    ))
+    .env(
+        "PATH",
+        format!("{programs}:{}", std::env::var("PATH").unwrap()),
+    )
+    .output()
+    .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(
+        said.matches("3 packets transmitted, 3 received").count(),
+        2,
+        "{said}"
+    );
+}
+
+/// Soft limits, of packets and of time, have charon make new SAs by itself.
+pub(super) fn expire() {
+    for limit in [
+        "rekey_packets = 200\n life_packets = 100000\n rand_packets = 0",
+        "rekey_time = 1s\n life_time = 1000s\n rand_time = 0",
+    ] {
+        let mut pair = Pair::charons();
+        let [a, _] = sites(&format!("{limit}\n esp_proposals = aes128gcm16"));
+        let [_, b] = sites("esp_proposals = aes128gcm16");
+        pair.connect("", [&a, &b]);
+        let wire = Wire::listen(&pair.a.namespace, WIRE);
+        pair.a.swanctl("--initiate --child t");
+        let flow = pair.site_flow();
+        let log = pair.a.directory.join("charon.log");
+        eventually("three times", || {
+            let text = std::fs::read_to_string(&log).unwrap();
+            (text.matches("inbound CHILD_SA t{").count() >= 3).then_some(())
+        });
+        let packets = flow.finish();
+        assert_eq!(Seen::of(&wire.stop()).esp, packets);
+        pair.end();
+    }
+}
+
+pub(super) fn inactive() {
+    let mut pair = Pair::charons();
+    let [a, b] = sites("inactivity = 1s\n esp_proposals = aes128gcm16");
+    pair.connect("", [&a, &b]);
+    pair.initiate_and_send(SITE_A, SITE_B);
+    for host in [&mut pair.a, &mut pair.b] {
+        eventually("nobody uses it", || host.sas().is_empty().then_some(()));
+    }
+    pair.a.stop();
+    pair.b.stop();
+}
+
+/// Policies without SAs: one port is protected, another passes in clear, the rest is blocked.
+pub(super) fn shunts() {
+    let mut pair = Pair::charons();
+    let [a, b] = [(1, 2), (2, 1)].map(|(own, other)| {
+        let between = |port: &str| {
+            let ports = ["[udp]", port];
+            let (here, there) = (ports[own - 1], ports[other - 1]);
+            format!("local_ts = 10.{own}.0.0/24{here}\n remote_ts = 10.{other}.0.0/24{there}\n")
+        };
+        format!(
+            "{} esp_proposals = aes128gcm16\n }}\n \
+             passed {{\n {} mode = pass\n start_action = trap\n }}\n \
+             blocked {{\n {} mode = drop\n start_action = trap\n",
+            between("[udp/7000]"),
+            between("[udp/7001]"),
+            between("[udp]")
+        )
+    });
+    pair.connect("", [&a, &b]);
+    pair.initiate_and_send(SITE_A, "10.2.0.1:7000")
+        .by_one_pair(|seen| seen.esp);
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    let flow = pair.flow(SITE_A, "10.2.0.1:7001");
+    flow.more(10);
+    flow.finish();
+    assert_eq!(protocols(&wire.stop()), [17]);
+    let refused = pair.a.namespace.inside(|| {
+        let socket = std::net::UdpSocket::bind(SITE_A).unwrap();
+        socket.send_to(b"nothing", "10.2.0.1:7002").unwrap_err()
+    });
+    assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+    pair.end();
+}
+
+/// A gets an address of B's, and all that A sends from it goes to B.
+pub(super) fn road_warrior() {
+    let mut pair = Pair::charons();
+    pair.a.load(&Connection {
+        local: A,
+        remote: B,
+        ike: "vips = 0.0.0.0, ::",
+        child: "remote_ts = 0.0.0.0/0, ::/0\n esp_proposals = aes128gcm16",
+    });
+    pair.b.load(&Connection {
+        local: B,
+        remote: A,
+        ike: "pools = four, six",
+        child: "local_ts = 0.0.0.0/0, ::/0\n esp_proposals = aes128gcm16\n }\n }\n }\n }\n \
+                pools {\n four {\n addrs = 10.3.0.0/24\n }\n six {\n addrs = fd03::/120\n }\n }\n \
+                connections {\n other {\n children {\n other {",
+    });
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    pair.a.swanctl("--initiate --child t");
+    // Anywhere: those who ask do not choose their address.
+    let mut packets = 0;
+    for (from, to) in [("0.0.0.0:0", SITE_B), ("[::]:0", "[fd02::1]:0")] {
+        let flow = pair.flow(from, to);
+        flow.more(50);
+        packets += flow.finish();
+    }
+    let sas = agreed(&mut pair.a, &mut pair.b);
+    assert_eq!(sas.values().map(|sa| sa.packets).sum::<u64>(), packets);
+    assert_eq!(Seen::of(&wire.stop()).esp, packets);
+    pair.end();
 }

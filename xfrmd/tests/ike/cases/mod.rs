@@ -18,6 +18,7 @@ pub(crate) type Case = (&'static str, &'static [Need], fn());
 
 /// Every case.
 pub(crate) static CASES: &[Case] = &[
+    ("the_script_of_the_readme", &[Charon5], charon::script),
     ("charon_tunnel", &[Charon5], charon::tunnel),
     ("charon_transport", &[Charon5], charon::transport),
     ("charon_ipv6", &[Charon5], charon::ipv6),
@@ -28,12 +29,26 @@ pub(crate) static CASES: &[Case] = &[
     ("charon_ports", &[Charon5], charon::ports),
     ("charon_rekeys_under_traffic", &[Charon5], charon::rekey),
     ("charon_trap", &[Charon5], charon::trap),
+    ("charon_rekeys_when_sas_expire", &[Charon5], charon::expire),
+    (
+        "charon_closes_what_nobody_uses",
+        &[Charon5],
+        charon::inactive,
+    ),
+    ("charon_blocks_and_lets_pass", &[Charon5], charon::shunts),
+    (
+        "charon_gives_an_address_and_takes_everything",
+        &[Charon5],
+        charon::road_warrior,
+    ),
     ("charon_6_and_5.9", &[Charon5, Charon6], charon::releases),
     ("charon_behind_nat", &[Charon5], network::nat),
     ("charon_moves", &[Charon5], network::mobike),
     ("charon_finds_its_peer_dead", &[Charon5], network::dead_peer),
     ("pluto_tunnel", &[Pluto], pluto::tunnel),
     ("pluto_transport_rekeys", &[Pluto], pluto::transport),
+    ("pluto_in_udp", &[Pluto], pluto::in_udp),
+    ("pluto_trap", &[Pluto], pluto::trap),
     ("pluto_and_charon", &[Pluto, Charon5], pluto::and_charon),
     ("charon_and_libipsec", &[Charon5], peers::libipsec),
     (
@@ -45,6 +60,11 @@ pub(crate) static CASES: &[Case] = &[
         "charon_and_linux_6.12",
         &[Charon5, Kernel("6.12")],
         peers::linux_6_12,
+    ),
+    (
+        "pluto_and_linux_6.12",
+        &[Pluto, Charon5, Kernel("6.12")],
+        peers::pluto_and_linux,
     ),
     (
         "charon_and_linux_7.2_every_suite",

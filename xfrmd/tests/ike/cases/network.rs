@@ -115,6 +115,24 @@ pub(super) fn mobike() {
         let counted: Vec<u64> = host.sas().into_iter().map(more).collect();
         assert_eq!(counted, [packets / 2; 2]);
     }
+    // And now to IPv6, as there is nothing else.
+    pair.a.namespace.sh(&format!(
+        "ip addr add fd77::1/64 dev {WIRE} nodad; ip addr del 192.168.77.11/24 dev {WIRE}; \
+         ip route replace 10.2.0.0/24 via inet6 fd77::2 src 10.1.0.1"
+    ));
+    pair.b
+        .namespace
+        .sh("ip route replace 10.1.0.0/24 via inet6 fd77::1 src 10.2.0.1");
+    for host in [&mut pair.a, &mut pair.b] {
+        eventually("the SAs move", || {
+            let states = host.shell.sh("ip xfrm state");
+            let moved = |at: &str| states.matches(&format!("{at} fd77::1")).count() == 1;
+            (moved("src") && moved("dst")).then_some(())
+        });
+    }
+    let flow = pair.site_flow();
+    flow.more(50);
+    drop(flow);
     Seen::of(&wire.stop());
     pair.end();
 }

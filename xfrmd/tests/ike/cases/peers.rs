@@ -1,5 +1,6 @@
 //! charon over xfrmd, and a peer with an ESP of its own.
 
+use super::pluto::{SITES, connection};
 use super::{A, B, sites, suites};
 use crate::charon::{CHARON, Charon, Connection};
 use crate::flow::{Flow, SECRET};
@@ -87,6 +88,37 @@ fn linux(release: &'static str, more: &str) {
     assert_eq!(ours, sealed(kernel.end()));
     assert_eq!(ours.values().map(|sa| sa.packets).sum::<u64>(), last);
     assert_eq!(Seen::of(&wire.stop()).esp, packets + last);
+}
+
+pub(super) fn pluto_and_linux() {
+    let mut a = Host::new();
+    let [own, _] = connection(&format!("{SITES}\tesp=aes_gcm256\n\tpfs=no\n"));
+    a.pluto(&own);
+    let [_, other] = sites("esp_proposals = aes256gcm16");
+    let kernel = Kernel::beside(
+        &a,
+        "6.12",
+        &CHARON,
+        &Connection {
+            local: B,
+            remote: A,
+            ike: "",
+            child: &other,
+        },
+        1,
+    );
+    let wire = Wire::listen(&a.namespace, WIRE);
+    // It has seen its interface come only if it looks.
+    a.whack("--listen");
+    a.whack("--name t --initiate");
+    let target = Kernel::address(7000);
+    let flow = Flow::ask(&a.namespace, "10.1.0.1:0", target, SECRET.len());
+    flow.more(50);
+    let packets = flow.finish();
+    let ours = a.sas();
+    assert_eq!(ours, kernel.end());
+    assert_eq!(ours.values().map(|sa| sa.packets).sum::<u64>(), packets);
+    assert_eq!(Seen::of(&wire.stop()).esp, packets);
 }
 
 /// Every cipher suite, against what Linux makes of it.

@@ -9,7 +9,7 @@ use crate::namespaces::Wire;
 use crate::wire::Seen;
 
 /// `ipsec.conf`'s, of A and of B.
-fn connection(more: &str) -> [String; 2] {
+pub(super) fn connection(more: &str) -> [String; 2] {
     [(1, 2), (2, 1)].map(|(own, other)| {
         format!(
             "\tauthby=secret\n\tikev2=insist\n\tleft=192.168.77.{own}\n\tright=192.168.77.{other}\n{}",
@@ -19,7 +19,7 @@ fn connection(more: &str) -> [String; 2] {
     })
 }
 
-const SITES: &str = "\tleftsubnet=10.OWN.0.0/24\n\trightsubnet=10.OTHER.0.0/24\n";
+pub(super) const SITES: &str = "\tleftsubnet=10.OWN.0.0/24\n\trightsubnet=10.OTHER.0.0/24\n";
 
 pub(super) fn tunnel() {
     let mut pair = Pair::new();
@@ -56,6 +56,40 @@ pub(super) fn transport() {
     flow.finish_but(|| pair.a.shell.counter("XfrmAcquireError"));
     Seen::of(&wire.stop());
     pair.a.whack("--name t --terminate");
+    pair.a.stop();
+    pair.b.stop();
+}
+
+/// ESP in UDP, as behind NAT.
+pub(super) fn in_udp() {
+    let mut pair = Pair::new();
+    let [a, b] = connection(&format!("{SITES}\tencapsulation=yes\n"));
+    pair.a.pluto(&a);
+    pair.b.pluto(&b);
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    pair.a.whack("--name t --initiate");
+    let carried = pair.send(wire, "10.1.0.1:0", "10.2.0.1:0");
+    carried.by_one_pair(|seen| seen.esp_in_udp);
+    pair.a.whack("--name t --terminate");
+    pair.a.stop();
+    pair.b.stop();
+}
+
+/// The first packet asks for the SA and waits for it.
+pub(super) fn trap() {
+    let mut pair = Pair::new();
+    pair.a
+        .shell
+        .sh("echo 0 > /proc/sys/net/core/xfrm_larval_drop");
+    let [a, b] = connection(SITES);
+    pair.a.pluto(&a);
+    pair.b.pluto(&b);
+    pair.a.whack("--name t --route");
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    let carried = pair.send(wire, "10.1.0.1:0", "10.2.0.1:0");
+    carried.by_one_pair(|seen| seen.esp);
+    pair.a.whack("--name t --terminate");
+    pair.a.whack("--name t --unroute");
     pair.a.stop();
     pair.b.stop();
 }
