@@ -20,6 +20,7 @@ use crate::driver::client;
 use crate::driver::command::{self, Run};
 use crate::driver::listener::{self, Removed};
 use crate::driver::program;
+use crate::driver::seccomp::Front;
 use crate::driver::signals::Signals;
 use crate::driver::{Daemon, Owner, Settings};
 use crate::explain::{self, Question};
@@ -43,6 +44,10 @@ enum Action {
     Run {
         #[command(flatten)]
         tables: TableOptions,
+        /// How programs are brought to the instance: by a library put into them, by a seccomp filter
+        /// around them (static programs, Go), or by whichever fits each.
+        #[arg(long, value_name = "FRONT", default_value = "auto")]
+        front: Front,
         /// The command and its arguments.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
@@ -152,7 +157,11 @@ pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         None => log("info").and_then(|()| daemon(&cli.daemon)),
-        Some(Action::Run { tables, command }) => log("warn").and_then(|()| run(&tables, command)),
+        Some(Action::Run {
+            tables,
+            front,
+            command,
+        }) => log("warn").and_then(|()| run(&tables, front, command)),
         Some(Action::Env { socket }) => environment(&socket),
         Some(Action::Stat { json, socket }) => statistics(&socket, json),
         Some(Action::Explain {
@@ -240,14 +249,14 @@ fn notify_ready() {
     }
 }
 
-fn run(tables: &TableOptions, command: Vec<OsString>) -> Result<ExitCode> {
+fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<ExitCode> {
     let Some(name) = command.first() else {
         bail!("no command");
     };
     let checked = program::find(name, variable("PATH"))
-        .and_then(|program| program::check(&program).map(|()| program));
-    let program = match checked {
-        Ok(program) => program,
+        .and_then(|program| program::check(&program, front).map(|reach| (program, reach)));
+    let (program, reach) = match checked {
+        Ok(checked) => checked,
         Err(refusal) => {
             eprintln!("xfrmd: {}: {refusal}", name.to_string_lossy());
             return Ok(refusal.exit_code().into());
@@ -255,7 +264,9 @@ fn run(tables: &TableOptions, command: Vec<OsString>) -> Result<ExitCode> {
     };
     let code = command::run(Run {
         settings: tables.settings(),
+        front,
         program,
+        reach,
         command,
         temporary: variable("TMPDIR").map(PathBuf::from),
         preload: variable("LD_PRELOAD"),

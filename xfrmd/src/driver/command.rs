@@ -20,7 +20,10 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{Pid, getuid};
 use xfrm_proto::control::{Address, ENV_CONTROL, Secret};
 
-use super::bypass::Handover;
+use super::program::Reach;
+use super::seccomp::Front;
+use super::seccomp::filter::Handover;
+use super::seccomp::supervisor::Supervisor;
 use super::signals::Signals;
 use super::{Daemon, Owner, Settings, host, listener};
 
@@ -46,9 +49,6 @@ const FORWARDED: [Signal; 9] = [
 const PREFIX: &str = "xfrmd-";
 /// The name of its socket in it.
 const CONTROL: &str = "control";
-/// Our descriptors in the daemon's loop.
-const SIGNALS: usize = 0;
-const BYPASS: usize = 1;
 
 /// A directory of our own, removed at the end. Until then it is locked: another instance that starts could
 /// meet the socket before we listen to it, and would take us for dead.
@@ -151,8 +151,12 @@ pub(crate) fn preload(shim: &Path, before: Option<OsString>) -> OsString {
 pub(crate) struct Run {
     /// Settings but for the owner.
     pub(crate) settings: Settings,
+    /// How programs reach the instance.
+    pub(crate) front: Front,
     /// The program's file.
     pub(crate) program: PathBuf,
+    /// How the program itself reaches it.
+    pub(crate) reach: Reach,
     /// The command, its name first.
     pub(crate) command: Vec<OsString>,
     /// `TMPDIR`.
@@ -194,7 +198,7 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
         ..run.settings
     };
     let mut daemon = Daemon::new(settings, listeners)?;
-    daemon.watch_for_caller(signals.fd(), SIGNALS)?;
+    daemon.watch_for_caller(signals.fd(), 0)?;
 
     let inside_another = run
         .preload
@@ -204,38 +208,44 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
     if let Some((name, arguments)) = run.command.split_first() {
         command.arg0(name).args(arguments);
     }
-    command
-        .env(ENV_CONTROL, address.to_string())
-        .env("LD_PRELOAD", preload(&shim, run.preload));
+    command.env(ENV_CONTROL, address.to_string());
+    if run.front.preloads() {
+        command.env("LD_PRELOAD", preload(&shim, run.preload));
+    }
     let mask = signals.mask_before();
-    let handover = Arc::new(Handover::new()?);
+    let handover = Arc::new(Handover::new(run.front)?);
     let theirs = Arc::clone(&handover);
     // SAFETY: a few system calls, which a child may make before exec.
     unsafe {
         command.pre_exec(move || {
-            // Without a filter, what is static reaches the host as it would without us.
-            let _ = theirs.set_up();
+            match theirs.set_up() {
+                Err(error) if run.reach == Reach::Supervisor => return Err(error),
+                // Without a filter, what is static reaches the host as it would without us.
+                _ => {}
+            }
             Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?)
         });
     }
-    let mut child = command.spawn()?;
-    let mut bypass = handover.take();
-    match &bypass {
-        Some(bypass) => daemon.watch_for_caller(&bypass.fd(), BYPASS)?,
+    let mut child = command.spawn().map_err(|error| match run.reach {
+        Reach::Supervisor if error.raw_os_error() != Some(libc::ENOENT) => {
+            io::Error::other(format!(
+                "{}: the shim cannot be loaded into it, and a seccomp filter around it: {error}",
+                run.program.display()
+            ))
+        }
+        _ => error,
+    })?;
+    match handover.take() {
+        Some(listener) => {
+            let serving = run.front.supervises().then_some((&*shim, &address));
+            Supervisor::new(listener, serving)?.start()?;
+        }
         None if inside_another => {}
         None => tracing::warn!(
             "the host allows no seccomp filter: static programs that the command starts reach its kernel"
         ),
     }
-    let status = daemon.serve(|index| {
-        Ok(match (index, &mut bypass) {
-            (BYPASS, Some(bypass)) => {
-                bypass.answer_all();
-                ControlFlow::Continue(())
-            }
-            _ => pass_on(&signals, &mut child),
-        })
-    })?;
+    let status = daemon.serve(|_| Ok(pass_on(&signals, &mut child)))?;
     Ok(exit_code(status))
 }
 

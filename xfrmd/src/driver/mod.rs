@@ -16,12 +16,11 @@
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
-//! * [`command`], [`program`], [`bypass`]: `xfrmd run`.
+//! * [`command`], [`program`], [`seccomp`]: `xfrmd run`.
 //! * [`explain`]: what would become of a packet.
 //! * [`client`]: `xfrmd stat`, `explain` and `env`.
 
 mod attaching;
-mod bypass;
 pub(crate) mod client;
 mod clock;
 pub(crate) mod command;
@@ -37,6 +36,7 @@ mod outbox;
 mod packets;
 mod privilege;
 pub(crate) mod program;
+pub(crate) mod seccomp;
 pub(crate) mod signals;
 mod statistics;
 

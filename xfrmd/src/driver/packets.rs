@@ -451,7 +451,7 @@ impl Road {
             };
             let netns = self.netns.read().unwrap_or_else(PoisonError::into_inner);
             for packet in self.batch.iter().take(count) {
-                if let Some(learned) = netns.learn_mtu(packet, 0) {
+                if let Some(learned) = netns.learn_mtu(packet, 0, &self.sockets.routes) {
                     self.sockets.routes.learn(&learned, clock::boot());
                 }
             }
