@@ -5,7 +5,7 @@
 //! on to the command; those of the terminal reach the command anyway.
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{Pid, getuid};
@@ -49,8 +50,12 @@ const PREFIX: &str = "xfrmd-";
 /// The name of its socket in it.
 const CONTROL: &str = "control";
 
-/// A directory of our own, removed at the end.
-struct PrivateDirectory(PathBuf);
+/// A directory of our own, removed at the end. Until then it is locked: another instance that starts could
+/// meet the socket before we listen to it, and would take us for dead.
+struct PrivateDirectory {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
 
 impl PrivateDirectory {
     /// Where programs may be loaded from, and other users get through but see nothing.
@@ -66,8 +71,10 @@ impl PrivateDirectory {
             let path = parent.join(&name);
             match DirBuilder::new().mode(0o711).create(&path) {
                 Ok(()) => {
+                    let lock = Flock::lock(File::open(&path)?, FlockArg::LockSharedNonblock)
+                        .map_err(|(_, errno)| errno)?;
                     remove_left_behind(&parent);
-                    return Ok(Self(path));
+                    return Ok(Self { path, _lock: lock });
                 }
                 Err(error) => last = error,
             }
@@ -78,7 +85,7 @@ impl PrivateDirectory {
 
 impl Drop for PrivateDirectory {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = std::fs::remove_dir_all(&self.path);
     }
 }
 
@@ -92,10 +99,15 @@ fn remove_left_behind(parent: &Path) {
             && entry
                 .metadata()
                 .is_ok_and(|status| status.is_dir() && status.uid() == getuid().as_raw());
-        if ours && listener::is_dead(&entry.path().join(CONTROL)) {
+        if ours && listener::is_dead(&entry.path().join(CONTROL)) && !is_locked(&entry.path()) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
+}
+
+fn is_locked(directory: &Path) -> bool {
+    let locked = |file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err();
+    File::open(directory).map_or(true, locked)
 }
 
 fn is_executable(directory: &Path) -> bool {
@@ -158,7 +170,7 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
     let signals: Vec<Signal> = FORWARDED.into_iter().chain([Signal::SIGCHLD]).collect();
     let signals = Signals::block(&signals)?;
     let directory = PrivateDirectory::new(run.temporary)?;
-    let shim = install_shim(&directory.0)?;
+    let shim = install_shim(&directory.path)?;
     let mut random = [0; 32];
     host::random(&mut random);
     let (token, proof) = random.split_at(16);
@@ -166,8 +178,8 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
         token: token.try_into().unwrap_or_default(),
         proof: proof.try_into().unwrap_or_default(),
     };
-    let path = directory.0.join(CONTROL);
-    let name = path.file_name().map(|_| directory.0.to_string_lossy());
+    let path = directory.path.join(CONTROL);
+    let name = path.file_name().map(|_| directory.path.to_string_lossy());
     let name = name.unwrap_or_default();
     let mut listeners = vec![listener::at_path(&path)?];
     listeners.extend(listener::at_abstract(&name).ok());
@@ -260,4 +272,35 @@ fn exit_code(status: ExitStatus) -> u8 {
         (None, None) => 1,
     };
     u8::try_from(code & 0xff).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_goes_when_its_instance_is_dead_and_not_before_it_listens() {
+        let parent = std::env::temp_dir().join(format!("xfrmd-left-{}", std::process::id()));
+        std::fs::create_dir_all(&parent).unwrap();
+        let directory = PrivateDirectory::new(Some(parent.clone())).unwrap();
+        let path = directory.path.clone();
+        let (kind, flags) = (SockType::SeqPacket, SockFlag::empty());
+        let early = socket(AddressFamily::Unix, kind, flags, None).unwrap();
+        let control = path.join(CONTROL);
+        bind(early.as_raw_fd(), &UnixAddr::new(&control).unwrap()).unwrap();
+        assert!(listener::is_dead(&control));
+        let refusing = parent.join("xfrmd-refusing");
+        std::fs::create_dir(&refusing).unwrap();
+        drop(listener::at_path(&refusing.join(CONTROL)).unwrap());
+        remove_left_behind(&parent);
+        assert!(path.exists());
+        assert!(!refusing.exists());
+        drop(directory);
+        assert!(!path.exists());
+        std::fs::remove_dir_all(parent).unwrap();
+    }
 }

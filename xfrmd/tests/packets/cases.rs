@@ -5,7 +5,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use crate::net::{Namespace, QUIT, Shared, Wire, Xfrmd, join, protocols};
+use crate::namespaces::{Namespace, Shell, Wire, join, protocols};
+use crate::net::{QUIT, Shared};
 
 /// Every case.
 pub(crate) static CASES: &[(&str, fn())] = &[
@@ -47,8 +48,8 @@ pub(crate) const SOON: Duration = Duration::from_millis(300);
 pub(crate) struct Pair {
     pub(crate) a: Namespace,
     pub(crate) b: Namespace,
-    pub(crate) xa: Xfrmd,
-    pub(crate) xb: Xfrmd,
+    pub(crate) xa: Shell,
+    pub(crate) xb: Shell,
 }
 
 impl Pair {

@@ -14,6 +14,8 @@
 )]
 
 mod cases;
+#[path = "../namespaces/mod.rs"]
+mod namespaces;
 mod net;
 mod ways;
 
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("namespace") => {
-            net::hold_namespace();
+            namespaces::hold();
             return ExitCode::SUCCESS;
         }
         Some("key-manager") => {
