@@ -15,6 +15,7 @@ use xfrmd::emulator::{Inputs, NetnsId};
 
 use super::connection::{Connection, Reply};
 use super::namespace::{self, Home};
+use super::observe::Observed;
 use super::packets::{PacketThread, Sockets};
 use super::{Daemon, clock, host};
 use crate::attach::{Attachment, BYPASS, CAPTURED, Change, EncapSocket, MARK_MASK};
@@ -33,6 +34,8 @@ pub(super) struct Followed {
     told: bool,
     /// Sockets that take ESP in UDP, their local ports, and the connections that said so.
     encap: Vec<(u64, EncapSocket)>,
+    /// What is seen of its packets.
+    observed: Arc<Observed>,
     /// Connections that have shown sockets whose own policies are not to bypass.
     captured: Vec<u64>,
 }
@@ -233,6 +236,21 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// What is seen of a namespace's packets.
+    pub(super) fn observed(&mut self, id: NetnsId) -> &Arc<Observed> {
+        &self.following.entry(id).or_default().observed
+    }
+
+    /// What is carried of a namespace's packets, if any are.
+    pub(super) fn carried(&self, id: NetnsId) -> Option<serde_json::Value> {
+        let followed = self.following.get(&id)?;
+        Some(serde_json::json!({
+            "attached": followed.attachment.is_attached(),
+            "in": followed.observed.received.to_json(),
+            "out": followed.observed.sent.to_json(),
+        }))
     }
 
     /// Counts what the host's packet filter has dropped for us.

@@ -335,6 +335,7 @@ impl Daemon {
             Request::Show { socket, encap } => self.show(connection, socket, encap, fds),
             Request::Stat => Reply::Content(self.statistics().to_string().into_bytes()),
             Request::Explain { netns } => self.explain(connection, netns, payload),
+            Request::Capture { netns } => self.capture(connection, netns, payload),
             Request::Speaker { port } => match self.speaks_from(port) {
                 true => Reply::Answer(Answer::default()),
                 false => Reply::error(libc::ENOENT),

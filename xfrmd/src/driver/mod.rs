@@ -14,6 +14,7 @@
 //! * [`namespace`]: entering namespaces, learning of their end.
 //! * [`privilege`]: who may configure.
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
+//! * [`observe`]: how many packets there are, and captures of them.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
 //! * [`command`], [`program`], [`bypass`]: `xfrmd run`.
@@ -34,6 +35,7 @@ pub(crate) mod host;
 mod instance;
 pub(crate) mod listener;
 mod namespace;
+mod observe;
 mod outbox;
 mod packets;
 mod privilege;
