@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Where a profile's programs are.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "cargo is told so where to put them"
+)]
 fn built(profile: &str) -> PathBuf {
     let directory = match profile {
         "dev" => "debug",
@@ -104,7 +108,7 @@ pub(crate) fn deb(arguments: &[String]) -> io::Result<()> {
     let architecture = architecture.trim();
     let work = Path::new("target/debian");
     let _ = fs::remove_dir_all(work);
-    let root = work.join("xfrmd");
+    let root = work.join("debian/xfrmd");
     let binary = root.join("usr/bin/xfrmd");
     put(&binary, &fs::read(&program)?, true)?;
     run(Command::new("strip").arg(&binary))?;
@@ -172,7 +176,7 @@ fn control(work: &Path, root: &Path, version: &str, architecture: &str) -> io::R
     put(&work.join("debian/control"), text.as_bytes(), false)?;
     let needed = printed(
         Command::new("dpkg-shlibdeps")
-            .args(["-O", "xfrmd/usr/bin/xfrmd"])
+            .args(["-O", "debian/xfrmd/usr/bin/xfrmd"])
             .current_dir(work),
     )?;
     let needed = needed

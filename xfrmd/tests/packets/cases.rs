@@ -15,7 +15,13 @@ pub(crate) static CASES: &[(&str, fn())] = &[
     ("strict_and_loose_reverse_path_filters", reverse_path),
     ("a_gateway_forwards_and_tells_the_mtu", gateway),
     ("ah_and_ipcomp", ah_and_ipcomp),
-    ("esp_in_udp_beside_a_key_manager", udp_encap),
+    ("esp_in_udp_beside_a_key_manager", || udp_encap([""; 2])),
+    ("esp_in_udp_on_a_shared_port", || {
+        udp_encap(["shares"; 2]);
+    }),
+    ("raw_sockets_get_joined_datagrams", || {
+        udp_encap(["shares", ""]);
+    }),
     (
         "a_socket_that_wants_protection_sends_nothing_in_clear",
         socket_policy,
@@ -330,14 +336,21 @@ fn ah_and_ipcomp() {
     }
 }
 
-fn udp_encap() {
+fn udp_encap([at_a, at_b]: [&'static str; 2]) {
     const UDP: u8 = 17;
     let mut pair = Pair::new();
     let me = std::env::current_exe().unwrap();
-    let log = |name| std::env::temp_dir().join(format!("xfrmd-{name}-{}", std::process::id()));
-    for (xfrmd, log) in [(&mut pair.xa, log("ike-a")), (&mut pair.xb, log("ike-b"))] {
+    let log = |name: &str| {
+        let file = format!("xfrmd-{name}-{at_a}-{at_b}-{}", std::process::id());
+        std::env::temp_dir().join(file)
+    };
+    let ends = [
+        (&mut pair.xa, log("ike-a"), at_a),
+        (&mut pair.xb, log("ike-b"), at_b),
+    ];
+    for (xfrmd, log, how) in ends {
         xfrmd.sh(&format!(
-            "{} key-manager {log} > /dev/null 2>&1 < /dev/null & \
+            "{} key-manager {log} {how} > /dev/null 2>&1 < /dev/null & \
              while ! grep -q ready {log} 2> /dev/null; do sleep 0.01; done",
             me.display(),
             log = log.display()
@@ -352,6 +365,13 @@ fn udp_encap() {
     let packets = wire.stop();
     assert_eq!(protocols(&packets), [UDP]);
     no_secret(&packets);
+    // The virtual link carries as one packet what is sent at once.
+    let longest = packets.iter().map(Vec::len).max().unwrap_or(0);
+    assert_eq!(
+        longest > 1500,
+        !(at_a.is_empty() && at_b.is_empty()),
+        "{longest}"
+    );
     // The key managers' own packets pass by all of it, and they see nothing else.
     for (here, there, log) in [(&pair.a, B, log("ike-b")), (&pair.b, A, log("ike-a"))] {
         let client = here.inside(|| udp("0.0.0.0:0"));

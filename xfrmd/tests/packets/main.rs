@@ -41,7 +41,8 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some("key-manager") => {
-            net::manage_keys(&arguments.next().unwrap());
+            let log = arguments.next().unwrap();
+            net::manage_keys(&log, arguments.next().is_some());
             return ExitCode::SUCCESS;
         }
         Some("protected-sender") => {
