@@ -96,7 +96,7 @@ const MADE: &[Made] = &[
     ),
     (
         "deb",
-        "a Debian package, in target/debian (dpkg-dev, binutils): deb [--profile NAME]",
+        "a Debian package, in target/package (dpkg-dev, binutils): deb [--profile NAME]",
         package::deb,
     ),
 ];

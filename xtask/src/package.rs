@@ -50,26 +50,34 @@ fn build(profile: &str) -> io::Result<PathBuf> {
     Ok(built(profile).join("xfrmd"))
 }
 
-/// `[--profile NAME]`.
-fn profile(arguments: &[String]) -> io::Result<&str> {
-    match arguments {
-        [] => Ok("release"),
-        [flag, name] if flag == "--profile" => Ok(name),
-        _ => Err(io::Error::other("only --profile NAME is understood")),
-    }
+/// What is made of which program, and where.
+struct Wanted {
+    program: PathBuf,
+    out: PathBuf,
 }
 
-/// Man pages and completions, in `target/doc-files`.
+/// `[--profile NAME | --program PATH] [--out DIRECTORY]`.
+fn wanted(arguments: &[String], out: &str) -> io::Result<Wanted> {
+    let mut profile = "release";
+    let mut program = None;
+    let mut out = PathBuf::from(out);
+    for pair in arguments.chunks(2) {
+        match pair {
+            [flag, value] if flag == "--profile" => profile = value,
+            [flag, value] if flag == "--program" => program = Some(PathBuf::from(value)),
+            [flag, value] if flag == "--out" => out = value.into(),
+            _ => return Err(io::Error::other(format!("what is {pair:?}?"))),
+        }
+    }
+    let program = program.map_or_else(|| build(profile), Ok)?;
+    Ok(Wanted { program, out })
+}
+
+/// Man pages and completions.
 pub(crate) fn documents(arguments: &[String]) -> io::Result<()> {
-    let program = build(profile(arguments)?)?;
-    let directory = Path::new("target/doc-files");
-    let _ = fs::remove_dir_all(directory);
-    write_documents(
-        &program,
-        &directory.join("man"),
-        &directory.join("completions"),
-    )?;
-    println!("{}", directory.display());
+    let Wanted { program, out } = wanted(arguments, "target/doc-files")?;
+    write_documents(&program, &out.join("man"), &out.join("completions"))?;
+    println!("{}", out.display());
     Ok(())
 }
 
@@ -99,16 +107,16 @@ fn put(path: &Path, content: &[u8], executable: bool) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-/// A Debian package, in `target/debian`.
+/// A Debian package.
 pub(crate) fn deb(arguments: &[String]) -> io::Result<()> {
-    let program = build(profile(arguments)?)?;
+    let Wanted { program, out } = wanted(arguments, "target/package")?;
     let version = printed(Command::new(&program).arg("--version"))?;
     let version = version.trim().rsplit(' ').next().unwrap_or("0").to_owned();
     let architecture = printed(Command::new("dpkg").arg("--print-architecture"))?;
     let architecture = architecture.trim();
-    let work = Path::new("target/debian");
-    let _ = fs::remove_dir_all(work);
-    let root = work.join("debian/xfrmd");
+    let root = out.join("debian/xfrmd");
+    let man = out.join("debian/man");
+    let _ = fs::remove_dir_all(out.join("debian"));
     let binary = root.join("usr/bin/xfrmd");
     put(&binary, &fs::read(&program)?, true)?;
     run(Command::new("strip").arg(&binary))?;
@@ -127,7 +135,6 @@ pub(crate) fn deb(arguments: &[String]) -> io::Result<()> {
         configuration.as_bytes(),
         false,
     )?;
-    let man = work.join("man");
     write_documents(&program, &man, &root.join("usr/share"))?;
     for page in fs::read_dir(&man)? {
         let page = page?.path();
@@ -159,8 +166,8 @@ pub(crate) fn deb(arguments: &[String]) -> io::Result<()> {
         &fs::read("packaging/debian/copyright")?,
         false,
     )?;
-    control(work, &root, &version, architecture)?;
-    let package = work.join(format!("xfrmd_{version}_{architecture}.deb"));
+    control(&out, &root, &version, architecture)?;
+    let package = out.join(format!("xfrmd_{version}_{architecture}.deb"));
     run(Command::new("dpkg-deb")
         .args(["--root-owner-group", "--build"])
         .arg(&root)
@@ -170,14 +177,14 @@ pub(crate) fn deb(arguments: &[String]) -> io::Result<()> {
 }
 
 /// What dpkg reads.
-fn control(work: &Path, root: &Path, version: &str, architecture: &str) -> io::Result<()> {
+fn control(out: &Path, root: &Path, version: &str, architecture: &str) -> io::Result<()> {
     let text = fs::read_to_string("packaging/debian/control")?;
     // dpkg-shlibdeps wants a source package around it.
-    put(&work.join("debian/control"), text.as_bytes(), false)?;
+    put(&out.join("debian/control"), text.as_bytes(), false)?;
     let needed = printed(
         Command::new("dpkg-shlibdeps")
             .args(["-O", "debian/xfrmd/usr/bin/xfrmd"])
-            .current_dir(work),
+            .current_dir(out),
     )?;
     let needed = needed
         .trim()

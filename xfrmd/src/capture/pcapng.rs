@@ -5,7 +5,15 @@
 
 use super::record::{Direction, Layer, Record};
 
-const LINKTYPE_RAW: u16 = 101;
+/// `LINKTYPE_LINUX_SLL`: a header that tells the direction. Of interfaces without a header
+/// (`LINKTYPE_RAW`) libpcap opens only files with a single one.
+const LINKTYPE: u16 = 113;
+/// Its length.
+const HEADER_BYTES: u32 = 16;
+const PACKET_HOST: u16 = 0;
+const PACKET_OUTGOING: u16 = 4;
+const ARPHRD_NONE: u16 = 0xfffe;
+const ETHERTYPES: [u16; 2] = [0x0800, 0x86dd];
 const SECTION: u32 = 0x0a0d_0d0a;
 const INTERFACE: u32 = 1;
 const ENHANCED_PACKET: u32 = 6;
@@ -68,9 +76,10 @@ pub(super) fn header(most_bytes: u32) -> Vec<u8> {
     end_options(&mut section);
     let mut out = block(SECTION, &section);
     for (name, description) in INTERFACES {
-        let mut interface = LINKTYPE_RAW.to_ne_bytes().to_vec();
+        let mut interface = LINKTYPE.to_ne_bytes().to_vec();
         interface.extend_from_slice(&[0; 2]);
-        interface.extend_from_slice(&most_bytes.to_ne_bytes());
+        let most = most_bytes.saturating_add(HEADER_BYTES);
+        interface.extend_from_slice(&most.to_ne_bytes());
         option(&mut interface, IF_NAME, name.as_bytes());
         option(&mut interface, IF_DESCRIPTION, description.as_bytes());
         option(&mut interface, IF_TSRESOL, &[RESOLUTION]);
@@ -89,9 +98,16 @@ pub(super) fn packet(record: &Record<'_>) -> Vec<u8> {
     };
     let captured = u32::try_from(record.packet.len()).unwrap_or(u32::MAX);
     let mut body = Vec::with_capacity(record.packet.len() + 128);
-    for word in [interface, high, low, captured, record.bytes] {
+    for word in [
+        interface,
+        high,
+        low,
+        captured.saturating_add(HEADER_BYTES),
+        record.bytes.saturating_add(HEADER_BYTES),
+    ] {
         body.extend_from_slice(&word.to_ne_bytes());
     }
+    body.extend_from_slice(&link_header(record));
     body.extend_from_slice(record.packet);
     pad(&mut body);
     option(&mut body, OPT_COMMENT, record.comment.as_bytes());
@@ -108,6 +124,24 @@ pub(super) fn packet(record: &Record<'_>) -> Vec<u8> {
     option(&mut body, EPB_PACKETID, &record.number.to_ne_bytes());
     end_options(&mut body);
     block(ENHANCED_PACKET, &body)
+}
+
+/// In network byte order: direction, kind of device, an address of no bytes, protocol.
+fn link_header(record: &Record<'_>) -> Vec<u8> {
+    let kind = match record.direction {
+        Direction::In => PACKET_HOST,
+        Direction::Out => PACKET_OUTGOING,
+    };
+    let [v4, v6] = ETHERTYPES;
+    let is_v6 = record.packet.first().is_some_and(|first| first >> 4 == 6);
+    let protocol = if is_v6 { v6 } else { v4 };
+    let parts = [
+        &kind.to_be_bytes(),
+        &ARPHRD_NONE.to_be_bytes(),
+        &[0; 10][..],
+        &protocol.to_be_bytes(),
+    ];
+    parts.concat()
 }
 
 fn halves(time: u64) -> [u32; 2] {
@@ -155,11 +189,11 @@ mod tests {
             .chunks(4)
             .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
             .collect();
-        assert_eq!(words, [1, 1, 2, 7, 1500]);
+        assert_eq!(words, [1, 1, 2, 7 + 16, 1500 + 16]);
         assert_eq!(
-            &body[20..28],
+            &body[36..44],
             &[0x45, 0x45, 0x45, 0x45, 0x45, 0x45, 0x45, 0]
         );
-        assert_eq!(&body[32..37], b"five5");
+        assert_eq!(&body[48..53], b"five5");
     }
 }

@@ -13,6 +13,16 @@ use crate::{Case, Need};
 const IP: Need = Need::Program("ip", "iproute2");
 
 pub(crate) const CASES: &[Case] = &[
+    (
+        "captures_open_in_tcpdump",
+        Need::Program("tcpdump", "tcpdump"),
+        captures_open,
+    ),
+    (
+        "a_package_is_whole",
+        Need::Program("dpkg-shlibdeps", "dpkg-dev"),
+        crate::package::whole,
+    ),
     ("doctor_says_what_is_there", Need::Nothing, doctor),
     (
         "doctor_names_what_is_missing",
@@ -384,4 +394,35 @@ fn units() {
     );
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+fn captures_open() {
+    let scratch = Scratch::new("captures");
+    let file = scratch.path("both.pcapng").display().to_string();
+    // One way is enough: nobody is there at the other end.
+    let script = format!(
+        "ip link set lo up
+         ip link add d0 type veth peer name d1
+         ip link set d1 up
+         ip addr add 10.9.0.1/24 dev d0
+         ip link set d0 up
+         ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev d0
+         ip xfrm state add src 10.9.0.1 dst 10.9.0.2 proto esp spi 0x77 reqid 1 mode transport \
+           aead 'rfc4106(gcm(aes))' 0x0102030405060708090a0b0c0d0e0f1011121314 128
+         ip xfrm policy add dir out src 10.9.0.1 dst 10.9.0.2 tmpl proto esp reqid 1 mode transport
+         timeout 30 $XFRMD capture -c 2 -w {file} 2>{file}.said &
+         for i in $(seq 3000); do if grep -q capturing {file}.said; then break; fi; sleep 0.01; done
+         bash -c 'echo something >/dev/udp/10.9.0.2/9'
+         wait $!"
+    );
+    succeeds(
+        Command::new("unshare")
+            .args(["-n", env!("CARGO_BIN_EXE_xfrmd"), "run", "--packets", "--"])
+            .args(["bash", "-ec", &script])
+            .env("XFRMD", env!("CARGO_BIN_EXE_xfrmd")),
+    );
+    let shown = succeeds(Command::new("tcpdump").args(["-nr", &file]));
+    assert_eq!(shown.lines().count(), 2, "{shown}");
+    assert!(shown.contains("ESP(spi=0x00000077,seq=0x1)"), "{shown}");
+    assert!(shown.contains("10.9.0.2.9: UDP, length 10"), "{shown}");
 }

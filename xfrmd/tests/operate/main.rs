@@ -13,6 +13,7 @@
 )]
 
 mod cases;
+mod package;
 mod service;
 
 use std::process::{Command, ExitCode, Stdio};

@@ -33,26 +33,34 @@ pub(crate) static CASES: &[(&str, fn())] = &[
     ("nothing_leaks_when_the_daemon_is_killed", killed),
     ("nothing_is_left_behind", nothing_left),
     ("one_daemon_carries_for_several_namespaces", shared_daemon),
+    (
+        "captures_show_both_sides_of_an_sa",
+        crate::capture::both_sides,
+    ),
+    (
+        "captures_say_why_a_packet_was_dropped",
+        crate::capture::drops,
+    ),
 ];
 
 const ESP: u8 = 50;
-const A: &str = "192.168.77.1";
-const B: &str = "192.168.77.2";
+pub(crate) const A: &str = "192.168.77.1";
+pub(crate) const B: &str = "192.168.77.2";
 /// What may not be seen on the wire.
 const SECRET: &[u8] = b"attack at dawn, by the river, in clear";
 const WAIT: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_millis(300);
 
 /// Two namespaces with an xfrmd each.
-struct Pair {
-    a: Namespace,
-    b: Namespace,
-    xa: Xfrmd,
-    xb: Xfrmd,
+pub(crate) struct Pair {
+    pub(crate) a: Namespace,
+    pub(crate) b: Namespace,
+    pub(crate) xa: Xfrmd,
+    pub(crate) xb: Xfrmd,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (a, b) = (Namespace::new(), Namespace::new());
         join(&a, &b);
         a.sh(&format!(
@@ -105,13 +113,13 @@ impl Pair {
         self.xb.sh(&at[1].join("; "));
     }
 
-    fn transport(&mut self) {
+    pub(crate) fn transport(&mut self) {
         self.sas("transport", A, B);
         self.policies("transport", [A, B], [A, B], false);
     }
 }
 
-fn udp(address: &str) -> UdpSocket {
+pub(crate) fn udp(address: &str) -> UdpSocket {
     let socket = UdpSocket::bind(address).unwrap();
     socket.set_read_timeout(Some(WAIT)).unwrap();
     socket
@@ -119,7 +127,7 @@ fn udp(address: &str) -> UdpSocket {
 
 /// A datagram there and back.
 #[track_caller]
-fn echo(from: &Namespace, to: &Namespace, source: &str, address: &str, bytes: usize) {
+pub(crate) fn echo(from: &Namespace, to: &Namespace, source: &str, address: &str, bytes: usize) {
     let server = to.inside(|| udp(address));
     let target = server.local_addr().unwrap();
     let client = from.inside(|| udp(source));
