@@ -34,6 +34,14 @@ pub(crate) static CASES: &[(&str, fn())] = &[
     ("nothing_leaks_when_the_daemon_is_killed", killed),
     ("nothing_is_left_behind", nothing_left),
     ("one_daemon_carries_for_several_namespaces", shared_daemon),
+    (
+        "captures_show_both_sides_of_an_sa",
+        crate::capture::both_sides,
+    ),
+    (
+        "captures_say_why_a_packet_was_dropped",
+        crate::capture::drops,
+    ),
 ];
 
 const ESP: u8 = 50;

@@ -34,6 +34,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
 
 use super::clock::HostEntropy;
+use super::observe::Observed;
 use crate::attach::{EncapSocket, HostRoutes};
 use inbound::Inbound;
 use outbound::Outbound;
@@ -142,6 +143,7 @@ impl PacketThreads {
         tun: Tun,
         sockets: Sockets,
         line: &Line,
+        observed: &Arc<Observed>,
     ) -> io::Result<Self> {
         let tun = Arc::new(tun);
         let Sockets {
@@ -163,6 +165,7 @@ impl PacketThreads {
                 commands,
                 wake,
                 line: line.clone(),
+                observed: Arc::clone(observed),
             };
             Ok((road, sender, ours))
         };
@@ -253,6 +256,7 @@ struct Road {
     commands: Receiver<Command>,
     wake: Arc<EventFd>,
     line: Line,
+    observed: Arc<Observed>,
 }
 
 impl Road {
