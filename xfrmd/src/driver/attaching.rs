@@ -16,6 +16,7 @@ use xfrmd::emulator::{Inputs, NetnsId};
 
 use super::connection::{Connection, Reply};
 use super::namespace::{self, Home};
+use super::observe::Observed;
 use super::packets::{PacketThreads, Sockets};
 use super::{Daemon, clock, host};
 use crate::attach::{Attachment, BYPASS, CAPTURED, Change, EncapSocket, MARK_MASK};
@@ -34,6 +35,8 @@ pub(super) struct Followed {
     told: bool,
     /// Sockets that take ESP in UDP.
     encap: Vec<Encap>,
+    /// What is seen of its packets.
+    observed: Arc<Observed>,
     /// Connections that have shown sockets whose own policies are not to bypass.
     captured: Vec<u64>,
 }
@@ -71,8 +74,15 @@ impl Followed {
         })?;
         let sockets = sockets.ok_or(io::ErrorKind::Other)?;
         let encap = self.encap_sockets();
-        let threads =
-            PacketThreads::start(daemon.id, &daemon.netns, tun, sockets, encap, &daemon.line)?;
+        let threads = PacketThreads::start(
+            daemon.id,
+            &daemon.netns,
+            tun,
+            sockets,
+            encap,
+            &daemon.line,
+            &self.observed,
+        )?;
         self.threads = Some(threads);
         Ok(())
     }
@@ -259,6 +269,21 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// What is seen of a namespace's packets.
+    pub(super) fn observed(&mut self, id: NetnsId) -> &Arc<Observed> {
+        &self.following.entry(id).or_default().observed
+    }
+
+    /// What is carried of a namespace's packets, if any are.
+    pub(super) fn carried(&self, id: NetnsId) -> Option<serde_json::Value> {
+        let followed = self.following.get(&id)?;
+        Some(serde_json::json!({
+            "attached": followed.attachment.is_attached(),
+            "in": followed.observed.received.to_json(),
+            "out": followed.observed.sent.to_json(),
+        }))
     }
 
     /// Counts what the host's packet filter has dropped for us.

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::cases::{A, B, ESP, Pair, echo, is_protected, no_secret, past_policies, transfer, udp};
-use crate::net::{Namespace, Wire, protocols};
+use crate::namespaces::{Namespace, Wire, protocols};
 
 /// In a tunnel.
 const V6: [&str; 2] = ["fd01::1", "fd02::1"];

@@ -34,6 +34,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
 
 use super::clock::HostEntropy;
+use super::observe::Observed;
 use crate::attach::{EncapSocket, HostRoutes};
 use inbound::Inbound;
 use outbound::Outbound;
@@ -143,6 +144,7 @@ impl PacketThreads {
         sockets: Sockets,
         (encap, bulk): (Vec<EncapSocket>, Vec<Arc<Bulk>>),
         line: &Line,
+        observed: &Arc<Observed>,
     ) -> io::Result<Self> {
         let tun = Arc::new(tun);
         let Sockets {
@@ -168,6 +170,7 @@ impl PacketThreads {
                 commands,
                 wake,
                 line: line.clone(),
+                observed: Arc::clone(observed),
             };
             Ok((road, sender, ours))
         };
@@ -258,6 +261,7 @@ struct Road {
     commands: Receiver<Command>,
     wake: Arc<EventFd>,
     line: Line,
+    observed: Arc<Observed>,
 }
 
 impl Road {

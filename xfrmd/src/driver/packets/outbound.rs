@@ -12,11 +12,13 @@ use nix::poll::PollTimeout;
 use xfrm_proto::consts::{AF_INET, AF_INET6};
 use xfrm_proto::uapi::Address;
 
-use super::inbound::ToHost;
+use super::inbound::{Arrival, ToHost};
 use super::sockets::Senders;
 use super::{Command, Road, buffers, readable, wait_for};
-use crate::attach::HostRoutes;
+use crate::attach::{HostRoutes, LEAST_MTU_V6};
+use crate::capture::record::{Direction, Layer};
 use crate::driver::clock;
+use crate::driver::observe::Observed;
 use crate::driver::outbox::Outbox;
 
 /// Descriptors in front of those of errors.
@@ -100,13 +102,14 @@ impl Outbound {
     fn retry(&mut self, queues: Vec<Queue>) {
         let Self { road, wire, .. } = self;
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
+        let watched = road.observed.watch();
         for queue in queues {
             road.worker.retry(
                 &netns,
                 clock::now(),
                 queue,
                 &road.routes,
-                &mut |packet, to| wire.push(packet, *to),
+                &mut |packet, to| push_late(wire, watched, packet, *to),
             );
         }
     }
@@ -116,12 +119,19 @@ impl Outbound {
             road, wire, host, ..
         } = self;
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
-        let now = clock::now();
+        let arrival = Arrival {
+            netns: &netns,
+            now: clock::now(),
+            routes: &road.routes,
+            watched: road.observed.watch(),
+        };
         for &sa in sas {
             road.worker
-                .run_iptfs(&netns, now, sa, &mut |packet, to| wire.push(packet, *to));
+                .run_iptfs(&netns, arrival.now, sa, &mut |packet, to| {
+                    push_late(wire, arrival.watched, packet, *to);
+                });
         }
-        host.receive_inner(&mut road.worker, &netns, now, &road.routes);
+        host.receive_inner(&mut road.worker, &arrival);
     }
 
     /// What routers say of packets of SAs.
@@ -142,7 +152,7 @@ impl Outbound {
                 .read()
                 .unwrap_or_else(PoisonError::into_inner);
             for packet in batch.iter().take(count) {
-                if let Some(learned) = netns.learn_mtu(packet, 0) {
+                if let Some(learned) = netns.learn_mtu(packet, 0, &self.road.routes) {
                     self.road.routes.learn(&learned, clock::boot());
                 }
             }
@@ -171,6 +181,7 @@ impl Outbound {
                         wire,
                         host,
                         ident,
+                        watched: road.observed.watch(),
                     };
                     passage.output(&mut road.worker, &road.routes, frame, offload);
                 }
@@ -196,10 +207,13 @@ impl Outbound {
             ..
         } = self;
         host.flush(road);
-        wire.drain(|to, packets| match senders.send(to, packets) {
-            Ok(sent) if sent.too_long > 0 => road.routes.forget(),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "a socket for outgoing packets"),
+        wire.drain(|to, packets| {
+            road.observed.sent.add(packets);
+            match senders.send(to, packets) {
+                Ok(sent) if sent.too_long > 0 => road.routes.forget(),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "a socket for outgoing packets"),
+            }
         });
         road.ask();
     }
@@ -212,6 +226,16 @@ struct Passage<'a> {
     wire: &'a mut Outbox,
     host: &'a mut ToHost,
     ident: &'a mut u16,
+    /// Somebody captures.
+    watched: Option<&'a Observed>,
+}
+
+/// Puts a packet with others that has waited for its SA, or in it.
+fn push_late(wire: &mut Outbox, watched: Option<&Observed>, packet: &mut PacketBuf, to: Departure) {
+    if let Some(watched) = watched {
+        watched.alone(Direction::Out, Layer::Outer, packet);
+    }
+    wire.push(packet, to);
 }
 
 impl Passage<'_> {
@@ -229,24 +253,40 @@ impl Passage<'_> {
         let Some((ifindex, way)) = routes.way(family, destination) else {
             return;
         };
+        // IPv6 has no DF: whether a socket lets its datagrams be cut does not show. They are, and
+        // it hears of it.
+        let in_parts = family == AF_INET6 && routes.is_local(family, source);
         let meta = OutputMeta {
             mark: 0,
             if_id: 0,
             ifindex,
             socket: None,
             // A sender on this host too learns the SAs' MTU from an error, not from its route.
-            forwarded: true,
+            forwarded: !in_parts,
             bypasses: false,
             loopback: false,
             mtu: way.mtu,
             hop_limit: way.hop_limit,
         };
+        if in_parts {
+            let mtu = worker.mtu(self.netns, packet, &meta, routes);
+            self.tell_mtu(packet, destination, mtu.max(LEAST_MTU_V6), offload);
+        }
         let Self {
             netns, now, wire, ..
         } = self;
-        let mut sink = |packet: &mut PacketBuf, to: &Departure| wire.push(packet, *to);
+        let mut passage = self.watched.map(|it| it.begin(Direction::Out, packet));
+        let mut sink = |packet: &mut PacketBuf, to: &Departure| {
+            if let Some(passage) = &mut passage {
+                passage.see(Layer::Outer, packet);
+            }
+            wire.push(packet, *to);
+        };
         let verdict =
             worker.output_offloaded(netns, *now, packet, &meta, offload, routes, &mut sink);
+        if let Some(passage) = passage {
+            passage.leaves(&verdict);
+        }
         match verdict {
             Verdict::TooBig { mtu } => {
                 // To ourselves we cannot be the sender.
@@ -269,6 +309,38 @@ impl Passage<'_> {
             Verdict::Sent(_) | Verdict::Held | Verdict::Queued | Verdict::Dropped { .. } => {}
         }
     }
+}
+
+impl Passage<'_> {
+    /// Tells a sender on this host what would have been right, if its packets are longer.
+    fn tell_mtu(&mut self, packet: &PacketBuf, to: Address, mtu: u32, offload: Offload) {
+        if packet.len() <= usize::try_from(mtu).unwrap_or(usize::MAX)
+            || longest(packet, offload) <= usize::try_from(mtu).unwrap_or(usize::MAX)
+        {
+            return;
+        }
+        let mut error = PacketBuf::copy_of(packet);
+        if icmp::answer_too_big(&mut error, &to.0, mtu, 0).is_some() {
+            self.host.push(&mut error);
+        }
+    }
+}
+
+/// Bytes of the longest of the packets that a frame is.
+fn longest(frame: &[u8], offload: Offload) -> usize {
+    const TCP: usize = 16;
+    let Some((start, offset)) = offload.checksum.filter(|_| offload.segment_bytes > 0) else {
+        return frame.len();
+    };
+    let start = usize::from(start);
+    let header_bytes = if usize::from(offset) == TCP {
+        frame
+            .get(start + 12)
+            .map_or(20, |it| usize::from(it >> 4) * 4)
+    } else {
+        8
+    };
+    start + header_bytes + usize::from(offload.segment_bytes)
 }
 
 /// Family, source and destination of a packet.
