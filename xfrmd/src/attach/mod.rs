@@ -40,7 +40,7 @@ use xfrm_proto::consts::IPPROTO_ESP;
 use xfrm_proto::uapi::UserPolicyDefault;
 
 use firewall::Firewall;
-pub(crate) use routes::{EncapSocket, HostRoutes};
+pub(crate) use routes::{EncapSocket, HostRoutes, LEAST_MTU_V6};
 
 /// Name of the TUN device.
 const DEVICE: &str = "xfrmd0";

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cases::{A, B, Pair, echo, udp};
-use crate::net::Xfrmd;
+use crate::namespaces::Shell;
 
 /// A file of a case, removed at its end.
 struct Scratch(PathBuf);
@@ -24,7 +24,7 @@ impl Drop for Scratch {
 }
 
 /// Starts a capture in the background that ends by itself after `count` packets.
-fn start(xfrmd: &mut Xfrmd, file: &Scratch, options: &str) {
+fn start(xfrmd: &mut Shell, file: &Scratch, options: &str) {
     let (program, file) = (env!("CARGO_BIN_EXE_xfrmd"), file.0.display());
     xfrmd.sh(&format!(
         "timeout 30 {program} capture {options} >{file} 2>{file}.said </dev/null &
@@ -37,7 +37,7 @@ fn start(xfrmd: &mut Xfrmd, file: &Scratch, options: &str) {
 }
 
 /// Waits until it has ended; what it wrote.
-fn end(xfrmd: &mut Xfrmd, file: &Scratch) -> Vec<u8> {
+fn end(xfrmd: &mut Shell, file: &Scratch) -> Vec<u8> {
     let said = format!("{}.said", file.0.display());
     xfrmd.sh(&format!(
         "for i in $(seq 3000); do

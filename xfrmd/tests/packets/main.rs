@@ -15,7 +15,10 @@
 
 mod capture;
 mod cases;
+#[path = "../namespaces/mod.rs"]
+mod namespaces;
 mod net;
+mod ways;
 
 use std::process::{Command, ExitCode, Stdio};
 
@@ -38,7 +41,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("namespace") => {
-            net::hold_namespace();
+            namespaces::hold();
             return ExitCode::SUCCESS;
         }
         Some("key-manager") => {
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
     let missing = missing();
     let trials = cases::CASES
         .iter()
+        .chain(ways::CASES)
         .map(|&(name, body)| {
             let name = match missing {
                 Some(reason) if !required => format!("{name} ({reason})"),

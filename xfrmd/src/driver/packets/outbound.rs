@@ -15,7 +15,7 @@ use xfrm_proto::uapi::Address;
 use super::inbound::{Arrival, ToHost};
 use super::sockets::Senders;
 use super::{Command, Road, buffers, readable, wait_for};
-use crate::attach::HostRoutes;
+use crate::attach::{HostRoutes, LEAST_MTU_V6};
 use crate::capture::record::{Direction, Layer};
 use crate::driver::clock;
 use crate::driver::observe::Observed;
@@ -152,7 +152,7 @@ impl Outbound {
                 .read()
                 .unwrap_or_else(PoisonError::into_inner);
             for packet in batch.iter().take(count) {
-                if let Some(learned) = netns.learn_mtu(packet, 0) {
+                if let Some(learned) = netns.learn_mtu(packet, 0, &self.road.routes) {
                     self.road.routes.learn(&learned, clock::boot());
                 }
             }
@@ -253,18 +253,25 @@ impl Passage<'_> {
         let Some((ifindex, way)) = routes.way(family, destination) else {
             return;
         };
+        // IPv6 has no DF: whether a socket lets its datagrams be cut does not show. They are, and
+        // it hears of it.
+        let in_parts = family == AF_INET6 && routes.is_local(family, source);
         let meta = OutputMeta {
             mark: 0,
             if_id: 0,
             ifindex,
             socket: None,
             // A sender on this host too learns the SAs' MTU from an error, not from its route.
-            forwarded: true,
+            forwarded: !in_parts,
             bypasses: false,
             loopback: false,
             mtu: way.mtu,
             hop_limit: way.hop_limit,
         };
+        if in_parts {
+            let mtu = worker.mtu(self.netns, packet, &meta, routes);
+            self.tell_mtu(packet, destination, mtu.max(LEAST_MTU_V6), offload);
+        }
         let Self {
             netns, now, wire, ..
         } = self;
@@ -302,6 +309,38 @@ impl Passage<'_> {
             Verdict::Sent(_) | Verdict::Held | Verdict::Queued | Verdict::Dropped { .. } => {}
         }
     }
+}
+
+impl Passage<'_> {
+    /// Tells a sender on this host what would have been right, if its packets are longer.
+    fn tell_mtu(&mut self, packet: &PacketBuf, to: Address, mtu: u32, offload: Offload) {
+        if packet.len() <= usize::try_from(mtu).unwrap_or(usize::MAX)
+            || longest(packet, offload) <= usize::try_from(mtu).unwrap_or(usize::MAX)
+        {
+            return;
+        }
+        let mut error = PacketBuf::copy_of(packet);
+        if icmp::answer_too_big(&mut error, &to.0, mtu, 0).is_some() {
+            self.host.push(&mut error);
+        }
+    }
+}
+
+/// Bytes of the longest of the packets that a frame is.
+fn longest(frame: &[u8], offload: Offload) -> usize {
+    const TCP: usize = 16;
+    let Some((start, offset)) = offload.checksum.filter(|_| offload.segment_bytes > 0) else {
+        return frame.len();
+    };
+    let start = usize::from(start);
+    let header_bytes = if usize::from(offset) == TCP {
+        frame
+            .get(start + 12)
+            .map_or(20, |it| usize::from(it >> 4) * 4)
+    } else {
+        8
+    };
+    start + header_bytes + usize::from(offload.segment_bytes)
 }
 
 /// Family, source and destination of a packet.
