@@ -73,30 +73,51 @@ impl Followed {
             Ok(())
         })?;
         let sockets = sockets.ok_or(io::ErrorKind::Other)?;
+        let encap = self.encap_sockets();
         let threads = PacketThreads::start(
             daemon.id,
             &daemon.netns,
             tun,
             sockets,
+            encap,
             &daemon.line,
             &self.observed,
         )?;
         self.threads = Some(threads);
-        self.tell_ports();
         Ok(())
     }
 
-    fn tell_ports(&self) {
+    /// Tells the threads where ESP in UDP comes to.
+    fn tell_ports(&mut self) {
+        let (sockets, bulk) = self.encap_sockets();
         if let Some(threads) = &self.threads {
-            let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|it| it.socket).collect();
-            // Of several with the same port the newest counts.
-            sockets.reverse();
-            sockets.sort_by_key(|it| it.port);
-            sockets.dedup_by_key(|it| it.port);
-            sockets.truncate(udp_encap::MOST_PORTS);
-            let bulk = self.encap.iter().filter_map(|it| it.bulk.clone());
-            threads.set_encap_sockets(sockets, bulk.collect());
+            threads.set_encap_sockets(sockets, bulk);
         }
+    }
+
+    /// Sockets that take ESP in UDP, one a port, and ours beside them.
+    fn encap_sockets(&mut self) -> (Vec<EncapSocket>, Vec<Arc<Bulk>>) {
+        // A port where one socket has none of ours beside it is left to raw sockets.
+        let bare = |it: &&Encap| it.bulk.is_none();
+        let bare: Vec<u16> = self
+            .encap
+            .iter()
+            .filter(bare)
+            .map(|it| it.socket.port)
+            .collect();
+        for encap in &mut self.encap {
+            if bare.contains(&encap.socket.port) {
+                encap.bulk = None;
+            }
+        }
+        let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|it| it.socket).collect();
+        // Of several with the same port the newest counts.
+        sockets.reverse();
+        sockets.sort_by_key(|it| it.port);
+        sockets.dedup_by_key(|it| it.port);
+        sockets.truncate(udp_encap::MOST_PORTS);
+        let bulk = self.encap.iter().filter_map(|it| it.bulk.clone());
+        (sockets, bulk.collect())
     }
 
     fn detach(&mut self, home: &Home) {

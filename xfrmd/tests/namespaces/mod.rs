@@ -165,6 +165,12 @@ impl Shell {
         }
     }
 
+    /// The process that was started.
+    pub(crate) fn pid(&self) -> u32 {
+        // `nsenter` has become it.
+        self.0.child.id()
+    }
+
     /// A counter of `/proc/net/xfrm_stat`.
     #[track_caller]
     pub(crate) fn counter(&mut self, name: &str) -> u64 {

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use crate::bulk;
 use crate::namespaces::{Namespace, Shell, Wire, join, protocols};
 use crate::net::{QUIT, Shared};
 
@@ -27,6 +28,11 @@ pub(crate) static CASES: &[(&str, fn())] = &[
         "a_socket_that_wants_protection_sends_nothing_in_clear",
         socket_policy,
     ),
+    ("large_writes_arrive_whole", bulk::large_writes),
+    ("datagrams_sent_at_once_arrive_apart", bulk::segments),
+    ("flows_side_by_side", bulk::flows),
+    ("a_wire_that_loses_and_reorders", bulk::bad_wire),
+    ("garbage_floods_and_replays", bulk::strangers),
     ("the_first_packet_acquires_and_waits", acquire),
     ("only_selected_ports_are_protected", selected_ports),
     ("unprotected_packets_are_dropped_and_counted", unprotected),
@@ -44,7 +50,7 @@ pub(crate) static CASES: &[(&str, fn())] = &[
     ),
 ];
 
-const ESP: u8 = 50;
+pub(crate) const ESP: u8 = 50;
 pub(crate) const A: &str = "192.168.77.1";
 pub(crate) const B: &str = "192.168.77.2";
 /// What may not be seen on the wire.
@@ -64,6 +70,11 @@ impl Pair {
     pub(crate) fn new() -> Self {
         let (a, b) = (Namespace::new(), Namespace::new());
         join(&a, &b);
+        Self::on(a, b)
+    }
+
+    /// On namespaces that are joined.
+    pub(crate) fn on(a: Namespace, b: Namespace) -> Self {
         a.sh(&format!(
             "ip addr add {A}/24 dev v0; ip addr add fd77::1/64 dev v0 nodad"
         ));
