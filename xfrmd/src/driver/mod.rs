@@ -8,7 +8,7 @@
 //! as an async runtime does it. Hence a plain epoll loop and neither a runtime
 //! nor a thread for each client: all else that happens here is rare.
 //!
-//! * [`connection`]: what clients ask, frame by frame.
+//! * [`connection`]: what clients ask, frame by frame; [`reply`]: how it is answered.
 //! * [`entry`]: clients entering namespaces, their rights there.
 //! * [`instance`]: a namespace's sockets and members; delivery.
 //! * [`namespace`]: entering namespaces, learning of their end.
@@ -39,6 +39,7 @@ mod outbox;
 mod packets;
 mod privilege;
 pub(crate) mod program;
+mod reply;
 pub(crate) mod seccomp;
 pub(crate) mod service;
 pub(crate) mod signals;
