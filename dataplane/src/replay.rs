@@ -328,30 +328,34 @@ const NEAR_END: u64 = 1 << 24;
 ///
 /// Without ESN the low half is `oseq`, and the high half makes IVs differ: it
 /// goes up when the low half wraps (`XFRM_SA_XFLAG_OSEQ_MAY_WRAP`) or is set back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Numbers {
-    /// Nothing beyond this is sent.
-    end: u64,
+    /// They end where the low half does.
+    pub bounded: bool,
 }
 
 impl Numbers {
-    /// Of an SA that has sent `last`. `may_wrap` is `XFRM_SA_XFLAG_OSEQ_MAY_WRAP`, which ESN does
-    /// not ask.
+    /// Of an SA; `may_wrap` is `XFRM_SA_XFLAG_OSEQ_MAY_WRAP`, which ESN does not ask.
     #[must_use]
-    pub const fn after(last: Sequence, esn: bool, may_wrap: bool) -> Self {
+    pub const fn of(esn: bool, may_wrap: bool) -> Self {
         Self {
-            end: if esn || may_wrap {
-                u64::MAX
-            } else {
-                last.0 | 0xffff_ffff
-            },
+            bounded: !esn && !may_wrap,
+        }
+    }
+
+    /// Nothing beyond this is sent.
+    const fn end(self, last: u64) -> u64 {
+        if self.bounded {
+            last | 0xffff_ffff
+        } else {
+            u64::MAX
         }
     }
 
     /// Whether there is no number left.
     #[must_use]
     pub const fn are_used_up(self, last: Sequence) -> bool {
-        last.0 >= self.end
+        last.0 >= self.end(last.0)
     }
 
     /// Takes `count` numbers and gives the first (`xfrm_replay_overflow`); `None`, and none
@@ -359,7 +363,7 @@ impl Numbers {
     #[inline]
     pub fn take(self, sent: &AtomicU64, count: u64) -> Option<Sequence> {
         let last = sent.load(Ordering::Relaxed);
-        if last < self.end.saturating_sub(NEAR_END) {
+        if last < self.end(last).saturating_sub(NEAR_END) {
             return Some(Sequence(sent.fetch_add(count, Ordering::Relaxed) + 1));
         }
         self.take_near_end(sent, count)
@@ -367,7 +371,7 @@ impl Numbers {
 
     #[cold]
     fn take_near_end(self, sent: &AtomicU64, count: u64) -> Option<Sequence> {
-        let next = |last: u64| last.checked_add(count).filter(|next| *next <= self.end);
+        let next = |last: u64| last.checked_add(count).filter(|next| *next <= self.end(last));
         let last = sent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         Some(Sequence(last.ok()? + 1))
     }
@@ -531,7 +535,7 @@ mod tests {
     #[test]
     fn output_numbers_end() {
         let begin = |last: Sequence, esn, may_wrap| {
-            (Numbers::after(last, esn, may_wrap), AtomicU64::new(last.0))
+            (Numbers::of(esn, may_wrap), AtomicU64::new(last.0))
         };
         let (numbers, sent) = begin(Sequence(0xffff_fffd), false, false);
         assert_eq!(numbers.take(&sent, 3), None);
@@ -556,7 +560,7 @@ mod tests {
         let back = set(Sequence(121), 3);
         assert_eq!(back, Sequence::new(1, 3));
         let end = set(back, u32::MAX);
-        assert!(Numbers::after(end, false, false).are_used_up(end));
+        assert!(Numbers::of(false, false).are_used_up(end));
     }
 
     /// Numbers that wander about `start`, with replays and jumps.

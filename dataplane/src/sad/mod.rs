@@ -204,8 +204,9 @@ impl Sad {
     fn link_at(&mut self, place: u32, mut sa: Box<Sa>) -> SaId {
         let id = SaId(place);
         sa.serial = self.next_serial;
-        sa.traffic.notes_last_use =
-            self.profile.tells_last_use || matches!(sa.id.proto, IPPROTO_DSTOPTS | IPPROTO_ROUTING);
+        let is_mobility = matches!(sa.id.proto, IPPROTO_DSTOPTS | IPPROTO_ROUTING);
+        sa.traffic
+            .set_notes_last_use(self.profile.tells_last_use || is_mobility);
         self.next_serial += 1;
         self.choices.change(&sa);
         self.by_age.insert(sa.serial, id);
@@ -284,7 +285,8 @@ impl Sad {
             self.by_spi_alone.remove(hash_of(hasher, &alone), id.0);
         }
         self.buckets.remove(id.0);
-        let sa = self.slots.get_mut(id.0 as usize)?.take()?;
+        let mut sa = self.slots.get_mut(id.0 as usize)?.take()?;
+        sa.traffic.take_back();
         self.by_age.remove(&sa.serial);
         self.choices.change(&sa);
         self.free.push(id.0);

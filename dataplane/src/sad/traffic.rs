@@ -17,12 +17,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use xfrm_proto::uapi::{LifetimeCfg, LifetimeCur, Stats};
 
 use crate::entropy::Entropy;
+use crate::keep;
 use crate::replay::{Numbers, Refusal, ReplayWindow};
 use crate::time::{BootNanos, WallSecs};
 use crate::transform::Sequence;
 
 /// Words of an SA, its replay window's bitmap apart.
-pub(crate) const WORDS: usize = 16;
+pub(crate) const WORDS: usize = OWN_WORDS + 2;
+/// Of these, those that an SA has that is not kept.
+const OWN_WORDS: usize = 14;
 
 /// The number sent last.
 const SENT: usize = 0;
@@ -31,28 +34,30 @@ const BYTES: usize = 1;
 const PACKETS: usize = 2;
 const ORIGIN: usize = 3;
 const LAST_USED: usize = 4;
-const USE_TIME: usize = 5;
-/// [`DYING`], [`EXPIRED`].
-const FLAGS: usize = 6;
-/// [`ReplayWindow::top`], where it is kept.
-const WINDOW: usize = 7;
-const ADD_TIME: usize = 8;
+/// [`DYING`] and the others.
+const FLAGS: usize = 5;
+const USE_TIME: usize = 6;
+const ADD_TIME: usize = 7;
 /// Port and second of the last MAPPING where these are limited (`x->new_mapping`), 0 before it.
-const MAPPING: usize = 9;
-const REFUSED_WINDOW: usize = 10;
-const REFUSED_REPLAY: usize = 11;
-const INTEGRITY_FAILED: usize = 12;
+const MAPPING: usize = 8;
+const REFUSED_WINDOW: usize = 9;
+const REFUSED_REPLAY: usize = 10;
+const INTEGRITY_FAILED: usize = 11;
 /// What makes its IVs, 0 before the first packet.
-const IV: usize = 13;
-/// Where it stands in the chains of Linux's hash tables, where it is kept.
+const IV: usize = 12;
+/// [`ReplayWindow::top`].
+const WINDOW: usize = 14;
+/// Where it stands in the chains of Linux's hash tables.
 const RANK: usize = 15;
 
 /// A soft limit has been told (`x->km.dying`).
 const DYING: u64 = 1;
 /// A hard limit in bytes or packets is reached (`XFRM_STATE_EXPIRED`).
 const EXPIRED: u64 = 2;
-
-type Words = [AtomicU64; WORDS];
+/// [`Numbers::bounded`].
+const BOUNDED: u64 = 4;
+/// The release notes the last use.
+const NOTES_LAST_USE: u64 = 8;
 
 /// Counters of one SA.
 ///
@@ -61,14 +66,9 @@ type Words = [AtomicU64; WORDS];
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Traffic {
-    /// Where the words are instead of here.
-    lent: Option<&'static Words>,
-    numbers: Numbers,
-    own: Words,
-    /// Where the bitmap of the replay window is kept.
-    bitmap: &'static [AtomicU64],
-    /// The release notes the last use.
-    pub(super) notes_last_use: bool,
+    /// Where the words are instead of here, and the replay window's bitmap behind them.
+    lent: Option<&'static [AtomicU64]>,
+    own: [AtomicU64; OWN_WORDS],
 }
 
 /// What a packet finds an SA's limits to be.
@@ -99,7 +99,7 @@ impl Traffic {
     }
 
     #[inline]
-    fn words(&self) -> &Words {
+    fn words(&self) -> &[AtomicU64] {
         self.lent.unwrap_or(&self.own)
     }
 
@@ -163,21 +163,40 @@ impl Traffic {
 
     /// Works out how far numbers go from here.
     pub(super) fn bound(&mut self, esn: bool, may_wrap: bool) {
-        self.numbers = Numbers::after(self.last_sent(), esn, may_wrap);
+        self.put_flag(BOUNDED, Numbers::of(esn, may_wrap).bounded);
+    }
+
+    fn put_flag(&self, flag: u64, is_set: bool) {
+        let others = self.value(FLAGS) & !flag;
+        self.set(FLAGS, others | if is_set { flag } else { 0 });
+    }
+
+    fn has(&self, flag: u64) -> bool {
+        self.value(FLAGS) & flag != 0
+    }
+
+    fn numbers(&self) -> Numbers {
+        Numbers {
+            bounded: self.has(BOUNDED),
+        }
+    }
+
+    /// Whether the release notes the last use.
+    pub(super) fn set_notes_last_use(&mut self, notes: bool) {
+        self.put_flag(NOTES_LAST_USE, notes);
     }
 
     /// Whether there is no number left.
     #[must_use]
     pub fn has_no_number(&self) -> bool {
-        self.numbers.are_used_up(self.last_sent())
+        self.numbers().are_used_up(self.last_sent())
     }
 
     /// Numbers and counts packets that leave, and gives the first number; `None`, and nothing
     /// counted, when there are not as many left.
     #[inline]
     pub fn number(&self, packets: u64, bytes: u64, now: WallSecs) -> Option<Sequence> {
-        let [sent, ..] = self.words();
-        let first = self.numbers.take(sent, packets)?;
+        let first = self.numbers().take(self.words().get(SENT)?, packets)?;
         self.add(BYTES, bytes);
         self.note_use(now);
         Some(first)
@@ -185,7 +204,7 @@ impl Traffic {
 
     #[inline]
     fn note_use(&self, now: WallSecs) {
-        if self.notes_last_use && self.last_used() != now.0 {
+        if self.has(NOTES_LAST_USE) && self.last_used() != now.0 {
             self.set(LAST_USED, now.0);
         }
     }
@@ -227,24 +246,22 @@ impl Traffic {
     /// Whether a soft limit has been told.
     #[must_use]
     pub fn is_dying(&self) -> bool {
-        self.value(FLAGS) & DYING != 0
+        self.has(DYING)
     }
 
     pub(super) fn set_dying(&mut self, dying: bool) {
-        let others = self.value(FLAGS) & !DYING;
-        self.set(FLAGS, others | if dying { DYING } else { 0 });
+        self.put_flag(DYING, dying);
     }
 
     pub(super) fn set_expired(&mut self, expired: bool) {
-        let others = self.value(FLAGS) & !EXPIRED;
-        self.set(FLAGS, others | if expired { EXPIRED } else { 0 });
+        self.put_flag(EXPIRED, expired);
     }
 
     /// Whether a hard limit in bytes or packets is reached.
     #[inline]
     #[must_use]
     pub fn is_expired(&self) -> bool {
-        self.value(FLAGS) & EXPIRED != 0
+        self.has(EXPIRED)
     }
 
     /// Raises a flag; whether it was.
@@ -321,7 +338,7 @@ impl Traffic {
 
     /// The random numbers that make its IVs: drawn once, whoever draws them.
     pub(super) fn iv_seeds<'a>(&'a self, entropy: &'a mut dyn Entropy) -> IvSeeds<'a> {
-        let words = self.words().get(IV..RANK).unwrap_or_default();
+        let words = self.words().get(IV..WINDOW).unwrap_or_default();
         IvSeeds {
             entropy,
             words: words.iter(),
@@ -335,25 +352,23 @@ impl Traffic {
 
     /// Goes on counting in `words`, from where it is.
     pub(crate) fn move_to(&mut self, words: &'static [AtomicU64]) {
-        let Some((lent, bitmap)) = words.split_first_chunk() else {
-            return;
-        };
-        for (to, from) in lent.iter().zip(self.words()) {
-            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
-        self.lent = Some(lent);
-        self.bitmap = bitmap;
+        keep::copy(self.words(), words);
+        self.lent = Some(words);
     }
 
-    /// Goes on from what `words` say.
+    /// Goes on from what `words` say, which are as many as are wanted.
     pub(crate) fn recall(&mut self, words: &'static [AtomicU64], window: &mut ReplayWindow) {
-        let Some((lent, bitmap)) = words.split_first_chunk() else {
-            return;
-        };
-        self.lent = Some(lent);
-        self.bitmap = bitmap;
-        let bits = bitmap.iter().map(|word| word.load(Ordering::Relaxed));
+        self.lent = Some(words);
+        let bitmap = words.iter().skip(WORDS);
+        let bits = bitmap.map(|word| word.load(Ordering::Relaxed));
         window.recall(self.value(WINDOW), bits);
+    }
+
+    /// Goes on counting in memory of its own.
+    pub(super) fn take_back(&mut self) {
+        if let Some(words) = self.lent.take() {
+            keep::copy(words, &self.own);
+        }
     }
 
     /// Whether it counts in memory of somebody else's.
@@ -367,7 +382,8 @@ impl Traffic {
     /// never came, but accepts nothing twice: the packet in hand has not been handed on.
     #[inline]
     pub(crate) fn keep_window(&self, window: &ReplayWindow) {
-        let Some(kept) = self.lent.and_then(|words| words.get(WINDOW)) else {
+        let Some(words) = self.lent else { return };
+        let [kept, _, bitmap @ ..] = words.get(WINDOW..).unwrap_or_default() else {
             return;
         };
         let put = |word: &AtomicU64, value| {
@@ -376,7 +392,7 @@ impl Traffic {
             }
         };
         put(kept, window.top());
-        for (word, value) in self.bitmap.iter().zip(window.bits()) {
+        for (word, value) in bitmap.iter().zip(window.bits()) {
             put(word, value);
         }
     }

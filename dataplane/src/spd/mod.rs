@@ -365,7 +365,8 @@ impl Spd {
 
     /// Takes a policy out (`xfrm_policy_delete`).
     pub fn remove(&mut self, id: PolicyId) -> Option<Policy> {
-        let policy = self.store.remove(id.0)?;
+        let mut policy = self.store.remove(id.0)?;
+        policy.used.take_back();
         self.change(id.0);
         self.generation += 1;
         self.by_key.remove(policy.key.hash(), id.0);

@@ -171,6 +171,11 @@ impl LastUse {
         Some(())
     }
 
+    /// Goes on in memory of its own.
+    pub(super) fn take_back(&mut self) {
+        *self = Self::at(self.secs());
+    }
+
     /// Whether it is in memory of somebody else's.
     pub(super) const fn is_kept(&self) -> bool {
         matches!(self.0, Word::Lent(_))
