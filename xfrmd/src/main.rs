@@ -2,8 +2,12 @@
 
 mod attach;
 mod cli;
+mod config;
+mod doctor;
 mod driver;
 mod explain;
+mod log;
+mod metrics;
 
 use std::process::ExitCode;
 

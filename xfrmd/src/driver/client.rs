@@ -18,6 +18,22 @@ pub(crate) fn statistics(address: &Address<'_>) -> Result<Value> {
     Ok(serde_json::from_slice(&answer)?)
 }
 
+/// A connection to the daemon of this very process, for another thread.
+pub(crate) struct Inside(OwnedFd);
+
+impl Inside {
+    /// Introduces the connection, which the daemon has at the other end.
+    pub(super) fn new(connection: OwnedFd) -> Self {
+        Self(connection)
+    }
+
+    /// The daemon's statistics.
+    pub(crate) fn statistics(&self) -> io::Result<Value> {
+        let answer = ask(&self.0, &Request::Stat, &[])?;
+        Ok(serde_json::from_slice(&answer)?)
+    }
+}
+
 /// What would become of a packet in this process's network namespace.
 pub(crate) fn explain(address: &Address<'_>, question: &Value) -> Result<Value> {
     let own = host::usersock().and_then(|socket| host::netns_cookie(socket.as_fd()))?;

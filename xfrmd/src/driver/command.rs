@@ -98,7 +98,8 @@ fn remove_left_behind(parent: &Path) {
     }
 }
 
-fn is_executable(directory: &Path) -> bool {
+/// Whether programs may be loaded from there.
+pub(crate) fn is_executable(directory: &Path) -> bool {
     statvfs(directory).is_ok_and(|fs| !fs.flags().contains(FsFlags::ST_NOEXEC))
 }
 

@@ -18,10 +18,11 @@
 //! * [`listener`]: where clients find us.
 //! * [`command`], [`program`], [`bypass`]: `xfrmd run`.
 //! * [`explain`]: what would become of a packet.
+//! * [`service`]: what a service manager gives us and is told.
 //! * [`client`]: `xfrmd stat`, `explain` and `env`.
 
 mod attaching;
-mod bypass;
+pub(crate) mod bypass;
 pub(crate) mod client;
 mod clock;
 pub(crate) mod command;
@@ -37,6 +38,7 @@ mod outbox;
 mod packets;
 mod privilege;
 pub(crate) mod program;
+pub(crate) mod service;
 pub(crate) mod signals;
 mod statistics;
 
@@ -209,6 +211,13 @@ impl Daemon {
             inquiries,
             frame: vec![0; LARGEST_FRAME],
         })
+    }
+
+    /// Changes what may be there at most, from now on: what is there stays.
+    pub(crate) fn set_limits(&mut self, limits: Limits, max_connections: usize) {
+        self.settings.limits = limits;
+        self.settings.max_connections = max_connections;
+        self.emulator.set_limits(limits);
     }
 
     /// Waits for a descriptor of the caller's too.
