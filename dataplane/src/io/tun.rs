@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::vnet;
@@ -49,12 +49,18 @@ impl Tun {
             .custom_flags(libc::O_NONBLOCK)
             .open("/dev/net/tun")?;
         sys::make_tun(device.as_fd(), name)?;
-        Ok(Self {
-            device,
+        Ok(Self::adopt(device.into()))
+    }
+
+    /// Goes on with the descriptor of another one.
+    #[must_use]
+    pub fn adopt(device: OwnedFd) -> Self {
+        Self {
+            device: device.into(),
             whole: PacketBuf::with_capacity(MAX_PACKET),
             cut: VecDeque::new(),
             spare: Vec::new(),
-        })
+        }
     }
 
     /// Becomes readable when a packet waits. Pieces of one that was read do not show.

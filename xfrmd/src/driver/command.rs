@@ -1,9 +1,10 @@
 //! `xfrmd run`: a private instance for one command and what it starts.
 //!
-//! The daemon is the command's parent. It ends when the command ends, with the
+//! The keeper is the command's parent, and the daemon's. It ends when the command ends, with the
 //! command's exit code, and takes nothing else with it. Signals sent to it go
 //! on to the command; those of the terminal reach the command anyway.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -11,15 +12,16 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::sync::Arc;
 
 use nix::sys::signal::{SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::{Pid, getuid};
+use nix::unistd::{Pid, getppid, getuid};
 use xfrm_proto::control::{Address, ENV_CONTROL, Secret};
 
-use super::bypass::Handover;
+use super::bypass::{Handover, Listener};
+use super::keeper::{self, Errand, Inheritance};
 use super::signals::Signals;
 use super::{Daemon, Owner, Settings, host, listener};
 
@@ -182,9 +184,6 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
         },
         ..run.settings
     };
-    let mut daemon = Daemon::new(settings, listeners)?;
-    daemon.watch_for_caller(signals.fd(), SIGNALS)?;
-
     let inside_another = run
         .preload
         .as_ref()
@@ -207,40 +206,66 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
             Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?)
         });
     }
-    let mut child = command.spawn()?;
-    let mut bypass = handover.take();
-    match &bypass {
-        Some(bypass) => daemon.watch_for_caller(&bypass.fd(), BYPASS)?,
-        None if inside_another => {}
-        None => tracing::warn!(
-            "the host allows no seccomp filter: static programs that the command starts reach its kernel"
-        ),
-    }
-    let status = daemon.serve(|index| {
-        Ok(match (index, &mut bypass) {
-            (BYPASS, Some(bypass)) => {
-                bypass.answer_all();
-                ControlFlow::Continue(())
-            }
-            _ => pass_on(&signals, &mut child),
-        })
-    })?;
-    Ok(exit_code(status))
+    let mut command = Commanded(command.spawn()?);
+    let bypass = Cell::new(handover.take());
+    let listeners = Cell::new(listeners);
+    keeper::keep(&signals, &mut command, &mut |inheritance| {
+        let bypass = bypass.take();
+        if bypass.is_none() && !inside_another && inheritance.generation == 0 {
+            tracing::warn!(
+                "the host allows no seccomp filter: static programs that the command starts reach its kernel"
+            );
+        }
+        let served = Daemon::new(settings.clone(), listeners.take());
+        let served = served.map_err(anyhow::Error::from);
+        keeper::exit_code(served.and_then(|daemon| serve(daemon, inheritance, bypass)))
+    })
 }
 
-fn pass_on(signals: &Signals, child: &mut Child) -> ControlFlow<ExitStatus> {
-    while let Some(arrived) = signals.next() {
-        if arrived.signal == Signal::SIGCHLD {
-            if let Ok(Some(status)) = child.try_wait() {
-                return ControlFlow::Break(status);
-            }
-        } else if arrived.sent
-            && let Ok(pid) = i32::try_from(child.id())
-        {
-            let _ = kill(Pid::from_raw(pid), arrived.signal);
+/// The daemon itself, until the keeper ends it.
+fn serve(
+    mut daemon: Daemon,
+    inheritance: Inheritance,
+    mut bypass: Option<Listener>,
+) -> anyhow::Result<ExitCode> {
+    let signals = Signals::block(&[Signal::SIGTERM])?;
+    daemon.inherit(inheritance)?;
+    daemon.watch_for_caller(signals.fd(), SIGNALS)?;
+    if let Some(bypass) = &bypass {
+        daemon.watch_for_caller(&bypass.fd(), BYPASS)?;
+    }
+    let keeper = getppid().as_raw();
+    daemon.serve(|index| {
+        if let (BYPASS, Some(bypass)) = (index, &mut bypass) {
+            bypass.answer_all();
+        }
+        // What the whole process group gets is the command's.
+        let ends = std::iter::from_fn(|| signals.next()).any(|it| i32::try_from(it.by) == Ok(keeper));
+        Ok(match ends {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The command, with which it all ends.
+struct Commanded(Child);
+
+impl Errand for Commanded {
+    fn child_ended(&mut self) -> Option<u8> {
+        match self.0.try_wait() {
+            Ok(Some(status)) => Some(exit_code(status)),
+            _ => None,
         }
     }
-    ControlFlow::Continue(())
+
+    fn signalled(&mut self, signal: Signal, sent: bool) -> bool {
+        if sent && let Ok(pid) = i32::try_from(self.0.id()) {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+        true
+    }
 }
 
 /// As shells report it.

@@ -12,6 +12,7 @@
 //! * [`entry`]: clients entering namespaces, their rights there.
 //! * [`instance`]: a namespace's sockets and members; delivery.
 //! * [`namespace`]: entering namespaces, learning of their end.
+//! * [`keeper`]: the parent that starts a killed daemon again; [`restart`]: how that one goes on.
 //! * [`privilege`]: who may configure.
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
@@ -32,12 +33,14 @@ mod explain;
 mod files;
 pub(crate) mod host;
 mod instance;
+pub(crate) mod keeper;
 pub(crate) mod listener;
 mod namespace;
 mod outbox;
 mod packets;
 mod privilege;
 pub(crate) mod program;
+mod restart;
 pub(crate) mod service;
 pub(crate) mod signals;
 mod statistics;
@@ -65,6 +68,7 @@ use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
 use packets::Inquiries;
+use restart::Orphan;
 
 /// How often we look whether sockets without a process that told us are still there.
 const LINGER: u64 = 2_000_000_000;
@@ -161,6 +165,9 @@ pub(crate) struct Daemon {
     /// What packets ask for, if they are carried.
     inquiries: Option<Inquiries>,
     frame: Vec<u8>,
+    /// Who holds what must outlive us.
+    line: Option<keeper::Line>,
+    orphans: Vec<Orphan>,
 }
 
 impl Daemon {
@@ -210,6 +217,8 @@ impl Daemon {
             following: Following::default(),
             inquiries,
             frame: vec![0; LARGEST_FRAME],
+            line: None,
+            orphans: Vec::new(),
         })
     }
 
@@ -430,6 +439,7 @@ impl Daemon {
         for id in idle {
             self.release_if_unused(id);
         }
+        self.lingering |= self.bury_orphans();
         self.count_listeners();
     }
 
@@ -458,6 +468,7 @@ impl Daemon {
         }
         instance.speakers = None;
         instance.namespace = None;
+        self.hold_instance(id);
         self.lingering |= self.let_go(id);
     }
 
@@ -470,6 +481,7 @@ impl Daemon {
             tracing::info!(netns = cookie, "namespace ended");
             self.instances.remove(&id);
             self.unfollow(id);
+            self.forget_kept(id, cookie);
             self.emulator.destroy_netns(id);
         }
         self.count_listeners();
