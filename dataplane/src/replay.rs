@@ -168,7 +168,9 @@ impl ReplayWindow {
             Self::Bitmap(ring) | Self::Esn(ring) => &*ring.bitmap,
         };
         let word = |pair: &[u32], at| u64::from(pair.get(at).copied().unwrap_or(0));
-        bitmap.chunks(2).map(move |pair| word(pair, 1) << 32 | word(pair, 0))
+        bitmap
+            .chunks(2)
+            .map(move |pair| word(pair, 1) << 32 | word(pair, 0))
     }
 
     /// The reverse of [`ReplayWindow::top`] and [`ReplayWindow::bits`].
@@ -371,7 +373,10 @@ impl Numbers {
 
     #[cold]
     fn take_near_end(self, sent: &AtomicU64, count: u64) -> Option<Sequence> {
-        let next = |last: u64| last.checked_add(count).filter(|next| *next <= self.end(last));
+        let next = |last: u64| {
+            last.checked_add(count)
+                .filter(|next| *next <= self.end(last))
+        };
         let last = sent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         Some(Sequence(last.ok()? + 1))
     }
@@ -432,7 +437,11 @@ mod tests {
             seq: 0xffff_fff0,
             bitmap: 0xdead_beef,
         };
-        for window in [legacy, ReplayWindow::Bitmap(odd.clone()), ReplayWindow::Esn(odd)] {
+        for window in [
+            legacy,
+            ReplayWindow::Bitmap(odd.clone()),
+            ReplayWindow::Esn(odd),
+        ] {
             let mut empty = window.clone();
             empty.recall(0, std::iter::empty());
             assert_ne!(empty, window);
@@ -534,9 +543,8 @@ mod tests {
 
     #[test]
     fn output_numbers_end() {
-        let begin = |last: Sequence, esn, may_wrap| {
-            (Numbers::of(esn, may_wrap), AtomicU64::new(last.0))
-        };
+        let begin =
+            |last: Sequence, esn, may_wrap| (Numbers::of(esn, may_wrap), AtomicU64::new(last.0));
         let (numbers, sent) = begin(Sequence(0xffff_fffd), false, false);
         assert_eq!(numbers.take(&sent, 3), None);
         assert_eq!(numbers.take(&sent, 2), Some(Sequence(0xffff_fffe)));

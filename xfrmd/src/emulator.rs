@@ -315,9 +315,8 @@ impl Emulator {
         option_family: u16,
         value: Option<&[u8]>,
     ) -> Result<(), i32> {
-        let set = |netns: &mut Netns| {
-            policy_option(netns, now, socket, family, option_family, value)
-        };
+        let set =
+            |netns: &mut Netns| policy_option(netns, now, socket, family, option_family, value);
         self.change(netns, set).unwrap_or(Ok(()))
     }
 

@@ -54,7 +54,8 @@ impl<'a> Writer<'a> {
                 .unwrap_or(rest.len())
                 .min(255);
             let (run, after) = rest.split_at(others);
-            self.0.extend([zeros, others].map(|it| u8::try_from(it).unwrap_or(255)));
+            self.0
+                .extend([zeros, others].map(|it| u8::try_from(it).unwrap_or(255)));
             self.0.extend_from_slice(run);
             rest = after;
         }

@@ -185,9 +185,7 @@ impl Netns {
         let mut netns = Self::new(profile, limits);
         let of = |kind| records.iter().filter(move |kept| kept.record.kind == kind);
         for kept in of(Kind::Netns) {
-            netns
-                .recall_own(kept)
-                .ok_or(Unreadable(kept.record))?;
+            netns.recall_own(kept).ok_or(Unreadable(kept.record))?;
         }
         netns.sad.recall(of(Kind::Sa))?;
         netns.spd.recall(of(Kind::Policy))?;

@@ -101,7 +101,10 @@ impl Sad {
         self.slots.resize_with(places.max().unwrap_or(0), || None);
         let mut ranks = Vec::new();
         for (sa, record) in found {
-            let free = self.slots.get(record.place as usize).is_some_and(Option::is_none);
+            let free = self
+                .slots
+                .get(record.place as usize)
+                .is_some_and(Option::is_none);
             if !free || sa.serial < self.next_serial {
                 return Err(Unreadable(record));
             }
@@ -156,7 +159,9 @@ fn write(sa: &Sa, out: &mut Writer<'_>) {
         out.int(at.0);
         out.int(armed);
     });
-    out.option(sa.expiry.soft_wait, |out, secs| out.int(secs.cast_unsigned()));
+    out.option(sa.expiry.soft_wait, |out, secs| {
+        out.int(secs.cast_unsigned())
+    });
     out.option(sa.tunnel, |out, key| out.int(key.0));
     match &*sa.window() {
         ReplayWindow::Legacy { window, .. } => {

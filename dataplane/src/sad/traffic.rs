@@ -105,7 +105,9 @@ impl Traffic {
 
     #[inline]
     fn value(&self, at: usize) -> u64 {
-        self.words().get(at).map_or(0, |word| word.load(Ordering::Relaxed))
+        self.words()
+            .get(at)
+            .map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     #[inline]
@@ -292,8 +294,8 @@ impl Traffic {
             self.raise(EXPIRED);
             return Limit::Hard;
         }
-        let soft = self.value(BYTES) >= lft.soft_byte_limit
-            || self.packets() >= lft.soft_packet_limit;
+        let soft =
+            self.value(BYTES) >= lft.soft_byte_limit || self.packets() >= lft.soft_packet_limit;
         if soft && !self.is_dying() && !self.raise(DYING) {
             return Limit::Soft;
         }

@@ -63,7 +63,9 @@ impl Tunnels {
         out.int(self.by_key.len() as u64);
         for (key, tunnel) in &self.by_key {
             out.int(key.0);
-            let spi = tunnel.spi_of.and_then(|of| Some((of, self.spis.get(&of)?.0)));
+            let spi = tunnel
+                .spi_of
+                .and_then(|of| Some((of, self.spis.get(&of)?.0)));
             out.option(spi, |out, (of, spi)| {
                 out.pod(&of);
                 out.int(spi.into());

@@ -186,10 +186,7 @@ impl Spd {
             timer,
             socket,
         } = found;
-        let (dir, is_sub) = (
-            policy.key.dir,
-            policy.key.kind == XFRM_POLICY_TYPE_SUB,
-        );
+        let (dir, is_sub) = (policy.key.dir, policy.key.kind == XFRM_POLICY_TYPE_SUB);
         let hashes = (policy.key.hash(), super::hash_index(policy.index));
         if !self.store.insert_at(slot, policy) {
             return Err(slot);

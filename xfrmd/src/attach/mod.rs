@@ -232,10 +232,7 @@ impl Attachment {
 }
 
 /// Device, routes, then the packet filter, in the thread's namespace.
-fn attach(
-    firewall: &mut Firewall,
-    left: Option<OwnedFd>,
-) -> io::Result<(netlink::Socket, Tun)> {
+fn attach(firewall: &mut Firewall, left: Option<OwnedFd>) -> io::Result<(netlink::Socket, Tun)> {
     let named =
         |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     // Somebody may have removed the device meanwhile.

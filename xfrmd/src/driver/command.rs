@@ -240,7 +240,8 @@ fn serve(
             bypass.answer_all();
         }
         // What the whole process group gets is the command's.
-        let ends = std::iter::from_fn(|| signals.next()).any(|it| i32::try_from(it.by) == Ok(keeper));
+        let ends =
+            std::iter::from_fn(|| signals.next()).any(|it| i32::try_from(it.by) == Ok(keeper));
         Ok(match ends {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),

@@ -56,9 +56,7 @@ impl Daemon {
         file: File,
         bytes: &[u8],
     ) -> Result<(), WriteError> {
-        let stored = self
-            .emulator
-            .change(id, |netns| store(netns, file, bytes));
+        let stored = self.emulator.change(id, |netns| store(netns, file, bytes));
         stored.unwrap_or(Err(WriteError::ReadOnly))
     }
 

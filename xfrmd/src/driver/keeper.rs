@@ -258,7 +258,9 @@ impl Keeper<'_> {
     /// What has become of the daemon, if it is no more.
     fn outcome(&self, daemon: &Running) -> Option<Outcome> {
         match waitpid(daemon.pid, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(_, code)) => Some(Outcome::Ended(u8::try_from(code).unwrap_or(1))),
+            Ok(WaitStatus::Exited(_, code)) => {
+                Some(Outcome::Ended(u8::try_from(code).unwrap_or(1)))
+            }
             Ok(WaitStatus::Signaled(_, signal, _)) => Some(Outcome::Killed(signal)),
             _ => None,
         }

@@ -63,7 +63,13 @@ impl Image {
                 Belonging::Encap { port, key } => [1, port.into(), key],
                 Belonging::Captured => [2, 0, 0],
             };
-            words.extend([connection, u64::from(pid.cast_unsigned()), kind, first, second]);
+            words.extend([
+                connection,
+                u64::from(pid.cast_unsigned()),
+                kind,
+                first,
+                second,
+            ]);
         }
         words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
@@ -218,7 +224,10 @@ impl Daemon {
         };
         let connections = self.connections.iter().flatten();
         let living = connections.map(|it| (it.id, it.peer.pid, &*it.policies));
-        let orphans = self.orphans.iter().map(|it| (it.connection, it.pid, &*it.policies));
+        let orphans = self
+            .orphans
+            .iter()
+            .map(|it| (it.connection, it.pid, &*it.policies));
         for (connection, pid, policies) in served.into_iter().chain(living).chain(orphans) {
             let of_policies = policies.iter().filter(|(netns, _)| *netns == id);
             let of_policies = of_policies.map(|&(_, cookie)| Belonging::Policies { cookie });
@@ -269,7 +278,10 @@ impl Daemon {
             None => line.release(instance.netns, role),
         };
         let speakers = instance.speakers.as_ref();
-        put(Role::Namespace, instance.namespace.as_ref().map(|it| it.as_fd()));
+        put(
+            Role::Namespace,
+            instance.namespace.as_ref().map(|it| it.as_fd()),
+        );
         put(Role::Reply, speakers.map(Speakers::reply));
         put(Role::Event, speakers.map(Speakers::event));
     }

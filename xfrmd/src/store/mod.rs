@@ -400,7 +400,12 @@ impl Store {
         }
         let number = self.memory.pieces().len() - 1;
         let at = self.at(number, self.uncut);
-        if let Some(block) = self.memory.pieces().last().and_then(|it| it.get(self.uncut..)) {
+        if let Some(block) = self
+            .memory
+            .pieces()
+            .last()
+            .and_then(|it| it.get(self.uncut..))
+        {
             set(block, SIZE, units as u64);
         }
         self.uncut += units * UNIT;

@@ -25,7 +25,12 @@ fn fresh() -> Store {
 }
 
 fn contents(found: &[Found]) -> BTreeMap<u32, (Vec<u8>, Vec<u64>)> {
-    let words = |it: &Found| it.words.iter().map(|word| word.load(Ordering::Relaxed)).collect();
+    let words = |it: &Found| {
+        it.words
+            .iter()
+            .map(|word| word.load(Ordering::Relaxed))
+            .collect()
+    };
     found
         .iter()
         .map(|it| (it.record.place, (it.image.clone(), words(it))))
@@ -49,7 +54,9 @@ fn what_was_committed_is_found_and_nothing_else() {
                 now.remove(&place);
                 continue;
             }
-            let image: Vec<u8> = (0..entropy.below(900)).map(|at| (at + place) as u8).collect();
+            let image: Vec<u8> = (0..entropy.below(900))
+                .map(|at| (at + place) as u8)
+                .collect();
             let mut words = now.remove(&place).map(|(_, words)| words);
             if words.is_none() || entropy.below(4) == 0 {
                 let count = 1 + entropy.below(30) as usize;
@@ -118,7 +125,10 @@ fn others_and_damaged_ones_are_refused() {
     );
     assert!(matches!(other, Err(Refusal::Foreign)));
     let words = &store.memory.pieces()[0][..store.uncut];
-    let before: Vec<u64> = words.iter().map(|word| word.load(Ordering::Relaxed)).collect();
+    let before: Vec<u64> = words
+        .iter()
+        .map(|word| word.load(Ordering::Relaxed))
+        .collect();
     let mut refused = 0;
     for (word, was) in words.iter().zip(&before) {
         for bad in [was ^ 1 << 40, was.wrapping_add(1), u64::MAX] {

@@ -25,28 +25,36 @@ pub(crate) static CASES: &[(&str, fn())] = &[
     ("unprotected_packets_are_dropped_and_counted", unprotected),
     ("blocked_flows_get_eperm", blocked),
     ("nothing_leaks_when_the_daemon_is_killed", killed),
+    (
+        "a_daemon_that_is_killed_goes_on_carrying",
+        crate::restart::killed_under_traffic,
+    ),
+    (
+        "a_keeper_that_is_killed_takes_the_daemon_along",
+        crate::restart::killed_keeper,
+    ),
     ("nothing_is_left_behind", nothing_left),
     ("one_daemon_carries_for_several_namespaces", shared_daemon),
 ];
 
-const ESP: u8 = 50;
-const A: &str = "192.168.77.1";
-const B: &str = "192.168.77.2";
+pub(crate) const ESP: u8 = 50;
+pub(crate) const A: &str = "192.168.77.1";
+pub(crate) const B: &str = "192.168.77.2";
 /// What may not be seen on the wire.
-const SECRET: &[u8] = b"attack at dawn, by the river, in clear";
+pub(crate) const SECRET: &[u8] = b"attack at dawn, by the river, in clear";
 const WAIT: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_millis(300);
 
 /// Two namespaces with an xfrmd each.
-struct Pair {
-    a: Namespace,
-    b: Namespace,
-    xa: Xfrmd,
-    xb: Xfrmd,
+pub(crate) struct Pair {
+    pub(crate) a: Namespace,
+    pub(crate) b: Namespace,
+    pub(crate) xa: Xfrmd,
+    pub(crate) xb: Xfrmd,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (a, b) = (Namespace::new(), Namespace::new());
         join(&a, &b);
         a.sh(&format!(
@@ -60,7 +68,7 @@ impl Pair {
     }
 
     /// SAs for both directions at both ends.
-    fn sas(&mut self, mode: &str, a: &str, b: &str) {
+    pub(crate) fn sas(&mut self, mode: &str, a: &str, b: &str) {
         let sa = |src: &str, dst: &str, spi: u32| {
             format!(
                 "ip xfrm state add src {src} dst {dst} proto esp spi {spi:#x} reqid 1 mode {mode} \
@@ -99,7 +107,7 @@ impl Pair {
         self.xb.sh(&at[1].join("; "));
     }
 
-    fn transport(&mut self) {
+    pub(crate) fn transport(&mut self) {
         self.sas("transport", A, B);
         self.policies("transport", [A, B], [A, B], false);
     }
@@ -187,7 +195,7 @@ fn is_protected(packets: &[Vec<u8>]) {
 }
 
 #[track_caller]
-fn no_secret(packets: &[Vec<u8>]) {
+pub(crate) fn no_secret(packets: &[Vec<u8>]) {
     let shows = |packet: &&Vec<u8>| packet.windows(16).any(|part| part == &SECRET[..16]);
     assert_eq!(
         packets.iter().filter(shows).count(),

@@ -15,6 +15,7 @@
 
 mod cases;
 mod net;
+mod restart;
 
 use std::process::{Command, ExitCode, Stdio};
 

@@ -318,6 +318,38 @@ impl Xfrmd {
             .unwrap()
     }
 
+    /// The daemon, beside which its keeper has the command.
+    pub(crate) fn daemon(&self) -> u32 {
+        let keeper = self.0.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
+        let children: Vec<u32> = children
+            .unwrap()
+            .split_whitespace()
+            .map(|pid| pid.parse().unwrap())
+            .collect();
+        let is_daemon = |pid: &&u32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|it| it == "xfrmd\n")
+        };
+        *children.iter().find(is_daemon).unwrap()
+    }
+
+    /// Kills the daemon as nothing can prevent, and waits until there is another.
+    pub(crate) fn kill_daemon(&mut self) {
+        let daemon = self.daemon();
+        let pid = nix::unistd::Pid::from_raw(daemon as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
+        // Whoever asks while it is away may be told so, once.
+        for _ in 0..1000 {
+            if self.sh("cat /proc/net/xfrm_stat >/dev/null && echo yes || echo no") == "yes\n"
+                && std::fs::metadata(format!("/proc/{daemon}")).is_err()
+            {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("no other daemon comes");
+    }
+
     /// Ends it as nothing can prevent, and with it the way to its shell.
     pub(crate) fn kill(mut self) {
         // `nsenter` has become `xfrmd`.
