@@ -122,7 +122,7 @@ impl Daemon {
             line,
             generation,
         } = inheritance;
-        let left = "the state that the daemon before has left; policies' flows stay blocked";
+        let left = "the state that the daemon before has left cannot be used; what its policies protect stays blocked";
         let (store, found) = Store::open(state, self.settings.profile).context(left)?;
         self.line = Some(line);
         if generation > 0 {

@@ -25,7 +25,7 @@ pub(super) struct Memory {
 
 impl Memory {
     /// An empty file.
-    pub(super) fn new() -> io::Result<OwnedFd> {
+    pub(super) fn file() -> io::Result<OwnedFd> {
         const MFD_NOEXEC_SEAL: u32 = 8;
         let create = |flags| {
             // SAFETY: the name ends in NUL; the descriptor is new and ours.

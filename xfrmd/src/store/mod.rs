@@ -182,7 +182,7 @@ impl Store {
     /// # Errors
     /// The host's.
     pub fn file() -> io::Result<OwnedFd> {
-        Memory::new()
+        Memory::file()
     }
 
     /// Takes the state in a file, none from an empty one.

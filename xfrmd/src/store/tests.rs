@@ -55,7 +55,7 @@ fn what_was_committed_is_found_and_nothing_else() {
                 continue;
             }
             let image: Vec<u8> = (0..entropy.below(900))
-                .map(|at| (at + place) as u8)
+                .map(|at| (at + place).to_le_bytes()[0])
                 .collect();
             let mut words = now.remove(&place).map(|(_, words)| words);
             if words.is_none() || entropy.below(4) == 0 {
