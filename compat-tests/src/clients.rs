@@ -164,7 +164,7 @@ pub fn run_in_kernel(
         .chain([WITH_EXIT_CODES.to_owned()])
         .chain(clients.iter().map(|client| client.name.clone()))
         .collect();
-    let status = kernel.run(200, Path::new("bash"), &args)?;
+    let status = kernel.run(600, Path::new("bash"), &args)?;
     if !status.success() {
         return Err(io::Error::other(format!("the kernel ended with {status}")));
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Condvar, Mutex, OnceLock};
 
 use dataplane::Profile;
 
@@ -52,6 +52,31 @@ pub const WITH_IPTFS: Kernel = Kernel {
 #[must_use]
 pub fn suite_dir() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// One of the kernels that run at once.
+struct Turn;
+
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static ENDED: Condvar = Condvar::new();
+
+impl Turn {
+    const AT_ONCE: usize = 4;
+
+    fn wait() -> Self {
+        let running = RUNNING.lock().unwrap();
+        *ENDED
+            .wait_while(running, |running| *running == Self::AT_ONCE)
+            .unwrap() += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *RUNNING.lock().unwrap() -= 1;
+        ENDED.notify_one();
+    }
 }
 
 impl Kernel {
@@ -148,6 +173,7 @@ impl Kernel {
         self.start(&["-s"], seconds, program, args)
     }
 
+    /// Waits until few enough run: each sleeps most of the time, but its timers have to come in time.
     fn start(
         self,
         options: &[&str],
@@ -155,6 +181,7 @@ impl Kernel {
         program: &Path,
         args: &[String],
     ) -> std::io::Result<ExitStatus> {
+        let _turn = Turn::wait();
         Command::new(suite_dir().join("kernel/run.sh"))
             .args(options)
             .args(["-k", self.name, "-t", &seconds.to_string(), "--"])

@@ -15,6 +15,7 @@
 //! * [`traffic`]: scenarios of packets, through links.
 //! * [`fuzz`]: sequences of messages at random, compared where the kernel runs.
 //! * [`kernel`]: boots a reference kernel to record from.
+//! * [`trials`]: which test starts when, and what becomes of one that lacks its tool.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -35,3 +36,4 @@ pub mod session;
 pub mod subject;
 pub mod traffic;
 pub mod transcript;
+pub mod trials;

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use compat_tests::clients::{self, Client};
 use compat_tests::golden::{self, Divergences};
 use compat_tests::kernel::{self, Kernel};
+use compat_tests::trials::{recordings_first, trial};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// How often a live client may try: on a busy machine a timer can come so late that what the
@@ -20,7 +21,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 const ATTEMPTS: usize = 3;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
     let build_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients");
     let tools = clients::build(&build_dir).and_then(|()| clients::ip_version());
     let divergences = Arc::new(Divergences::of_project());
@@ -39,23 +40,8 @@ fn main() -> ExitCode {
         }
         live(kernel, &build_dir, &tools, &mut trials);
     }
+    let trials = recordings_first(trials, &mut arguments);
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-/// A test, or one that is ignored (failed, when all are required) with a reason.
-fn trial(
-    name: String,
-    missing: Option<String>,
-    run: impl FnOnce() -> Result<(), Failed> + Send + 'static,
-) -> Trial {
-    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
-    match missing {
-        None => Trial::test(name, run),
-        Some(reason) if required => Trial::test(name, move || Err(reason.into())),
-        Some(reason) => {
-            Trial::test(format!("{name} ({reason})"), || Ok(())).with_ignored_flag(true)
-        }
-    }
 }
 
 fn xfrmd() -> Result<PathBuf, Failed> {

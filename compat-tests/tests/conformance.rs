@@ -20,10 +20,11 @@ use compat_tests::kernel::{self, Kernel};
 use compat_tests::scenario::{self, Scenario};
 use compat_tests::subject::InProcess;
 use compat_tests::traffic;
+use compat_tests::trials::{all_required, recordings_first, trial};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
     let divergences = Arc::new(Divergences::of_project());
     let mut trials = Vec::new();
     for kernel in kernel::ALL {
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("shim::no_stale_divergences", move || {
         no_stale_divergences(&shims, &divergences)
     }));
+    let trials = recordings_first(trials, &mut arguments);
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -263,18 +265,13 @@ fn fresh_directory(name: &str) -> PathBuf {
 type Recording = Arc<OnceLock<Result<PathBuf, String>>>;
 
 fn live(kernel: Kernel, scenarios: Vec<&'static Scenario>, trials: &mut Vec<Trial>) {
-    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
     if let Err(reason) = kernel.available() {
         let name = format!("live::{}", kernel.name);
-        if required && kernel == kernel::WITH_IPTFS {
+        if all_required() && kernel == kernel::WITH_IPTFS {
             eprintln!("{name} is not asked, and nothing demands it: {reason}");
             return;
         }
-        trials.push(if required {
-            Trial::test(name, move || Err(reason.into()))
-        } else {
-            Trial::test(format!("{name} ({reason})"), || Ok(())).with_ignored_flag(true)
-        });
+        trials.push(trial(name, Some(reason), || Ok(())));
         return;
     }
     trials.push(Trial::test(
@@ -338,7 +335,7 @@ fn record(
         .chain(scenario.map(String::from))
         .collect();
     let status = kernel
-        .run_sealed(300, Path::new(env!("CARGO_BIN_EXE_compat")), &args)
+        .run_sealed(600, Path::new(env!("CARGO_BIN_EXE_compat")), &args)
         .map_err(|error| error.to_string())?;
     if !status.success() {
         return Err(format!("recording ended with {status}"));
@@ -360,7 +357,7 @@ fn fuzz(kernel: Kernel) -> Result<(), Failed> {
     ];
     let mut args: Vec<String> = args.map(String::from).into();
     args.push(out.display().to_string());
-    let status = kernel.run_sealed(300, Path::new(env!("CARGO_BIN_EXE_compat")), &args)?;
+    let status = kernel.run_sealed(600, Path::new(env!("CARGO_BIN_EXE_compat")), &args)?;
     if status.success() {
         Ok(())
     } else {

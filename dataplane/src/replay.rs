@@ -11,8 +11,7 @@
 //!
 //! QUIRK: window_of_zero_checks_nothing. Nor does it follow the numbers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::transform::Sequence;
 
 /// Why a number is refused; each has its own statistic in the SA.
@@ -360,12 +359,17 @@ impl Numbers {
         last.0 >= self.end(last.0)
     }
 
+    /// Whether there are as many left after `last` as anybody takes at once.
+    #[inline]
+    pub(crate) const fn are_plenty(self, last: u64) -> bool {
+        last < self.end(last).saturating_sub(NEAR_END)
+    }
+
     /// Takes `count` numbers and gives the first (`xfrm_replay_overflow`); `None`, and none
     /// taken, when there are not as many left.
     #[inline]
     pub fn take(self, sent: &AtomicU64, count: u64) -> Option<Sequence> {
-        let last = sent.load(Ordering::Relaxed);
-        if last < self.end(last).saturating_sub(NEAR_END) {
+        if self.are_plenty(sent.load(Ordering::Relaxed)) {
             return Some(Sequence(sent.fetch_add(count, Ordering::Relaxed) + 1));
         }
         self.take_near_end(sent, count)

@@ -258,6 +258,6 @@ fuzz_target!(|input: &[u8]| {
             }
         }
         while netns.poll_event().is_some() {}
-        let _ = netns.learn_mtu(&sealed, 0);
+        let _ = netns.learn_mtu(&sealed, 0, &Here);
     }
 });

@@ -375,7 +375,7 @@ impl ModelHost {
                 self.send_own(netns, cx, &bytes);
             }
             _ => {
-                if let Some(learned) = netns.learn_mtu(packet, 0) {
+                if let Some(learned) = netns.learn_mtu(packet, 0, &self.world) {
                     self.world.learned.insert(learned.destination, learned.mtu);
                 }
             }

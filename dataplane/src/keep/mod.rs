@@ -19,8 +19,6 @@
 
 mod codec;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use zeroize::Zeroize;
 
 pub(crate) use codec::{Reader, Writer};
@@ -28,6 +26,7 @@ pub(crate) use codec::{Reader, Writer};
 use crate::mib::Counter;
 use crate::netns::{Limits, Netns};
 use crate::profile::Profile;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Changes with every change of what an image is.
 pub const FORMAT: u32 = 1;

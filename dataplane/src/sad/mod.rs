@@ -28,6 +28,8 @@ pub mod migrate;
 pub mod replay;
 pub mod sa;
 pub mod spi;
+#[cfg(test)]
+mod tests;
 pub mod traffic;
 pub mod transform;
 pub mod tunnel;

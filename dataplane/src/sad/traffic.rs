@@ -12,13 +12,12 @@
 //!
 //! Source: `net/xfrm/xfrm_state.c xfrm_state_check_expire`, `struct xfrm_state`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use xfrm_proto::uapi::{LifetimeCfg, LifetimeCur, Stats};
 
 use crate::entropy::Entropy;
 use crate::keep;
 use crate::replay::{Numbers, Refusal, ReplayWindow};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::time::{BootNanos, WallSecs};
 use crate::transform::Sequence;
 
@@ -300,6 +299,21 @@ impl Traffic {
             return Limit::Soft;
         }
         Limit::Within
+    }
+
+    /// Marks as used, if all limits are so far away that none is reached by as many packets of
+    /// as many bytes in all; otherwise they are to be checked one by one.
+    #[inline]
+    pub fn admits_all(&self, lft: &LifetimeCfg, packets: u64, bytes: u64, now: WallSecs) -> bool {
+        let bytes = self.value(BYTES).saturating_add(bytes);
+        let packets = self.packets().saturating_add(packets);
+        let all = self.numbers().are_plenty(self.last_sent().0)
+            && bytes < lft.hard_byte_limit.min(lft.soft_byte_limit)
+            && packets < lft.hard_packet_limit.min(lft.soft_packet_limit);
+        if all && self.use_time() == 0 {
+            self.set(USE_TIME, now.0);
+        }
+        all
     }
 
     /// Counts packets that passed and have no number of this SA's.

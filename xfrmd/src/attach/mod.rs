@@ -41,7 +41,7 @@ use xfrm_proto::consts::IPPROTO_ESP;
 use xfrm_proto::uapi::UserPolicyDefault;
 
 use firewall::Firewall;
-pub(crate) use routes::{EncapSocket, HostRoutes};
+pub(crate) use routes::{EncapSocket, HostRoutes, LEAST_MTU_V6};
 
 /// Name of the TUN device.
 const DEVICE: &str = "xfrmd0";
@@ -237,7 +237,7 @@ fn attach(firewall: &mut Firewall, left: Option<OwnedFd>) -> io::Result<(netlink
         |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     // Somebody may have removed the device meanwhile.
     let tun = match left.filter(|_| link::is_there()) {
-        Some(device) => Ok(Tun::adopt(device)),
+        Some(device) => Tun::adopt(device),
         None => Tun::open(DEVICE),
     };
     let tun = tun.map_err(|error| named("/dev/net/tun", error))?;

@@ -14,7 +14,7 @@ use xfrm_proto::control::{SYSTEM_ABSTRACT, SYSTEM_PATH};
 use super::options::DaemonOptions;
 use super::{settings, variable};
 use crate::config::{self, Config};
-use crate::driver::keeper::{self, NoErrand};
+use crate::driver::keeper;
 use crate::driver::listener::{self, Removed};
 use crate::driver::service::{self, Progress};
 use crate::driver::signals::Signals;
@@ -87,7 +87,7 @@ pub(super) fn run(options: &DaemonOptions) -> Result<ExitCode> {
     };
     let both = Signals::block(&[&signals[..], &[Signal::SIGCHLD]].concat())?;
     let listeners = Cell::new(Some(listeners));
-    let code = keeper::keep(&both, &mut NoErrand, &mut |inheritance| {
+    let code = keeper::keep(&both, None, &mut |inheritance| {
         let listeners = listeners.take().unwrap_or_default();
         let served = Signals::block(&signals).map_err(anyhow::Error::from);
         keeper::exit_code(served.and_then(|signals| {

@@ -18,6 +18,7 @@ use crate::config::{self, Config};
 use crate::driver::client;
 use crate::driver::command::{self, Run};
 use crate::driver::program;
+use crate::driver::seccomp::Front;
 use crate::driver::{Owner, Settings};
 use crate::explain::{self, Question};
 use crate::{attach, doctor, log, metrics};
@@ -57,7 +58,11 @@ pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         None => daemon::run(&cli.daemon),
-        Some(Action::Run { tables, command }) => run(&tables, command),
+        Some(Action::Run {
+            tables,
+            front,
+            command,
+        }) => run(&tables, front, command),
         Some(Action::Env { socket }) => environment(&socket),
         Some(Action::Doctor { json }) => examine(json),
         Some(Action::Stat {
@@ -82,7 +87,7 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
-fn run(tables: &TableOptions, command: Vec<OsString>) -> Result<ExitCode> {
+fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<ExitCode> {
     let Some(name) = command.first() else {
         bail!("no command");
     };
@@ -91,9 +96,9 @@ fn run(tables: &TableOptions, command: Vec<OsString>) -> Result<ExitCode> {
     let mut config = Config::default();
     tables.apply(&mut config);
     let checked = program::find(name, variable("PATH"))
-        .and_then(|program| program::check(&program).map(|()| program));
-    let program = match checked {
-        Ok(program) => program,
+        .and_then(|program| program::check(&program, front).map(|reach| (program, reach)));
+    let (program, reach) = match checked {
+        Ok(checked) => checked,
         Err(refusal) => {
             eprintln!("xfrmd: {}: {refusal}", name.to_string_lossy());
             return Ok(refusal.exit_code().into());
@@ -101,7 +106,9 @@ fn run(tables: &TableOptions, command: Vec<OsString>) -> Result<ExitCode> {
     };
     let code = command::run(Run {
         settings: settings(&config),
+        front,
         program,
+        reach,
         command,
         temporary: variable("TMPDIR").map(PathBuf::from),
         preload: variable("LD_PRELOAD"),

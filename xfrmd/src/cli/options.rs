@@ -8,6 +8,7 @@ use clap_complete::Shell;
 use dataplane::Profile;
 
 use crate::config::{self, Config};
+use crate::driver::seccomp::Front;
 use crate::explain::Question;
 use crate::log::Format;
 use crate::metrics::Endpoint;
@@ -31,6 +32,10 @@ pub(super) enum Action {
     Run {
         #[command(flatten)]
         tables: TableOptions,
+        /// How programs are brought to the instance: by a library put into them, by a seccomp filter
+        /// around them (static programs, Go), or by whichever fits each.
+        #[arg(long, value_name = "FRONT", default_value = "auto")]
+        front: Front,
         /// The command and its arguments.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,

@@ -19,7 +19,8 @@ use zerocopy::IntoBytes;
 
 use super::{Finding, For, State};
 use crate::attach::{self, netlink};
-use crate::driver::{bypass, client, command, host};
+use crate::driver::seccomp::{Front, filter};
+use crate::driver::{client, command, host};
 
 /// Somebody without privileges.
 const NOBODY: u32 = 65534;
@@ -169,7 +170,8 @@ fn filter() -> Finding {
     tried(
         "seccomp notification",
         For::Else,
-        bypass::Handover::new().and_then(|handover| in_child(None, move || handover.set_up())),
+        filter::Handover::new(Front::Auto)
+            .and_then(|handover| in_child(None, move || handover.set_up())),
         "static programs under `xfrmd run` are refused, not passed on to the host",
         "",
     )

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use dataplane::io::bulk::Bulk;
 use dataplane::io::udp_encap;
 use dataplane::mib::Counter;
 use dataplane::spd::SocketKey;
@@ -16,7 +17,7 @@ use xfrmd::emulator::{Inputs, NetnsId};
 use super::connection::{Connection, Reply};
 use super::keeper::Role;
 use super::namespace::{self, Home};
-use super::packets::{PacketThread, Sockets};
+use super::packets::{PacketThreads, Sockets};
 use super::{Daemon, clock, host};
 use crate::attach::{Attachment, BYPASS, CAPTURED, Change, EncapSocket, MARK_MASK};
 use xfrm_proto::control::{Answer, Socket};
@@ -25,17 +26,26 @@ use xfrm_proto::control::{Answer, Socket};
 #[derive(Default)]
 pub(super) struct Followed {
     attachment: Attachment,
-    thread: Option<PacketThread>,
+    threads: Option<PacketThreads>,
     /// The namespace while it is attached; none for the daemon's own.
     namespace: Option<OwnedFd>,
     /// What the host's packet filter had dropped when it was asked last.
     dropped: Vec<(Counter, u64)>,
     /// A failure has been told.
     told: bool,
-    /// Sockets that take ESP in UDP, their local ports, and the connections that said so.
-    pub(super) encap: Vec<(u64, EncapSocket)>,
+    /// Sockets that take ESP in UDP.
+    pub(super) encap: Vec<Encap>,
     /// Connections that have shown sockets whose own policies are not to bypass.
     pub(super) captured: Vec<u64>,
+}
+
+/// A key manager's socket that takes ESP in UDP.
+pub(super) struct Encap {
+    /// The connection that said so.
+    pub(super) connection: u64,
+    pub(super) socket: EncapSocket,
+    /// Ours beside it, if it allows for one.
+    pub(super) bulk: Option<Arc<Bulk>>,
 }
 
 /// By namespace.
@@ -61,14 +71,8 @@ impl Followed {
             Ok(())
         })?;
         let sockets = sockets.ok_or(io::ErrorKind::Other)?;
-        let thread = PacketThread::start(
-            daemon.id,
-            Arc::clone(&daemon.netns),
-            tun,
-            sockets,
-            daemon.line.clone(),
-        )?;
-        self.thread = Some(thread);
+        let threads = PacketThreads::start(daemon.id, &daemon.netns, tun, sockets, &daemon.line)?;
+        self.threads = Some(threads);
         self.tell_ports();
         Ok(())
     }
@@ -80,14 +84,15 @@ impl Followed {
     }
 
     fn tell_ports(&self) {
-        if let Some(thread) = &self.thread {
-            let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|&(_, it)| it).collect();
+        if let Some(threads) = &self.threads {
+            let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|it| it.socket).collect();
             // Of several with the same port the newest counts.
             sockets.reverse();
             sockets.sort_by_key(|it| it.port);
             sockets.dedup_by_key(|it| it.port);
             sockets.truncate(udp_encap::MOST_PORTS);
-            thread.set_encap_sockets(sockets);
+            let bulk = self.encap.iter().filter_map(|it| it.bulk.clone());
+            threads.set_encap_sockets(sockets, bulk.collect());
         }
     }
 
@@ -99,7 +104,7 @@ impl Followed {
         if let Err(error) = detached {
             tracing::error!(%error, "rules in the host's packet filter or routes may have stayed");
         }
-        self.thread = None;
+        self.threads = None;
         self.dropped.clear();
     }
 }
@@ -189,7 +194,7 @@ impl Daemon {
             }
             Ok(Change::Detached) => {
                 tracing::info!(netns = instance.netns, "no more packets");
-                followed.thread = None;
+                followed.threads = None;
                 followed.namespace = None;
                 followed.dropped.clear();
                 if let Some(line) = &self.line {
@@ -239,17 +244,17 @@ impl Daemon {
     pub(super) fn release_held(&mut self) {
         let now = clock::boot();
         for (&id, followed) in &self.following {
-            let Some(thread) = &followed.thread else {
+            let Some(threads) = &followed.threads else {
                 continue;
             };
             if let Some(mut netns) = self.emulator.netns_mut(id) {
                 let queues = netns.take_held(now);
                 if !queues.is_empty() {
-                    thread.retry(queues);
+                    threads.retry(queues);
                 }
                 let due = netns.take_iptfs(now);
                 if !due.is_empty() {
-                    thread.run_iptfs(due);
+                    threads.run_iptfs(due);
                 }
             }
         }
@@ -315,11 +320,14 @@ impl Daemon {
             let taken = take_encap(&fd);
             match taken {
                 Ok(port) => {
-                    let followed = self.following.entry(entered.id).or_default();
                     let key = SocketKey(socket.cookie);
-                    followed
-                        .encap
-                        .push((connection.id, EncapSocket { port, key }));
+                    let bulk = self.bulk_beside(entered.id, key, &fd);
+                    let followed = self.following.entry(entered.id).or_default();
+                    followed.encap.push(Encap {
+                        connection: connection.id,
+                        socket: EncapSocket { port, key },
+                        bulk,
+                    });
                     followed.tell_ports();
                 }
                 Err(error) => tracing::warn!(%error, "no ESP in UDP for a socket"),
@@ -329,6 +337,29 @@ impl Daemon {
             self.keep_belongings(connection, entered.id);
         }
         Reply::Answer(Answer::default())
+    }
+
+    /// A socket of ours on the port of a key manager's, or the one that there is.
+    fn bulk_beside(&self, id: NetnsId, key: SocketKey, owner: &OwnedFd) -> Option<Arc<Bulk>> {
+        let known = self.following.get(&id).into_iter().flat_map(|it| &it.encap);
+        let mut known = known.filter(|it| it.socket.key == key);
+        if let Some(bulk) = known.find_map(|it| it.bulk.clone()) {
+            return Some(bulk);
+        }
+        let instance = self.instances.get(&id)?;
+        let namespace = instance.namespace.as_ref();
+        if namespace.is_none() && instance.netns != self.home.cookie {
+            return None;
+        }
+        let mut bulk = None;
+        let opened = inside(&self.home, namespace, &mut || {
+            bulk = Some(Arc::new(Bulk::beside(owner, BYPASS)?));
+            Ok(())
+        });
+        if let Err(error) = opened {
+            tracing::debug!(%error, "ESP in UDP goes one packet a call");
+        }
+        bulk
     }
 
     /// The mark that a socket's own policy for what it sends comes to, if it has one.
@@ -351,7 +382,7 @@ impl Daemon {
         let mut ended = Vec::new();
         for (&id, followed) in &mut self.following {
             let before = followed.encap.len();
-            followed.encap.retain(|&(owner, _)| owner != connection);
+            followed.encap.retain(|it| it.connection != connection);
             if followed.encap.len() != before {
                 followed.tell_ports();
                 ended.push(id);
@@ -382,7 +413,7 @@ impl Daemon {
             return true;
         }
         tracing::info!("nobody is left in a namespace that packets were carried for");
-        followed.thread = None;
+        followed.threads = None;
         followed.attachment.abandon();
         followed.namespace = None;
         followed.dropped.clear();

@@ -110,25 +110,6 @@ pub(crate) struct Inheritance {
     pub(crate) generation: u32,
 }
 
-/// Something else that the keeper waits for, such as a command.
-pub(crate) trait Errand {
-    /// A child has ended; the exit code if that is the end of it all.
-    fn child_ended(&mut self) -> Option<u8> {
-        None
-    }
-
-    /// A signal has come; whether it is dealt with. Else it goes to the daemon.
-    fn signalled(&mut self, signal: Signal, sent: bool) -> bool {
-        let _ = (signal, sent);
-        false
-    }
-}
-
-/// Nothing else.
-pub(crate) struct NoErrand;
-
-impl Errand for NoErrand {}
-
 struct Keeper<'a> {
     state: OwnedFd,
     held: Held,
@@ -143,15 +124,16 @@ struct Running {
     line: OwnedFd,
 }
 
-/// Runs the daemon, again and again if need be; its exit code, or that of the errand.
+/// Runs the daemon, again and again if need be; its exit code.
 ///
-/// `signals` are those that the caller has blocked, `SIGCHLD` among them.
+/// `signals` are those that the caller has blocked, `SIGCHLD` among them; they go on to the daemon,
+/// or only those that `from` sends.
 ///
 /// # Errors
 /// The host's, before the first daemon is started.
 pub(crate) fn keep(
     signals: &Signals,
-    errand: &mut dyn Errand,
+    from: Option<Pid>,
     run: &mut dyn FnMut(Inheritance) -> u8,
 ) -> io::Result<u8> {
     let mut keeper = Keeper {
@@ -162,7 +144,6 @@ pub(crate) fn keep(
         run,
     };
     let mut daemon = keeper.start()?;
-    let mut ending = None;
     loop {
         let mut fds = [signals.fd().as_fd(), daemon.line.as_fd()]
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
@@ -172,27 +153,55 @@ pub(crate) fn keep(
         }
         keeper.listen(&daemon.line);
         while let Some(arrived) = signals.next() {
-            if arrived.signal == Signal::SIGCHLD {
-                if let Some(code) = errand.child_ended() {
-                    ending = Some(code);
-                    let _ = kill(daemon.pid, Signal::SIGTERM);
+            if arrived.signal != Signal::SIGCHLD {
+                let counts = from.is_none_or(|from| i32::try_from(arrived.by) == Ok(from.as_raw()));
+                if counts {
+                    let _ = kill(daemon.pid, arrived.signal);
                 }
-                match keeper.outcome(&daemon) {
-                    None => {}
-                    Some(Outcome::Ended(code)) => return Ok(ending.unwrap_or(code)),
-                    Some(Outcome::Killed(signal)) => {
-                        if let Some(code) = ending {
-                            return Ok(code);
-                        }
-                        match keeper.start_again(&daemon, signal) {
-                            Some(next) => daemon = next,
-                            None => return Ok(1),
-                        }
-                    }
-                }
-            } else if !errand.signalled(arrived.signal, arrived.sent) {
-                let _ = kill(daemon.pid, arrived.signal);
+                continue;
             }
+            match keeper.outcome(&daemon) {
+                None => {}
+                Some(Outcome::Ended(code)) => return Ok(code),
+                Some(Outcome::Killed(signal)) => match keeper.start_again(&daemon, signal) {
+                    Some(next) => daemon = next,
+                    None => return Ok(1),
+                },
+            }
+        }
+    }
+}
+
+/// The same in a process of its own, which ends with ours; `SIGTERM` from us ends it.
+///
+/// To be called while there is one thread.
+///
+/// # Errors
+/// The host's.
+pub(crate) fn in_background(run: &mut dyn FnMut(Inheritance) -> u8) -> io::Result<Pid> {
+    let parent = Pid::this();
+    child(|| {
+        let kept = Signals::block(&[Signal::SIGTERM, Signal::SIGCHLD])
+            .and_then(|signals| keep(&signals, Some(parent), run));
+        kept.unwrap_or_else(|error| {
+            eprintln!("xfrmd: {error}");
+            1
+        })
+    })
+}
+
+/// A child that ends with us, and with the code that `run` gives; its number.
+fn child(run: impl FnOnce() -> u8) -> io::Result<Pid> {
+    let parent = Pid::this();
+    // SAFETY: this process has one thread, so that nobody holds a lock in the child.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+            if getppid() != parent {
+                std::process::abort();
+            }
+            std::process::exit(run().into());
         }
     }
 }
@@ -210,32 +219,19 @@ impl Keeper<'_> {
             None,
             SockFlag::SOCK_CLOEXEC,
         )?;
-        let keeper = Pid::this();
-        // SAFETY: this process has one thread, so that nobody holds a lock in the child.
-        match unsafe { fork() }? {
-            ForkResult::Parent { child } => Ok(Running {
-                pid: child,
-                line: ours,
-            }),
-            ForkResult::Child => {
-                drop(ours);
-                let _ = prctl::set_pdeathsig(Signal::SIGKILL);
-                if getppid() != keeper {
-                    std::process::abort();
-                }
-                let inheritance = self.state.try_clone().map(|state| Inheritance {
-                    state,
-                    held: std::mem::take(&mut self.held),
-                    line: Line(theirs),
-                    generation: self.generation,
-                });
-                let code = match inheritance {
-                    Ok(inheritance) => (self.run)(inheritance),
-                    Err(_) => 1,
-                };
-                std::process::exit(code.into());
+        let pid = child(|| {
+            let inheritance = self.state.try_clone().map(|state| Inheritance {
+                state,
+                held: std::mem::take(&mut self.held),
+                line: Line(theirs),
+                generation: self.generation,
+            });
+            match inheritance {
+                Ok(inheritance) => (self.run)(inheritance),
+                Err(_) => 1,
             }
-        }
+        })?;
+        Ok(Running { pid, line: ours })
     }
 
     /// Takes what the daemon wants held.

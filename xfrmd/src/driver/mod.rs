@@ -17,13 +17,12 @@
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
-//! * [`command`], [`program`], [`bypass`]: `xfrmd run`.
+//! * [`command`], [`program`], [`seccomp`]: `xfrmd run`.
 //! * [`explain`]: what would become of a packet.
 //! * [`service`]: what a service manager gives us and is told.
 //! * [`client`]: `xfrmd stat`, `explain` and `env`.
 
 mod attaching;
-pub(crate) mod bypass;
 pub(crate) mod client;
 mod clock;
 pub(crate) mod command;
@@ -41,6 +40,7 @@ mod packets;
 mod privilege;
 pub(crate) mod program;
 mod restart;
+pub(crate) mod seccomp;
 pub(crate) mod service;
 pub(crate) mod signals;
 mod statistics;

@@ -18,6 +18,7 @@ use xfrmd::emulator::{Emulator, NetnsId};
 use xfrmd::store::{Found, Store};
 
 use super::Daemon;
+use super::attaching::Encap;
 use super::connection::Connection;
 use super::instance::{Instance, Speakers};
 use super::keeper::{Held, Inheritance, Role};
@@ -191,7 +192,11 @@ impl Daemon {
                     }
                     Belonging::Encap { port, key } => {
                         let key = SocketKey(key);
-                        followed.encap.push((connection, EncapSocket { port, key }));
+                        followed.encap.push(Encap {
+                            connection,
+                            socket: EncapSocket { port, key },
+                            bulk: None,
+                        });
                     }
                     Belonging::Captured => followed.captured.push(connection),
                 }
@@ -232,10 +237,10 @@ impl Daemon {
             let of_policies = policies.iter().filter(|(netns, _)| *netns == id);
             let of_policies = of_policies.map(|&(_, cookie)| Belonging::Policies { cookie });
             let encap = followed.iter().flat_map(|it| &it.encap);
-            let encap = encap.filter(|(owner, _)| *owner == connection);
-            let encap = encap.map(|(_, socket)| Belonging::Encap {
-                port: socket.port,
-                key: socket.key.0,
+            let encap = encap.filter(|it| it.connection == connection);
+            let encap = encap.map(|it| Belonging::Encap {
+                port: it.socket.port,
+                key: it.socket.key.0,
             });
             let captured = followed.iter().flat_map(|it| &it.captured);
             let captured = captured.filter(|owner| **owner == connection);

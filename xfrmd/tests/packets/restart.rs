@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::cases::{A, B, ESP, Pair, SECRET, no_secret};
-use crate::net::Wire;
+use crate::namespaces::Wire;
 
 /// However slow the machine: what has not happened by then does not happen.
 const PATIENCE: Duration = Duration::from_secs(30);
