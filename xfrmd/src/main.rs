@@ -1,6 +1,7 @@
 //! `xfrmd`: the daemon and its tools in one program.
 
 mod attach;
+mod capture;
 mod cli;
 mod config;
 mod doctor;

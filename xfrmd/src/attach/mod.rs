@@ -104,6 +104,12 @@ pub(crate) fn missing() -> Option<String> {
     needs().into_iter().find_map(lacks)
 }
 
+/// Whether a daemon, alive or killed, has put its rules into the packet filter of the thread's
+/// network namespace.
+pub(crate) fn has_rules() -> bool {
+    firewall::socket().is_ok_and(|host| !firewall::dropped(&host).is_empty())
+}
+
 /// Attaches the thread's network namespace for a moment, to see whether that works.
 ///
 /// # Errors

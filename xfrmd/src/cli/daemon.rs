@@ -80,7 +80,11 @@ pub(super) fn run(options: &DaemonOptions) -> Result<ExitCode> {
     let logging = log::start(&config.log, config.log_format)?;
     let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
     let shim = install_shim(&config.socket);
-    let _shim_removed = shim.clone().map(Removed);
+    // The system's stays: a program that is started without it would reach the host's kernel.
+    let ours = shim
+        .clone()
+        .filter(|shim| !shim.starts_with(STATE_DIRECTORY));
+    let _shim_removed = ours.map(Removed);
     let settings = Settings {
         shim,
         ..settings(&config)

@@ -75,6 +75,10 @@ pub(crate) fn main() -> ExitCode {
             json,
             socket,
         }) => explained(&socket, &question, json),
+        Some(Action::Capture { wanted, socket }) => with_daemon(&socket, |address| {
+            client::capture(address, &wanted.as_json())
+        })
+        .and_then(|packets| wanted.receive(&packets)),
         Some(Action::Config { file }) => {
             config::load(file.config.as_deref()).and_then(|config| write(&config.to_file()))
         }
@@ -220,6 +224,12 @@ fn plain(statistics: &Value) -> String {
             out += &format!(" {name} {count}");
         }
         out.push('\n');
+        for (name, count) in table("carried").into_iter().flatten() {
+            if count.is_object() {
+                let (packets, bytes) = (field(count, "packets"), field(count, "bytes"));
+                out += &format!("  carried {name} {packets} packets {bytes} bytes\n");
+            }
+        }
         for (name, value) in table("counters").into_iter().flatten() {
             if value.as_u64() != Some(0) {
                 out += &format!("  {name} {value}\n");

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use dataplane::Profile;
 
+use crate::capture;
 use crate::config::{self, Config};
 use crate::driver::seccomp::Front;
 use crate::explain::Question;
@@ -64,6 +65,16 @@ pub(super) enum Action {
         /// As JSON.
         #[arg(short, long)]
         json: bool,
+        #[command(flatten)]
+        socket: SocketOption,
+    },
+    /// Shows packets before and behind their SAs, or writes them as pcapng.
+    ///
+    /// Of the network namespace that it is called in, while the daemon carries its packets. Each
+    /// packet says which SA it belongs to, which packet it came of, and why it was dropped.
+    Capture {
+        #[command(flatten)]
+        wanted: capture::Wanted,
         #[command(flatten)]
         socket: SocketOption,
     },

@@ -19,7 +19,8 @@ use zerocopy::IntoBytes;
 
 use super::{Finding, For, State};
 use crate::attach::{self, netlink};
-use crate::driver::seccomp::{Front, filter};
+use crate::driver::seccomp::Front;
+use crate::driver::seccomp::filter::Handover;
 use crate::driver::{client, command, host};
 
 /// Somebody without privileges.
@@ -144,7 +145,18 @@ pub(super) fn here() -> Vec<Finding> {
         findings.push(found("reverse-path filter", For::Else, detail));
     }
     findings.push(daemon());
+    findings.extend(attach::has_rules().then(rules));
     findings
+}
+
+/// Of a daemon, of which we do not know whether it lives.
+fn rules() -> Finding {
+    found(
+        "rules in the packet filter",
+        For::Else,
+        "of a daemon; if none runs, it was killed, and what it protected finds no way out until \
+         one runs again (or nft delete table inet xfrmd)",
+    )
 }
 
 fn shim() -> Finding {
@@ -170,9 +182,8 @@ fn filter() -> Finding {
     tried(
         "seccomp notification",
         For::Else,
-        filter::Handover::new(Front::Auto)
-            .and_then(|handover| in_child(None, move || handover.set_up())),
-        "static programs under `xfrmd run` are refused, not passed on to the host",
+        Handover::new(Front::Auto).and_then(|handover| in_child(None, move || handover.set_up())),
+        "static programs and Go's under `xfrmd run` are served",
         "",
     )
 }
@@ -266,8 +277,8 @@ pub(super) fn elsewhere(here: &[Finding]) -> Vec<Finding> {
             "capture",
             For::Packets,
             format!("TUN device, policy routes and nf_tables, tried together: {error}"),
-            "modprobe -a tun nf_tables nft_chain_nat; a kernel with CONFIG_NF_TABLES_INET, \
-             CONFIG_NFT_FIB_INET and CONFIG_IP_MULTIPLE_TABLES",
+            "modprobe -a tun nf_tables nft_socket; a kernel with CONFIG_NF_TABLES_INET, \
+             CONFIG_NFT_SOCKET, CONFIG_IP_MULTIPLE_TABLES and CONFIG_IPV6_MULTIPLE_TABLES",
         ),
     };
     let mut findings = vec![capture];

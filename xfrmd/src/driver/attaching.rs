@@ -17,6 +17,7 @@ use xfrmd::emulator::{Inputs, NetnsId};
 use super::connection::{Connection, Reply};
 use super::keeper::Role;
 use super::namespace::{self, Home};
+use super::observe::Observed;
 use super::packets::{PacketThreads, Sockets};
 use super::{Daemon, clock, host};
 use crate::attach::{Attachment, BYPASS, CAPTURED, Change, EncapSocket, MARK_MASK};
@@ -35,6 +36,8 @@ pub(super) struct Followed {
     told: bool,
     /// Sockets that take ESP in UDP.
     pub(super) encap: Vec<Encap>,
+    /// What is seen of its packets.
+    observed: Arc<Observed>,
     /// Connections that have shown sockets whose own policies are not to bypass.
     pub(super) captured: Vec<u64>,
 }
@@ -71,9 +74,17 @@ impl Followed {
             Ok(())
         })?;
         let sockets = sockets.ok_or(io::ErrorKind::Other)?;
-        let threads = PacketThreads::start(daemon.id, &daemon.netns, tun, sockets, &daemon.line)?;
+        let encap = self.encap_sockets();
+        let threads = PacketThreads::start(
+            daemon.id,
+            &daemon.netns,
+            tun,
+            sockets,
+            encap,
+            &daemon.line,
+            &self.observed,
+        )?;
         self.threads = Some(threads);
-        self.tell_ports();
         Ok(())
     }
 
@@ -83,17 +94,37 @@ impl Followed {
         self.attachment.take_over(tun);
     }
 
-    fn tell_ports(&self) {
+    /// Tells the threads where ESP in UDP comes to.
+    fn tell_ports(&mut self) {
+        let (sockets, bulk) = self.encap_sockets();
         if let Some(threads) = &self.threads {
-            let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|it| it.socket).collect();
-            // Of several with the same port the newest counts.
-            sockets.reverse();
-            sockets.sort_by_key(|it| it.port);
-            sockets.dedup_by_key(|it| it.port);
-            sockets.truncate(udp_encap::MOST_PORTS);
-            let bulk = self.encap.iter().filter_map(|it| it.bulk.clone());
-            threads.set_encap_sockets(sockets, bulk.collect());
+            threads.set_encap_sockets(sockets, bulk);
         }
+    }
+
+    /// Sockets that take ESP in UDP, one a port, and ours beside them.
+    fn encap_sockets(&mut self) -> (Vec<EncapSocket>, Vec<Arc<Bulk>>) {
+        // A port where one socket has none of ours beside it is left to raw sockets.
+        let bare = |it: &&Encap| it.bulk.is_none();
+        let bare: Vec<u16> = self
+            .encap
+            .iter()
+            .filter(bare)
+            .map(|it| it.socket.port)
+            .collect();
+        for encap in &mut self.encap {
+            if bare.contains(&encap.socket.port) {
+                encap.bulk = None;
+            }
+        }
+        let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|it| it.socket).collect();
+        // Of several with the same port the newest counts.
+        sockets.reverse();
+        sockets.sort_by_key(|it| it.port);
+        sockets.dedup_by_key(|it| it.port);
+        sockets.truncate(udp_encap::MOST_PORTS);
+        let bulk = self.encap.iter().filter_map(|it| it.bulk.clone());
+        (sockets, bulk.collect())
     }
 
     fn detach(&mut self, home: &Home) {
@@ -258,6 +289,21 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// What is seen of a namespace's packets.
+    pub(super) fn observed(&mut self, id: NetnsId) -> &Arc<Observed> {
+        &self.following.entry(id).or_default().observed
+    }
+
+    /// What is carried of a namespace's packets, if any are.
+    pub(super) fn carried(&self, id: NetnsId) -> Option<serde_json::Value> {
+        let followed = self.following.get(&id)?;
+        Some(serde_json::json!({
+            "attached": followed.attachment.is_attached(),
+            "in": followed.observed.received.to_json(),
+            "out": followed.observed.sent.to_json(),
+        }))
     }
 
     /// Counts what the host's packet filter has dropped for us.

@@ -23,6 +23,7 @@ use xfrmd::emulator::{Inputs, NetnsId, Peer};
 use super::client::Inside;
 use super::files::WriteError;
 use super::privilege::Credentials;
+pub(super) use super::reply::Reply;
 use super::{Daemon, Owner, Source, clock, host};
 
 /// Sockets that a client without privileges can show before it must show them again.
@@ -61,34 +62,6 @@ pub(super) struct Entered {
     pub(super) privileged: bool,
     /// When that was looked up, in nanoseconds since boot.
     pub(super) checked_at: u64,
-}
-
-/// How a frame is answered.
-pub(super) enum Reply {
-    Answer(Answer),
-    Content(Vec<u8>),
-    Descriptor(OwnedFd),
-    HangUp,
-}
-
-impl Reply {
-    pub(super) fn error(errno: i32) -> Self {
-        Self::Answer(Answer::error(errno.unsigned_abs()))
-    }
-
-    pub(super) fn wants_proof() -> Self {
-        Self::Answer(Answer {
-            wants_proof: true,
-            ..Answer::default()
-        })
-    }
-
-    pub(super) fn unknown_netns() -> Self {
-        Self::Answer(Answer {
-            unknown_netns: true,
-            ..Answer::default()
-        })
-    }
 }
 
 /// What became of a connection's turn.
@@ -341,8 +314,9 @@ impl Daemon {
                 self.socket_policy(connection, socket, (family, option_family), value)
             }
             Request::Show { socket, encap } => self.show(connection, socket, encap, fds),
-            Request::Stat => Reply::Content(self.statistics().to_string().into_bytes()),
+            Request::Stat => Reply::document(&self.statistics().to_string()),
             Request::Explain { netns } => self.explain(connection, netns, payload),
+            Request::Capture { netns } => self.capture(connection, netns, payload),
             Request::Speaker { port } => match self.speaks_from(port) {
                 true => Reply::Answer(Answer::default()),
                 false => Reply::error(libc::ENOENT),

@@ -8,13 +8,14 @@
 //! as an async runtime does it. Hence a plain epoll loop and neither a runtime
 //! nor a thread for each client: all else that happens here is rare.
 //!
-//! * [`connection`]: what clients ask, frame by frame.
+//! * [`connection`]: what clients ask, frame by frame; [`reply`]: how it is answered.
 //! * [`entry`]: clients entering namespaces, their rights there.
 //! * [`instance`]: a namespace's sockets and members; delivery.
 //! * [`namespace`]: entering namespaces, learning of their end.
 //! * [`keeper`]: the parent that starts a killed daemon again; [`restart`]: how that one goes on.
 //! * [`privilege`]: who may configure.
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
+//! * [`observe`]: how many packets there are, and captures of them.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
 //! * [`command`], [`program`], [`seccomp`]: `xfrmd run`.
@@ -35,10 +36,12 @@ mod instance;
 pub(crate) mod keeper;
 pub(crate) mod listener;
 mod namespace;
+mod observe;
 mod outbox;
 mod packets;
 mod privilege;
 pub(crate) mod program;
+mod reply;
 mod restart;
 pub(crate) mod seccomp;
 pub(crate) mod service;

@@ -57,6 +57,7 @@ impl Daemon {
                 "socket_out": spd.outscnt,
                 "socket_fwd": spd.fwdscnt,
             },
+            "carried": self.carried(id),
             "counters": counters,
         })
     }

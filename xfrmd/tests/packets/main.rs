@@ -13,6 +13,8 @@
     reason = "all of this is test code: a panic is a failed test"
 )]
 
+mod bulk;
+mod capture;
 mod cases;
 #[path = "../namespaces/mod.rs"]
 mod namespaces;

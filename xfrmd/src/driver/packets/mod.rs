@@ -34,13 +34,14 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
 
 use super::clock::HostEntropy;
+use super::observe::Observed;
 use crate::attach::{EncapSocket, HostRoutes};
 use inbound::Inbound;
 use outbound::Outbound;
 use sockets::{Receivers, Senders};
 
 /// Packets of one round.
-const BATCH: usize = 64;
+const BATCH: usize = 128;
 
 /// Packets to the device all go the same way.
 const HOST: Departure = Departure {
@@ -135,22 +136,28 @@ pub(super) struct PacketThreads {
 }
 
 impl PacketThreads {
-    /// Starts them.
+    /// Starts them, with what [`PacketThreads::set_encap_sockets`] would tell them later.
     pub(super) fn start(
         id: NetnsId,
         netns: &Arc<RwLock<Netns>>,
         tun: Tun,
         sockets: Sockets,
+        (encap, bulk): (Vec<EncapSocket>, Vec<Arc<Bulk>>),
         line: &Line,
+        observed: &Arc<Observed>,
     ) -> io::Result<Self> {
         let tun = Arc::new(tun);
         let Sockets {
-            receivers,
-            senders,
+            mut receivers,
+            mut senders,
             routes: [routes_out, routes_in],
             namespace,
         } = sockets;
-        let road = |routes, number| -> io::Result<_> {
+        let ports: Vec<u16> = encap.iter().map(|it| it.port).collect();
+        receivers.set_ports(&ports, &bulk);
+        senders.set_bulk(bulk);
+        let road = |routes: HostRoutes, number| -> io::Result<_> {
+            routes.set_encap_sockets(encap.clone());
             let (sender, commands) = channel();
             let wake = Arc::new(wake_up_call()?);
             let ours = Arc::clone(&wake);
@@ -163,6 +170,7 @@ impl PacketThreads {
                 commands,
                 wake,
                 line: line.clone(),
+                observed: Arc::clone(observed),
             };
             Ok((road, sender, ours))
         };
@@ -253,6 +261,7 @@ struct Road {
     commands: Receiver<Command>,
     wake: Arc<EventFd>,
     line: Line,
+    observed: Arc<Observed>,
 }
 
 impl Road {

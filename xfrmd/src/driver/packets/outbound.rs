@@ -12,11 +12,13 @@ use nix::poll::PollTimeout;
 use xfrm_proto::consts::{AF_INET, AF_INET6};
 use xfrm_proto::uapi::Address;
 
-use super::inbound::ToHost;
+use super::inbound::{Arrival, ToHost};
 use super::sockets::Senders;
 use super::{Command, Road, buffers, readable, wait_for};
 use crate::attach::{HostRoutes, LEAST_MTU_V6};
+use crate::capture::record::{Direction, Layer};
 use crate::driver::clock;
+use crate::driver::observe::Observed;
 use crate::driver::outbox::Outbox;
 
 /// Descriptors in front of those of errors.
@@ -100,13 +102,14 @@ impl Outbound {
     fn retry(&mut self, queues: Vec<Queue>) {
         let Self { road, wire, .. } = self;
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
+        let watched = road.observed.watch();
         for queue in queues {
             road.worker.retry(
                 &netns,
                 clock::now(),
                 queue,
                 &road.routes,
-                &mut |packet, to| wire.push(packet, *to),
+                &mut |packet, to| push_late(wire, watched, packet, *to),
             );
         }
     }
@@ -116,12 +119,19 @@ impl Outbound {
             road, wire, host, ..
         } = self;
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
-        let now = clock::now();
+        let arrival = Arrival {
+            netns: &netns,
+            now: clock::now(),
+            routes: &road.routes,
+            watched: road.observed.watch(),
+        };
         for &sa in sas {
             road.worker
-                .run_iptfs(&netns, now, sa, &mut |packet, to| wire.push(packet, *to));
+                .run_iptfs(&netns, arrival.now, sa, &mut |packet, to| {
+                    push_late(wire, arrival.watched, packet, *to);
+                });
         }
-        host.receive_inner(&mut road.worker, &netns, now, &road.routes);
+        host.receive_inner(&mut road.worker, &arrival);
     }
 
     /// What routers say of packets of SAs.
@@ -171,6 +181,7 @@ impl Outbound {
                         wire,
                         host,
                         ident,
+                        watched: road.observed.watch(),
                     };
                     passage.output(&mut road.worker, &road.routes, frame, offload);
                 }
@@ -196,10 +207,13 @@ impl Outbound {
             ..
         } = self;
         host.flush(road);
-        wire.drain(|to, packets| match senders.send(to, packets) {
-            Ok(sent) if sent.too_long > 0 => road.routes.forget(),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "a socket for outgoing packets"),
+        wire.drain(|to, packets| {
+            road.observed.sent.add(packets);
+            match senders.send(to, packets) {
+                Ok(sent) if sent.too_long > 0 => road.routes.forget(),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "a socket for outgoing packets"),
+            }
         });
         road.ask();
     }
@@ -212,6 +226,16 @@ struct Passage<'a> {
     wire: &'a mut Outbox,
     host: &'a mut ToHost,
     ident: &'a mut u16,
+    /// Somebody captures.
+    watched: Option<&'a Observed>,
+}
+
+/// Puts a packet with others that has waited for its SA, or in it.
+fn push_late(wire: &mut Outbox, watched: Option<&Observed>, packet: &mut PacketBuf, to: Departure) {
+    if let Some(watched) = watched {
+        watched.alone(Direction::Out, Layer::Outer, packet);
+    }
+    wire.push(packet, to);
 }
 
 impl Passage<'_> {
@@ -251,9 +275,18 @@ impl Passage<'_> {
         let Self {
             netns, now, wire, ..
         } = self;
-        let mut sink = |packet: &mut PacketBuf, to: &Departure| wire.push(packet, *to);
+        let mut passage = self.watched.map(|it| it.begin(Direction::Out, packet));
+        let mut sink = |packet: &mut PacketBuf, to: &Departure| {
+            if let Some(passage) = &mut passage {
+                passage.see(Layer::Outer, packet);
+            }
+            wire.push(packet, *to);
+        };
         let verdict =
             worker.output_offloaded(netns, *now, packet, &meta, offload, routes, &mut sink);
+        if let Some(passage) = passage {
+            passage.leaves(&verdict);
+        }
         match verdict {
             Verdict::TooBig { mtu } => {
                 // To ourselves we cannot be the sender.
