@@ -54,7 +54,7 @@ struct Passage {
 
 impl Passage {
     fn step(&self) -> Option<&Step> {
-        self.bundle.steps().nth(self.at)
+        self.bundle.steps().get(self.at)
     }
 
     fn outer_mtu(&self) -> u32 {

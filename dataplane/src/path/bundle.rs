@@ -20,7 +20,7 @@ use crate::transform::{Mode, Protocol};
 pub(super) const MOST_STEPS: usize = 5;
 
 /// One SA of a bundle.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Step {
     pub(super) sa: SaHandle,
     /// TTL or hop limit of the outer header.
@@ -36,7 +36,9 @@ pub(super) struct Step {
 /// The SAs for a flow (`struct xfrm_dst`, all of a chain).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bundle {
-    steps: [Option<Step>; MOST_STEPS],
+    steps: [Step; MOST_STEPS],
+    /// How many of them there are.
+    count: usize,
     /// What may enter the bundle.
     pub(super) mtu: u32,
     /// What the route of the outermost packet takes.
@@ -117,8 +119,9 @@ pub(super) struct Origin<'a> {
 }
 
 impl Bundle {
-    pub(super) fn steps(&self) -> impl Iterator<Item = &Step> {
-        self.steps.iter().flatten()
+    #[inline]
+    pub(super) fn steps(&self) -> &[Step] {
+        self.steps.get(..self.count).unwrap_or_default()
     }
 
     /// Looks up the routes of all outer packets and works out what fits.
@@ -132,7 +135,8 @@ impl Bundle {
         use xfrm_proto::consts::errno;
         let flow = origin.flow;
         let mut bundle = Self {
-            steps: [None; MOST_STEPS],
+            steps: [Step::default(); MOST_STEPS],
+            count: 0,
             mtu: 0,
             path_mtu: origin.mtu,
             ignores_df: false,
@@ -170,13 +174,14 @@ impl Bundle {
                 bundle.path_mtu = route.mtu;
                 hop_limit = route.hop_limit;
             }
-            *place = Some(Step {
+            *place = Step {
                 sa: handle,
                 hop_limit,
                 outer_mtu: 0,
                 inner_mtu: u32::MAX,
                 aggregates: matches!(transform.mode().params().mode, Mode::Iptfs { .. }),
-            });
+            };
+            bundle.count += 1;
         }
         bundle.work_out_mtus(entropy, netns, &route_mtus);
         Ok(bundle)
@@ -196,9 +201,9 @@ impl Bundle {
     ) {
         let mut mtu = self.path_mtu;
         let mut first_tunnel = None;
-        let steps = self.steps.iter_mut().zip(route_mtus).enumerate().rev();
-        for (number, (place, &route_mtu)) in steps {
-            let Some(step) = place else { continue };
+        let steps = self.steps.iter_mut().take(self.count);
+        let steps = steps.zip(route_mtus).enumerate().rev();
+        for (number, (step, &route_mtu)) in steps {
             step.outer_mtu = mtu;
             let sa = netns.sad.by_handle(step.sa);
             let transform = sa.and_then(|sa| sa.transform(netns.profile, entropy));
@@ -212,7 +217,7 @@ impl Bundle {
         }
         self.mtu = mtu;
         if let Some((number, mtu)) = first_tunnel
-            && let Some(Some(step)) = self.steps.get_mut(number)
+            && let Some(step) = self.steps.get_mut(number)
         {
             step.inner_mtu = mtu;
             self.ignores_df = true;

@@ -14,6 +14,7 @@ use xfrm_proto::uapi::{Selector, UserTmpl};
 use crate::drop_reason::DropReason;
 use crate::netns::Netns;
 use crate::packet::Family;
+use crate::path::lookup;
 use crate::path::sec_path::SecPath;
 use crate::sad::Sa;
 use crate::spd::{Flow, Mismatch, Policy, PolicyId, SocketKey, selector_mismatch};
@@ -90,8 +91,8 @@ impl Objection {
 type Policies<'a> = [Option<&'a Policy>; 2];
 
 impl<'a> Question<'a> {
-    /// Lets the packet pass, or says why not.
-    pub(super) fn check(&self, path: &mut SecPath) -> Result<(), DropReason> {
+    /// Lets the packet pass by these policies, or says why not.
+    pub(super) fn check(&self, path: &mut SecPath) -> Result<lookup::Policies, DropReason> {
         self.examine(path, &mut |_| {})
     }
 
@@ -100,7 +101,7 @@ impl<'a> Question<'a> {
         &self,
         path: &mut SecPath,
         seen: &mut impl FnMut(Seen<'_>),
-    ) -> Result<(), DropReason> {
+    ) -> Result<lookup::Policies, DropReason> {
         let netns = self.netns;
         for sa in path.iter(&netns.sad, 0).rev() {
             let sa = sa.ok_or(DropReason::InSelector)?;
@@ -113,7 +114,7 @@ impl<'a> Question<'a> {
         }
         let chosen = self.policies();
         if chosen == [None, None] {
-            return self.without_policy(path);
+            return self.without_policy(path).map(|()| chosen);
         }
         if let Some(now) = self.used {
             let chosen = chosen.iter().flatten();
@@ -123,7 +124,7 @@ impl<'a> Question<'a> {
         if policies[0].is_some_and(|policy| policy.action != XFRM_POLICY_ALLOW) {
             return Err(DropReason::InPolicyBlock);
         }
-        self.match_templates(&policies, path, seen)
+        self.match_templates(&policies, path, seen).map(|()| chosen)
     }
 
     /// What of an SA's selector is not for a flow.
@@ -170,7 +171,7 @@ impl<'a> Question<'a> {
     /// The policies that count: the first, and beside one of type sub the main one.
     ///
     /// QUIRK: forwarding_asks_the_main_input_policy: whatever the direction of the sub policy.
-    pub(super) fn policies(&self) -> [Option<PolicyId>; 2] {
+    pub(super) fn policies(&self) -> lookup::Policies {
         let spd = &self.netns.spd;
         let first = self.policy();
         let is_sub = first

@@ -426,6 +426,7 @@ fn foresee(netns: &Netns, bundle: &Bundle, packet: Option<&[u8]>, meta: &OutputM
     }
     let refusal = bundle
         .steps()
+        .iter()
         .find_map(|step| refusal_of(netns.sad.by_handle(step.sa)));
     match refusal {
         Some((reason, errno)) => Outcome::Drop { reason, errno },

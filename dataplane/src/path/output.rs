@@ -6,14 +6,16 @@ use xfrm_proto::consts::*;
 
 use crate::drop_reason::DropReason;
 use crate::netns::{Context, Netns};
-use crate::packet::segment::{Offload, complete_checksum};
+use crate::packet::segment::{Offload, Segmenter, complete_checksum};
 use crate::packet::{Family, PacketBuf};
+use crate::path::flows::Flows;
 use crate::path::hold::{Held, HeldPacket, Queue};
 use crate::path::lookup::{Decision, Looked, Lookup};
 use crate::path::request::Request;
 use crate::path::route::Routes;
 use crate::path::transmit::Moment;
 use crate::path::worker::{Tools, Worker};
+use crate::spd::flow::equal_words;
 use crate::spd::{Flow, SocketKey};
 use crate::time::Now;
 use crate::transform::MOST_AT_ONCE;
@@ -186,8 +188,12 @@ impl Worker {
             return drop(netns, header_reason(meta), errno::EINVAL);
         };
         self.look_up(netns, &flow, meta, routes, |tools, looked| {
-            let Decision::Transform(bundle) = &looked.decision else {
-                return tools.carry_out(netns, now, packet, meta, looked, sink);
+            let bundle = match &looked.decision {
+                Decision::Transform(bundle) => Some(bundle),
+                Decision::Hold => None,
+                Decision::Plain | Decision::Drop(..) => {
+                    return tools.carry_out(netns, now, packet, meta, looked, sink);
+                }
             };
             if offload.segment_bytes == 0 {
                 let done = offload.checksum.map_or(Some(()), |(start, offset)| {
@@ -198,6 +204,9 @@ impl Worker {
                     None => drop(netns, DropReason::OutChecksum, errno::EINVAL),
                 };
             }
+            let Some(bundle) = bundle else {
+                return tools.hold_segments(netns, packet, meta, offload.segment_bytes, looked);
+            };
             looked.mark_used(netns, now);
             let at = Moment { netns, now, meta };
             tools.segment(at, packet, offload.segment_bytes, bundle, sink)
@@ -224,7 +233,7 @@ impl Worker {
         let flow_of =
             |packet: &PacketBuf| Flow::of_packet(packet, meta.mark, meta.ifindex, mobility);
         let mut rest = packets;
-        while let [first, ..] = rest {
+        while let [first, others @ ..] = rest {
             let Some(flow) = flow_of(first) else {
                 done(drop(netns, header_reason(meta), errno::EINVAL));
                 rest = rest.get_mut(1..).unwrap_or_default();
@@ -235,11 +244,13 @@ impl Worker {
                 rest = rest.get_mut(1..).unwrap_or_default();
                 continue;
             }
-            let alike = rest.iter().take(MOST_AT_ONCE);
-            let count = alike
-                .take_while(|packet| flow_of(packet) == Some(flow))
-                .count();
-            let group = rest.get_mut(..count.max(1)).unwrap_or_default();
+            let words = flow.words();
+            let same = |packet: &&PacketBuf| {
+                flow_of(packet).is_some_and(|other| equal_words(&other.words(), &words))
+            };
+            let alike = others.iter().take(MOST_AT_ONCE - 1).take_while(same);
+            let count = 1 + alike.count();
+            let group = rest.get_mut(..count).unwrap_or_default();
             let dealt = self.look_up(netns, &flow, meta, routes, |tools, looked| {
                 let Decision::Transform(bundle) = &looked.decision else {
                     let first = group.iter_mut().take(1);
@@ -288,23 +299,15 @@ impl Worker {
         act: impl FnOnce(&mut Tools, &Looked) -> T,
     ) -> T {
         let Self { flows, tools, .. } = self;
-        if let Some(looked) = flows.find(netns, routes, flow, meta) {
-            return act(tools, looked);
-        }
-        let sad = netns.sad.choices.all();
-        let lookup = Lookup {
-            netns,
-            flow,
-            meta,
-            routes,
-            may_hold: true,
-            witness: None,
+        let fresh;
+        let looked = match flows.find(netns, routes, flow, meta) {
+            Some(looked) => looked,
+            None => {
+                fresh = look_up_anew(flows, tools, netns, flow, meta, routes);
+                &fresh
+            }
         };
-        let looked = lookup.decide(tools);
-        if looked.lasts {
-            flows.remember(netns, routes, (flow, meta), sad, &looked);
-        }
-        act(tools, &looked)
+        act(tools, looked)
     }
 
     /// [`Worker::output`] where there is one thread: what the packet asks for is done at once.
@@ -439,6 +442,33 @@ impl Tools {
         Some(lookup.decide(self))
     }
 
+    /// Holds each of the packets that a large one is.
+    fn hold_segments(
+        &mut self,
+        netns: &Netns,
+        packet: &PacketBuf,
+        meta: &OutputMeta,
+        segment_bytes: u16,
+        looked: &Looked,
+    ) -> Verdict {
+        let unfit = || drop(netns, DropReason::OutSegments, errno::EINVAL);
+        let Some(mut cutter) = Segmenter::new(packet, segment_bytes) else {
+            return unfit();
+        };
+        let mut segment = PacketBuf::with_capacity(packet.len());
+        loop {
+            match cutter.next_into(&mut segment) {
+                Some(true) => {}
+                Some(false) => return Verdict::Held,
+                None => return unfit(),
+            }
+            let verdict = self.hold(netns, &segment, meta, looked);
+            if verdict != Verdict::Held {
+                return verdict;
+            }
+        }
+    }
+
     fn hold(
         &mut self,
         netns: &Netns,
@@ -484,7 +514,34 @@ pub(super) fn quoted_flow(
     flow.of_quoted(packet, netns.profile.decodes_mobility)
 }
 
+/// What is decided about a flow that is not remembered.
+#[cold]
+fn look_up_anew(
+    flows: &mut Flows,
+    tools: &mut Tools,
+    netns: &Netns,
+    flow: &Flow,
+    meta: &OutputMeta,
+    routes: &dyn Routes,
+) -> Looked {
+    let sad = netns.sad.choices.all();
+    let lookup = Lookup {
+        netns,
+        flow,
+        meta,
+        routes,
+        may_hold: true,
+        witness: None,
+    };
+    let looked = lookup.decide(tools);
+    if looked.lasts {
+        flows.remember(netns, routes, (flow, meta), sad, &looked);
+    }
+    looked
+}
+
 /// Counts a packet's end.
+#[cold]
 pub(super) fn drop(netns: &Netns, reason: DropReason, errno: i32) -> Verdict {
     if let Some(counter) = reason.counter() {
         netns.mib.count(counter);

@@ -13,12 +13,12 @@ use crate::packet::fragment::Fragmenter;
 use crate::packet::segment::Segmenter;
 use crate::packet::{Family, PacketBuf, ip4, ip6};
 use crate::path::bundle::{Bundle, Step, set_mark};
-use crate::path::output::{OutputMeta, Sink, Verdict, departure, drop};
+use crate::path::output::{Departure, OutputMeta, Sink, Verdict, departure, drop};
 use crate::path::worker::Tools;
 use crate::sad::Sa;
 use crate::sad::traffic::Limit;
 use crate::time::Now;
-use crate::transform::{MOST_AT_ONCE, Placed, Route, Sequence};
+use crate::transform::{MOST_AT_ONCE, Place, Placed, Route, Sequence};
 
 /// `IPV6_MIN_MTU`.
 const LEAST_V6: u32 = 1280;
@@ -46,7 +46,7 @@ impl Tools {
         {
             return Verdict::TooBig { mtu };
         }
-        if packet.len() > bytes(bundle.mtu) && bundle.is_cut_before(packet) {
+        if packet.len() > bytes(bundle.mtu.max(LEAST_V6)) && bundle.is_cut_before(packet) {
             return self.cut_before(netns, now, packet, meta, bundle, sink);
         }
         self.pass_from(netns, now, packet, (bundle, 0), meta, sink)
@@ -91,7 +91,7 @@ impl Tools {
     ) -> Verdict {
         let (bundle, first) = way;
         let mut mark = meta.mark;
-        for (at, step) in bundle.steps().enumerate().skip(first) {
+        for (at, step) in bundle.steps().iter().enumerate().skip(first) {
             if step.aggregates {
                 return self.enqueue(netns, now, packet, meta, (bundle, at, mark), sink);
             }
@@ -160,10 +160,16 @@ impl Tools {
         let fits = |packet: &PacketBuf| {
             packet.len() <= bytes(bundle.mtu) || too_big(packet, meta, bundle).is_none()
         };
-        let mut steps = bundle.steps();
         let alike = packets.len() > 1 && packets.iter().all(fits);
-        let step = steps.next().filter(|step| !step.aggregates);
-        let (Some(step), None, true) = (step, steps.next(), alike) else {
+        let (
+            [
+                step @ Step {
+                    aggregates: false, ..
+                },
+            ],
+            true,
+        ) = (bundle.steps(), alike)
+        else {
             // One packet, several SAs, one that aggregates, or packets that do not fit: one after the other.
             for (number, packet) in packets.iter_mut().enumerate() {
                 let verdict = self.transform(netns, now, packet, meta, bundle, sink);
@@ -206,28 +212,42 @@ impl Tools {
         let mut route = self.route(step);
         let mut stopped = None;
         let mut count = 0;
+        // One look at the limits and one step of each counter, if that comes to the same.
+        let together = admits_all(netns, now, sa, packets);
+        let mut payload_bytes_together = 0;
         for (packet, placed) in packets.iter_mut().zip(&mut placed) {
             route = self.route(step);
-            let numbered = transform
-                .place(packet, &route)
-                .map_err(|reason| (reason, errno_of(reason)))
-                .and_then(|place| {
-                    let payload_bytes = place.payload_bytes(packet);
-                    let sequence = self.account(netns, now, sa, step, payload_bytes)?;
-                    Ok(Placed { place, sequence })
-                });
-            match numbered {
-                Ok(numbered) => *placed = numbered,
-                Err(error) => {
-                    stopped = Some(error);
-                    break;
+            if let Err(reason) = transform.place_into(packet, &route, &mut placed.place) {
+                stopped = Some((reason, errno_of(reason)));
+                break;
+            }
+            let payload_bytes = packet.len().saturating_sub(placed.place.payload_at);
+            if together {
+                payload_bytes_together += payload_bytes;
+            } else {
+                match self.account(netns, now, sa, step, payload_bytes) {
+                    Ok(sequence) => placed.sequence = sequence,
+                    Err(error) => {
+                        stopped = Some(error);
+                        break;
+                    }
                 }
             }
             count += 1;
         }
-        let (Some(packets), Some(placed)) = (packets.get_mut(..count), placed.get(..count)) else {
+        let (Some(packets), Some(placed)) = (packets.get_mut(..count), placed.get_mut(..count))
+        else {
             return (0, stopped);
         };
+        if together {
+            let bytes = number(payload_bytes_together);
+            let Some(first) = sa.traffic.number(number(count), bytes, now.real) else {
+                return (0, Some((DropReason::OutSequence, errno::EOVERFLOW)));
+            };
+            for (placed, sequence) in placed.iter_mut().zip(first.0..) {
+                placed.sequence = Sequence(sequence);
+            }
+        }
         match transform.seal_batch(packets, placed, &route, &mut self.scratch) {
             Ok(()) => (count, stopped),
             Err(reason) => (0, Some((reason, errno_of(reason)))),
@@ -263,10 +283,12 @@ impl Tools {
             .ok_or((DropReason::OutUnsupported, errno::EOPNOTSUPP))?;
         *mark = set_mark(*mark, sa);
         let route = self.route(step);
-        let place = transform
-            .place(packet, &route)
+        let mut place = Place::default();
+        transform
+            .place_into(packet, &route, &mut place)
             .map_err(|reason| (reason, errno_of(reason)))?;
-        let sequence = self.account(netns, now, sa, step, place.payload_bytes(packet))?;
+        let payload_bytes = packet.len().saturating_sub(place.payload_at);
+        let sequence = self.account(netns, now, sa, step, payload_bytes)?;
         transform
             .seal(packet, &place, sequence, &route, &mut self.scratch)
             .map_err(|reason| (reason, errno_of(reason)))
@@ -303,6 +325,7 @@ impl Tools {
     }
 
     /// Hands a finished packet to the sink, in fragments if it is too long (`ip_finish_output`).
+    #[inline]
     fn send(
         &mut self,
         netns: &Netns,
@@ -312,11 +335,23 @@ impl Tools {
         sink: &mut Sink<'_>,
     ) -> Verdict {
         let to = departure(packet, mark);
-        let mtu = bytes(bundle.path_mtu);
-        if packet.len() <= mtu {
+        if packet.len() <= bytes(bundle.path_mtu) {
             sink(packet, &to);
             return Verdict::Sent(1);
         }
+        self.send_in_pieces(netns, packet, (&to, meta), bundle, sink)
+    }
+
+    #[cold]
+    fn send_in_pieces(
+        &mut self,
+        netns: &Netns,
+        packet: &mut PacketBuf,
+        (to, meta): (&Departure, &OutputMeta),
+        bundle: &Bundle,
+        sink: &mut Sink<'_>,
+    ) -> Verdict {
+        let mtu = bytes(bundle.path_mtu);
         // A local packet that was let in is one that may be cut.
         let own_v6 = to.family == Family::V6 && !meta.forwarded;
         if !bundle.ignores_df && !own_v6 && !may_be_cut(packet) {
@@ -333,14 +368,27 @@ impl Tools {
         };
         let mut count = 0;
         while cutter.next_into(part) == Some(true) {
-            sink(part, &to);
+            sink(part, to);
             count += 1;
         }
         Verdict::Sent(count)
     }
 }
 
+/// Whether packets that leave together meet no limit of an SA, nor anybody who listens.
+#[inline]
+fn admits_all(netns: &Netns, now: Now, sa: &Sa, packets: &[PacketBuf]) -> bool {
+    let most_bytes = packets.iter().map(PacketBuf::room).sum();
+    matches!(sa.id.proto, IPPROTO_ESP | IPPROTO_AH)
+        && !netns.listeners.aevents
+        && sa.is_valid()
+        && sa
+            .traffic
+            .admits_all(&sa.lft, number(packets.len()), number(most_bytes), now.real)
+}
+
 /// Counts the end of a packet that a step refused.
+#[cold]
 fn refuse(netns: &Netns, step: &Step, reason: DropReason, errno: i32) -> Verdict {
     match (drop(netns, reason, errno), reason) {
         (_, DropReason::OutTooBig) => Verdict::TooBig {
@@ -390,6 +438,10 @@ const fn errno_of(reason: DropReason) -> i32 {
         DropReason::OutNoRoom => errno::ENOMEM,
         _ => errno::EINVAL,
     }
+}
+
+fn number(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 fn bytes(mtu: u32) -> usize {

@@ -25,14 +25,21 @@ use crate::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::time::BootNanos;
 
 /// Place of an SA in its SAD; another SA may have it later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SaId(pub(super) u32);
 
-/// An SA, whatever has happened since: it is not found once it is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// An SA, whatever has happened since: it is not found once it is gone. The default is nobody's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SaHandle {
     pub(super) id: SaId,
     pub(super) serial: u64,
+}
+
+impl SaHandle {
+    /// What no other SA of its SAD ever has.
+    pub(crate) const fn serial(self) -> u64 {
+        self.serial
+    }
 }
 
 /// No CPU in particular.
@@ -128,6 +135,8 @@ pub struct Sa {
     pub replay_window: u8,
     /// Where it is in its life.
     pub state: Lifecycle,
+    /// It is a hidden tunnel SA (`xfrm_state_kern`).
+    pub(super) is_tunnel: bool,
     /// What packets count.
     pub traffic: Traffic,
     /// Which sequence numbers have come in.
@@ -166,8 +175,6 @@ pub struct Sa {
     pub(super) serial: u64,
     /// The hidden tunnel SA it uses, or is.
     pub(super) tunnel: Option<TunnelKey>,
-    /// It is a hidden tunnel SA (`xfrm_state_kern`).
-    pub(super) is_tunnel: bool,
 }
 
 impl Sa {

@@ -8,20 +8,22 @@
 //! as an async runtime does it. Hence a plain epoll loop and neither a runtime
 //! nor a thread for each client: all else that happens here is rare.
 //!
-//! * [`connection`]: what clients ask, frame by frame.
+//! * [`connection`]: what clients ask, frame by frame; [`reply`]: how it is answered.
 //! * [`entry`]: clients entering namespaces, their rights there.
 //! * [`instance`]: a namespace's sockets and members; delivery.
 //! * [`namespace`]: entering namespaces, learning of their end.
+//! * [`keeper`]: the parent that starts a killed daemon again; [`restart`]: how that one goes on.
 //! * [`privilege`]: who may configure.
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
+//! * [`observe`]: how many packets there are, and captures of them.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
-//! * [`command`], [`program`], [`bypass`]: `xfrmd run`.
+//! * [`command`], [`program`], [`seccomp`]: `xfrmd run`.
 //! * [`explain`]: what would become of a packet.
+//! * [`service`]: what a service manager gives us and is told.
 //! * [`client`]: `xfrmd stat`, `explain` and `env`.
 
 mod attaching;
-mod bypass;
 pub(crate) mod client;
 mod clock;
 pub(crate) mod command;
@@ -31,12 +33,18 @@ mod explain;
 mod files;
 pub(crate) mod host;
 mod instance;
+pub(crate) mod keeper;
 pub(crate) mod listener;
 mod namespace;
+mod observe;
 mod outbox;
 mod packets;
 mod privilege;
 pub(crate) mod program;
+mod reply;
+mod restart;
+pub(crate) mod seccomp;
+pub(crate) mod service;
 pub(crate) mod signals;
 mod statistics;
 
@@ -63,6 +71,7 @@ use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
 use packets::Inquiries;
+use restart::Orphan;
 
 /// How often we look whether sockets without a process that told us are still there.
 const LINGER: u64 = 2_000_000_000;
@@ -159,6 +168,9 @@ pub(crate) struct Daemon {
     /// What packets ask for, if they are carried.
     inquiries: Option<Inquiries>,
     frame: Vec<u8>,
+    /// Who holds what must outlive us.
+    line: Option<keeper::Line>,
+    orphans: Vec<Orphan>,
 }
 
 impl Daemon {
@@ -208,7 +220,16 @@ impl Daemon {
             following: Following::default(),
             inquiries,
             frame: vec![0; LARGEST_FRAME],
+            line: None,
+            orphans: Vec::new(),
         })
+    }
+
+    /// Changes what may be there at most, from now on: what is there stays.
+    pub(crate) fn set_limits(&mut self, limits: Limits, max_connections: usize) {
+        self.settings.limits = limits;
+        self.settings.max_connections = max_connections;
+        self.emulator.set_limits(limits);
     }
 
     /// Waits for a descriptor of the caller's too.
@@ -421,6 +442,7 @@ impl Daemon {
         for id in idle {
             self.release_if_unused(id);
         }
+        self.lingering |= self.bury_orphans();
         self.count_listeners();
     }
 
@@ -449,6 +471,7 @@ impl Daemon {
         }
         instance.speakers = None;
         instance.namespace = None;
+        self.hold_instance(id);
         self.lingering |= self.let_go(id);
     }
 
@@ -461,6 +484,7 @@ impl Daemon {
             tracing::info!(netns = cookie, "namespace ended");
             self.instances.remove(&id);
             self.unfollow(id);
+            self.forget_kept(id, cookie);
             self.emulator.destroy_netns(id);
         }
         self.count_listeners();

@@ -13,8 +13,14 @@
     reason = "all of this is test code: a panic is a failed test"
 )]
 
+mod bulk;
+mod capture;
 mod cases;
+#[path = "../namespaces/mod.rs"]
+mod namespaces;
 mod net;
+mod restart;
+mod ways;
 
 use std::process::{Command, ExitCode, Stdio};
 
@@ -37,11 +43,12 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("namespace") => {
-            net::hold_namespace();
+            namespaces::hold();
             return ExitCode::SUCCESS;
         }
         Some("key-manager") => {
-            net::manage_keys(&arguments.next().unwrap());
+            let log = arguments.next().unwrap();
+            net::manage_keys(&log, arguments.next().is_some());
             return ExitCode::SUCCESS;
         }
         Some("protected-sender") => {
@@ -55,6 +62,7 @@ fn main() -> ExitCode {
     let missing = missing();
     let trials = cases::CASES
         .iter()
+        .chain(ways::CASES)
         .map(|&(name, body)| {
             let name = match missing {
                 Some(reason) if !required => format!("{name} ({reason})"),
