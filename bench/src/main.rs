@@ -16,6 +16,8 @@ mod scale;
 mod sockets;
 mod stopwatch;
 mod transport;
+mod tunnel;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -76,8 +78,13 @@ const BENCHES: &[Bench] = &[
     },
     Bench {
         name: "path",
-        about: "a packet's whole way beside the bare cipher; lookups; two workers",
+        about: "a packet's whole way, out and in, beside the bare cipher; two workers; instructions",
         run: path::run,
+    },
+    Bench {
+        name: "wire",
+        about: "TCP, UDP and pings between two namespaces, beside forwarders without crypto and other tunnels",
+        run: wire::run,
     },
 ];
 
@@ -85,7 +92,10 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.split_first() {
         Some((first, rest)) if first == "client" => client_main(rest),
-        Some((first, rest)) if first == "packets" => path::packets(rest),
+        Some((first, rest)) if first == "packets" => tunnel::packets(rest),
+        Some((first, rest)) if first == "wire" && !rest.is_empty() => {
+            wire::part(rest).map(|()| true)
+        }
         Some((first, _)) if first == "-h" || first == "--help" => {
             println!("usage: cargo xtask bench [NAME]...");
             BENCHES

@@ -49,7 +49,8 @@ const PROTOCOLS: [(&str, u8); 9] = [
     ("sctp", 132),
 ];
 
-fn number(text: &str) -> Result<u32, std::num::ParseIntError> {
+/// A number, decimal or hexadecimal.
+pub(crate) fn number(text: &str) -> Result<u32, std::num::ParseIntError> {
     match text.strip_prefix("0x") {
         Some(digits) => u32::from_str_radix(digits, 16),
         None => text.parse(),

@@ -1,5 +1,6 @@
 //! `cargo xtask STEP`: each CI step alone, with nothing but cargo.
 
+mod package;
 mod quirks;
 
 use std::io::{BufRead, BufReader};
@@ -100,11 +101,40 @@ const STEPS: &[Step] = &[
     },
 ];
 
+/// Steps that are more than commands: name, what it does, the step.
+type Made = (
+    &'static str,
+    &'static str,
+    fn(&[String]) -> std::io::Result<()>,
+);
+
+const MADE: &[Made] = &[
+    (
+        "man",
+        "man pages and completions, in target/doc-files: man [--profile NAME]",
+        package::documents,
+    ),
+    (
+        "deb",
+        "a Debian package, in target/package (dpkg-dev, binutils): deb [--profile NAME]",
+        package::deb,
+    ),
+];
+
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let Some(name) = args.next() else {
         return usage();
     };
+    if let Some((name, _, make)) = MADE.iter().find(|made| made.0 == name) {
+        return match make(&args.collect::<Vec<_>>()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("xtask {name}: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let Some(step) = STEPS.iter().find(|step| step.name == name) else {
         return usage();
     };
@@ -199,8 +229,9 @@ fn summarized(process: &mut Command, sums: &mut [u64; 3]) -> std::io::Result<Exi
 
 fn usage() -> ExitCode {
     eprintln!("usage: cargo xtask STEP [ARGUMENT]...");
-    for step in STEPS {
-        eprintln!("  {:9} {}", step.name, step.about);
+    let steps = STEPS.iter().map(|step| (step.name, step.about));
+    for (name, about) in steps.chain(MADE.iter().map(|made| (made.0, made.1))) {
+        eprintln!("  {name:9} {about}");
     }
     ExitCode::from(2)
 }

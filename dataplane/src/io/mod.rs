@@ -1,18 +1,20 @@
 //! Where packets come from and go to.
 //!
-//! A [`PacketIo`] gives whole IP packets and takes whole IP packets: what a
-//! device leaves undone (segmentation, checksums) or does not give (an IPv6
-//! header) is made good here, so that the engine never knows where a packet
-//! came from.
+//! A [`PacketIo`] gives whole IP packets and takes whole IP packets: what it
+//! does not give (an IPv6 header) is made good here, so that the engine never
+//! knows where a packet came from. A TUN device gives and takes frames of up to
+//! 64 KiB that are several packets.
 //!
 //! * [`mem`]: two ends in memory, for tests.
 //! * [`tun`]: plain packets, from and to the host's IP.
 //! * [`raw`]: protected packets, by protocol number; and any packet, outward.
 //! * [`udp_encap`]: ESP in UDP, beside the key manager's own socket.
+//! * [`bulk`]: the same, many packets at once, where the key manager's socket allows it.
 //! * `sys`: the system calls. The only unsafe code of this crate.
 //!
 //! Nothing here blocks, and nothing but `tun::Tun::open` opens a file.
 
+pub mod bulk;
 pub mod mem;
 pub mod raw;
 mod sys;
@@ -34,6 +36,11 @@ pub trait PacketIo {
 
     /// Sends packets; what became of them.
     fn send(&mut self, packets: &[PacketBuf]) -> Sent;
+
+    /// Whether packets wait that have been taken from the host already.
+    fn has_more(&self) -> bool {
+        false
+    }
 }
 
 /// What became of a batch.
@@ -48,13 +55,14 @@ pub struct Sent {
 }
 
 impl Sent {
-    /// Counts one packet's fate.
-    fn count(&mut self, result: &io::Result<()>) {
-        match result.as_ref().map_err(io::Error::raw_os_error) {
-            Ok(()) => self.packets += 1,
-            Err(Some(libc::EMSGSIZE)) => self.too_long += 1,
-            Err(_) => self.lost += 1,
-        }
+    /// Counts the fate that some packets share.
+    fn count(&mut self, packets: usize, result: &io::Result<()>) {
+        let counter = match result.as_ref().map_err(io::Error::raw_os_error) {
+            Ok(()) => &mut self.packets,
+            Err(Some(libc::EMSGSIZE)) => &mut self.too_long,
+            Err(_) => &mut self.lost,
+        };
+        *counter += packets;
     }
 }
 

@@ -148,7 +148,7 @@ impl PacketIo for Raw {
                     count.max(1)
                 }
                 Err(error) => {
-                    sent.count(&Err(error));
+                    sent.count(1, &Err(error));
                     1
                 }
             };

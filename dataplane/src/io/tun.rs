@@ -1,22 +1,22 @@
 //! A TUN device: packets that the host's IP routes to us, and back into it.
 //!
 //! With `IFF_VNET_HDR` and offloads the kernel hands over up to 64 KiB of TCP
-//! or UDP in one read and leaves checksums to be done; measured, that is ten
-//! times the throughput of one read a packet. SAs protect packets, so what
-//! comes in one piece is cut here ([`crate::packet::segment`]).
+//! or UDP in one read and leaves checksums to be done, and takes as much in one
+//! write; measured, that is ten times the throughput of one call a packet.
+//! What is read is cut by the engine ([`crate::path::Worker::output_offloaded`]),
+//! what is written is joined here ([`crate::packet::join`]).
 //!
-//! Not yet: joining segments on the way into the host.
+//! Several threads may use a device at once, each with a [`Joiner`] of its own.
 
-use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::vnet;
-use super::{PacketIo, Sent, sys};
-use crate::packet::buffer::MAX_PACKET;
-use crate::packet::segment::{Offload, Segmenter, complete_checksum};
+use super::{Sent, sys};
+use crate::packet::join::{Joiner, MOST_PACKETS};
+use crate::packet::segment::Offload;
 use crate::packet::{Family, PacketBuf};
 
 /// Longest device name.
@@ -26,11 +26,8 @@ const NAME_BYTES: usize = 15;
 #[derive(Debug)]
 pub struct Tun {
     device: File,
-    /// A packet as the device gives it.
-    whole: PacketBuf,
-    /// What it was cut into, and buffers for that.
-    cut: VecDeque<PacketBuf>,
-    spare: Vec<PacketBuf>,
+    /// The host cuts UDP too (since Linux 6.2).
+    cuts_udp: bool,
 }
 
 impl Tun {
@@ -48,99 +45,58 @@ impl Tun {
             .write(true)
             .custom_flags(libc::O_NONBLOCK)
             .open("/dev/net/tun")?;
-        sys::make_tun(device.as_fd(), name)?;
-        Ok(Self {
-            device,
-            whole: PacketBuf::with_capacity(MAX_PACKET),
-            cut: VecDeque::new(),
-            spare: Vec::new(),
-        })
+        let cuts_udp = sys::make_tun(device.as_fd(), name)?;
+        Ok(Self { device, cuts_udp })
     }
 
-    /// Becomes readable when a packet waits. Pieces of one that was read do not show.
+    /// Becomes readable when a packet waits.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.device.as_fd()
     }
 
-    /// Whether pieces of a packet that was read wait.
-    #[must_use]
-    pub fn has_pieces(&self) -> bool {
-        !self.cut.is_empty()
-    }
-
-    /// Reads one packet into `self.whole`; `None` when nothing waits or it makes no sense.
-    fn read(&mut self) -> io::Result<Option<Offload>> {
-        let mut header = vnet::WHOLE;
-        let room = self.whole.offer();
-        let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(room)];
-        let len = (&self.device).read_vectored(&mut parts)?;
-        let offload = vnet::parse(&header);
-        self.whole.truncate(len.saturating_sub(vnet::BYTES));
-        Ok(offload.filter(|_| Family::of(&self.whole).is_some()))
-    }
-
-    /// Cuts what was read, or finishes it.
-    fn cut(&mut self, offload: Offload) {
-        let Self {
-            whole, cut, spare, ..
-        } = self;
-        let mut buffer = || {
-            spare
-                .pop()
-                .unwrap_or_else(|| PacketBuf::with_capacity(MAX_PACKET))
-        };
-        if offload.segment_bytes != 0 {
-            let Some(mut segmenter) = Segmenter::new(whole, offload.segment_bytes) else {
-                return;
+    /// Reads a packet and what is left to be done to it; `None` when nothing waits.
+    ///
+    /// The buffer must have room for [`crate::packet::buffer::MAX_PACKET`].
+    ///
+    /// # Errors
+    /// The device's; it can be tried again.
+    pub fn read(&self, packet: &mut PacketBuf) -> io::Result<Option<Offload>> {
+        loop {
+            let mut header = [0; vnet::BYTES];
+            let mut parts = [
+                IoSliceMut::new(&mut header),
+                IoSliceMut::new(packet.offer()),
+            ];
+            let len = match (&self.device).read_vectored(&mut parts) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                other => other?,
             };
-            loop {
-                let mut packet = buffer();
-                if segmenter.next_into(&mut packet) != Some(true) {
-                    return;
-                }
-                cut.push_back(packet);
+            packet.truncate(len.saturating_sub(vnet::BYTES));
+            // What makes no sense is passed by.
+            let offload = vnet::parse(&header).filter(|_| Family::of(packet).is_some());
+            if offload.is_some() {
+                return Ok(offload);
             }
-        }
-        if let Some((start, offset)) = offload.checksum
-            && complete_checksum(whole, start, offset).is_none()
-        {
-            return;
-        }
-        let mut packet = buffer();
-        if packet.fill(whole) {
-            cut.push_back(packet);
         }
     }
-}
 
-impl PacketIo for Tun {
-    fn receive(&mut self, packets: &mut [PacketBuf]) -> io::Result<usize> {
-        let mut count = 0;
-        for slot in packets {
-            while self.cut.is_empty() {
-                match self.read() {
-                    Ok(Some(offload)) => self.cut(offload),
-                    Ok(None) => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(count),
-                    Err(_) if count > 0 => return Ok(count),
-                    Err(error) => return Err(error),
-                }
-            }
-            if let Some(mut packet) = self.cut.pop_front() {
-                std::mem::swap(slot, &mut packet);
-                self.spare.push(packet);
-                count += 1;
-            }
-        }
-        Ok(count)
-    }
-
-    fn send(&mut self, packets: &[PacketBuf]) -> Sent {
+    /// Writes packets, joined where that is possible, which changes the headers of some.
+    pub fn write(&self, packets: &mut [PacketBuf], joiner: &mut Joiner) -> Sent {
+        joiner.join(packets, self.cuts_udp);
         let mut sent = Sent::default();
-        for packet in packets {
-            let parts = [IoSlice::new(&vnet::WHOLE), IoSlice::new(packet)];
-            sent.count(&(&self.device).write_vectored(&parts).map(drop));
+        for frame in joiner.frames() {
+            let mut parts = [IoSlice::new(&[]); 1 + MOST_PACKETS];
+            let mut payloads = joiner.parts(frame, packets).peekable();
+            let first = payloads.peek().copied().unwrap_or_default();
+            let header = vnet::write(frame, Family::of(first).unwrap_or(Family::V4));
+            let bytes = std::iter::once(&header[..]).chain(payloads);
+            for (slot, part) in parts.iter_mut().zip(bytes) {
+                *slot = IoSlice::new(part);
+            }
+            let parts = parts.get(..=frame.count).unwrap_or_default();
+            let result = (&self.device).write_vectored(parts);
+            sent.count(frame.count, &result.map(drop));
         }
         sent
     }

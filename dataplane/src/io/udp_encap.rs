@@ -7,6 +7,10 @@
 //! [`crate::packet::encap::classify`]'s rule for type 2: more than eight bytes
 //! of payload that do not begin with four zeros.
 //!
+//! QUIRK: raw_sockets_get_joined_datagrams. What was joined on the way (GRO for
+//! a socket that wants it, as strongSwan 6 does; a sender's `UDP_SEGMENT` over a
+//! virtual link) a raw socket gets as one datagram, which is cut here again.
+//!
 //! What is sent is whole IP packets, through any [`super::raw::Raw`].
 
 use std::io;
@@ -18,10 +22,13 @@ use xfrm_proto::consts::IPPROTO_UDP;
 use super::raw::Raw;
 use super::sys::{ACCEPT, DROP, jump, statement};
 use super::{PacketIo, Sent, sys};
-use crate::packet::{Family, PacketBuf};
+use crate::packet::buffer::MAX_PACKET;
+use crate::packet::{Family, PacketBuf, encap, ip4, ip6, put};
 
-/// UDP length of the longest datagram that is too short to be ESP.
-const LONGEST_NON_ESP: u32 = 16;
+/// Payload of the longest datagram that is too short to be ESP.
+pub(super) const LONGEST_NON_ESP_PAYLOAD: u32 = 8;
+/// Its UDP length.
+const LONGEST_NON_ESP: u32 = LONGEST_NON_ESP_PAYLOAD + 8;
 /// UDP length of a keepalive.
 const KEEPALIVE: u32 = 9;
 /// Most ports of one socket: jumps of a filter are 8 bits long.
@@ -31,6 +38,12 @@ pub const MOST_PORTS: usize = 200;
 #[derive(Debug)]
 pub struct UdpEncap {
     raw: Raw,
+    /// What was received last, how many packets of it are given away, and how many there are.
+    batch: Vec<PacketBuf>,
+    at: usize,
+    count: usize,
+    /// How much of the payload of the packet at `at`, which is several, is given away.
+    done: usize,
 }
 
 impl UdpEncap {
@@ -41,6 +54,10 @@ impl UdpEncap {
     pub fn open(family: Family, ports: &[u16], mark: u32) -> io::Result<Self> {
         let mut opened = Self {
             raw: Raw::open(family, IPPROTO_UDP, mark)?,
+            batch: Vec::new(),
+            at: 0,
+            count: 0,
+            done: 0,
         };
         opened.set_ports(ports)?;
         // What came before the filter was there is not for us.
@@ -60,6 +77,12 @@ impl UdpEncap {
         sys::attach_filter(self.raw.fd(), &receiver_program(self.raw.family(), ports))
     }
 
+    /// Which IP it receives.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.raw.family()
+    }
+
     /// Becomes readable when a packet waits.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -69,11 +92,63 @@ impl UdpEncap {
 
 impl PacketIo for UdpEncap {
     fn receive(&mut self, packets: &mut [PacketBuf]) -> io::Result<usize> {
-        self.raw.receive(packets)
+        let mut filled = 0;
+        while let Some(slot) = packets.get_mut(filled) {
+            if self.at == self.count {
+                let make = || PacketBuf::with_capacity(MAX_PACKET);
+                self.batch.resize_with(sys::BATCH, make);
+                (self.at, self.count) = (0, self.raw.receive(&mut self.batch)?);
+                if self.count == 0 {
+                    break;
+                }
+            }
+            filled += usize::from(self.next_into(slot).is_some());
+        }
+        Ok(filled)
     }
 
     fn send(&mut self, packets: &[PacketBuf]) -> Sent {
         self.raw.send(packets)
+    }
+
+    fn has_more(&self) -> bool {
+        self.at < self.count
+    }
+}
+
+impl UdpEncap {
+    /// Moves the next packet into a buffer; `None` when it makes no sense.
+    fn next_into(&mut self, slot: &mut PacketBuf) -> Option<()> {
+        let packet = self.batch.get_mut(self.at)?;
+        self.at += 1;
+        let headers = match Family::of(packet)? {
+            Family::V4 => ip4::Header::parse(packet)?.header_bytes,
+            Family::V6 => ip6::HEADER_BYTES,
+        } + encap::HEADER_BYTES;
+        let payload = packet.get(headers..)?;
+        let Some(bytes) = encap::joined_bytes(payload) else {
+            std::mem::swap(slot, packet);
+            return Some(());
+        };
+        let rest = payload.get(self.done..)?;
+        let part = rest.get(..bytes).unwrap_or(rest);
+        if part.len() < rest.len() {
+            self.at -= 1;
+            self.done += part.len();
+        } else {
+            self.done = 0;
+        }
+        slot.fill(packet.get(..headers)?);
+        slot.push_back(part.len())?.copy_from_slice(part);
+        match Family::of(slot)? {
+            Family::V4 => ip4::finish(slot)?,
+            Family::V6 => ip6::finish(slot)?,
+        }
+        // The host has checked the sum of them all.
+        let datagram = u16::try_from(encap::HEADER_BYTES + part.len()).ok()?;
+        let at = headers - encap::HEADER_BYTES;
+        put(slot, at + 4, &datagram.to_be_bytes())?;
+        put(slot, at + 6, &[0, 0])
     }
 }
 

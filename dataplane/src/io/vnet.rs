@@ -1,6 +1,10 @@
 //! The header in front of a packet of a TUN device with `IFF_VNET_HDR`
 //! (`struct virtio_net_hdr`, virtio 1.1 section 5.1.6), in host byte order.
 
+use xfrm_proto::consts::IPPROTO_TCP;
+
+use crate::packet::Family;
+use crate::packet::join::Frame;
 use crate::packet::segment::Offload;
 
 /// Bytes of the header.
@@ -45,8 +49,27 @@ pub(super) fn parse(header: &[u8; BYTES]) -> Option<Offload> {
     })
 }
 
+/// The header of a frame that is to be cut, or of a packet with nothing left to be done.
+pub(super) fn write(frame: &Frame, family: Family) -> [u8; BYTES] {
+    let Some((start, offset)) = frame.offload.checksum else {
+        return WHOLE;
+    };
+    let gso = match (frame.protocol, family) {
+        (IPPROTO_TCP, Family::V4) => GSO_TCPV4,
+        (IPPROTO_TCP, Family::V6) => GSO_TCPV6,
+        _ => GSO_UDP_L4,
+    };
+    let [length_a, length_b] = frame.header_bytes.to_ne_bytes();
+    let [size_a, size_b] = frame.offload.segment_bytes.to_ne_bytes();
+    let [start_a, start_b] = start.to_ne_bytes();
+    let [offset_a, offset_b] = offset.to_ne_bytes();
+    [
+        NEEDS_CSUM, gso, length_a, length_b, size_a, size_b, start_a, start_b, offset_a, offset_b,
+    ]
+}
+
 /// The header of a packet that is whole.
-pub(super) const WHOLE: [u8; BYTES] = [0; BYTES];
+const WHOLE: [u8; BYTES] = [0; BYTES];
 
 #[cfg(test)]
 mod tests {

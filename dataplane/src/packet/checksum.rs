@@ -20,15 +20,19 @@ impl Sum {
     #[must_use]
     #[inline]
     pub fn bytes(mut self, bytes: &[u8]) -> Self {
+        // In the machine's own order, which the compiler can do for many bytes at once: the folded
+        // sum is the same but for its two bytes' order (RFC 1071, section 2 (B)).
         let (chunks, rest) = bytes.as_chunks::<4>();
-        for chunk in chunks {
-            self.0 += u64::from(u32::from_be_bytes(*chunk));
-        }
+        let mut sum: u64 = chunks
+            .iter()
+            .map(|chunk| u64::from(u32::from_ne_bytes(*chunk)))
+            .sum();
         let mut last = [0; 4];
         for (to, from) in last.iter_mut().zip(rest) {
             *to = *from;
         }
-        self.0 += u64::from(u32::from_be_bytes(last));
+        sum += u64::from(u32::from_ne_bytes(last));
+        self.0 += u64::from(u16::from_be(fold(sum)));
         self
     }
 
@@ -50,15 +54,20 @@ impl Sum {
 
     /// The checksum: the complement of the folded sum.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "folded to 16 bits")]
     #[inline]
     pub const fn finish(self) -> u16 {
-        let mut sum = self.0;
-        while sum >> 16 != 0 {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        !(sum as u16)
+        !fold(self.0)
     }
+}
+
+/// One's complement addition of the words of a number.
+#[expect(clippy::cast_possible_truncation, reason = "folded to 16 bits")]
+#[inline]
+const fn fold(mut sum: u64) -> u16 {
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
 }
 
 /// The checksum of `bytes`.

@@ -102,6 +102,33 @@ pub fn classify(datagram: &[u8], kind: u16) -> Datagram {
     }
 }
 
+/// The length of each of several ESP packets that were joined on their way
+/// (GRO, or the sender's `UDP_SEGMENT` over a virtual link), if that is what a payload is.
+///
+/// A raw socket gets them as one datagram and is not told. The second packet is recognized by
+/// the first one's SPI and one of the next sequence numbers, in a place where ESP can begin;
+/// that such bytes are there by chance is as likely as guessing 58 bits.
+#[must_use]
+pub fn joined_bytes(payload: &[u8]) -> Option<usize> {
+    const LEAST_BYTES: usize = 24;
+    const MOST_JOINED: u32 = 64;
+    let (words, _) = payload.as_chunks::<4>();
+    let [spi, number, ..] = words else {
+        return None;
+    };
+    let number = u32::from_be_bytes(*number);
+    let follows = |pair: &[[u8; 4]]| match pair {
+        [first, second] => {
+            let ahead = u32::from_be_bytes(*second).wrapping_sub(number);
+            first == spi && (1..=MOST_JOINED).contains(&ahead)
+        }
+        _ => false,
+    };
+    let later = words.get(LEAST_BYTES / 4..)?;
+    let at = later.windows(2).position(follows)?;
+    Some(LEAST_BYTES + at * 4)
+}
+
 /// Source and destination port of a datagram.
 #[must_use]
 pub fn ports(datagram: &[u8]) -> Option<(u16, u16)> {

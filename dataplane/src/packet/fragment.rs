@@ -27,14 +27,16 @@ pub struct Fragmenter<'a> {
     base: usize,
     /// IPv4: this packet has successors itself.
     more: bool,
-    /// IPv6: identification, and the place of the fragment header.
+    /// Identification, unless the header has one.
     ident: u32,
+    /// IPv6: the place of the fragment header.
     place: ip6::Place,
 }
 
 impl<'a> Fragmenter<'a> {
     /// Prepares to cut `packet` to `mtu`; `None` when it does not parse or when
-    /// `mtu` has no room for 8 bytes of payload. `ident` is for IPv6.
+    /// `mtu` has no room for 8 bytes of payload. `ident` is for IPv6, and for an IPv4 packet that
+    /// has none: the host would give each fragment another one.
     #[must_use]
     pub fn new(packet: &'a [u8], mtu: usize, ident: u32) -> Option<Self> {
         let family = Family::of(packet)?;
@@ -87,6 +89,10 @@ impl<'a> Fragmenter<'a> {
                 let word = u16::try_from(offset / 8).ok()?;
                 let flag = if last { 0 } else { ip4::MF };
                 put(buffer, 6, &(word | flag).to_be_bytes())?;
+                if buffer.get(4..6)? == [0; 2] {
+                    let [.., high, low] = (self.ident | 1).to_be_bytes();
+                    put(buffer, 4, &[high, low])?;
+                }
                 if self.done != 0 {
                     drop_uncopied_options(buffer.get_mut(ip4::HEADER_BYTES..)?);
                 }
@@ -137,6 +143,19 @@ fn drop_uncopied_options(mut options: &mut [u8]) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn fragments_of_a_packet_without_identification_have_one() {
+        let mut packet = PacketBuf::copy_of(&[0; 100]);
+        let head = [0x45, 0, 0, 100, 0, 0, 0x40, 0, 64, 50];
+        packet.get_mut(..10).unwrap().copy_from_slice(&head);
+        let mut cutter = Fragmenter::new(&packet, 60, 0x0001_0200).unwrap();
+        let mut part = PacketBuf::with_capacity(100);
+        for _ in 0..2 {
+            assert_eq!(cutter.next_into(&mut part), Some(true));
+            assert_eq!(part[4..6], [2, 1]);
+        }
+    }
 
     fn v4(options: &[u8], payload: usize) -> Vec<u8> {
         let ihl = u8::try_from(5 + options.len() / 4).unwrap();

@@ -13,6 +13,7 @@ pub mod fragment;
 pub mod icmp;
 pub mod ip4;
 pub mod ip6;
+pub mod join;
 pub mod reassembly;
 pub mod segment;
 

@@ -6,7 +6,7 @@ use xfrm_proto::consts::*;
 
 use crate::drop_reason::DropReason;
 use crate::netns::{Context, Netns};
-use crate::packet::segment::{Offload, complete_checksum};
+use crate::packet::segment::{Offload, Segmenter, complete_checksum};
 use crate::packet::{Family, PacketBuf};
 use crate::path::flows::Flows;
 use crate::path::hold::{Held, HeldPacket, Queue};
@@ -188,8 +188,12 @@ impl Worker {
             return drop(netns, header_reason(meta), errno::EINVAL);
         };
         self.look_up(netns, &flow, meta, routes, |tools, looked| {
-            let Decision::Transform(bundle) = &looked.decision else {
-                return tools.carry_out(netns, now, packet, meta, looked, sink);
+            let bundle = match &looked.decision {
+                Decision::Transform(bundle) => Some(bundle),
+                Decision::Hold => None,
+                Decision::Plain | Decision::Drop(..) => {
+                    return tools.carry_out(netns, now, packet, meta, looked, sink);
+                }
             };
             if offload.segment_bytes == 0 {
                 let done = offload.checksum.map_or(Some(()), |(start, offset)| {
@@ -200,6 +204,9 @@ impl Worker {
                     None => drop(netns, DropReason::OutChecksum, errno::EINVAL),
                 };
             }
+            let Some(bundle) = bundle else {
+                return tools.hold_segments(netns, packet, meta, offload.segment_bytes, looked);
+            };
             looked.mark_used(netns, now);
             let at = Moment { netns, now, meta };
             tools.segment(at, packet, offload.segment_bytes, bundle, sink)
@@ -433,6 +440,33 @@ impl Tools {
             witness: None,
         };
         Some(lookup.decide(self))
+    }
+
+    /// Holds each of the packets that a large one is.
+    fn hold_segments(
+        &mut self,
+        netns: &Netns,
+        packet: &PacketBuf,
+        meta: &OutputMeta,
+        segment_bytes: u16,
+        looked: &Looked,
+    ) -> Verdict {
+        let unfit = || drop(netns, DropReason::OutSegments, errno::EINVAL);
+        let Some(mut cutter) = Segmenter::new(packet, segment_bytes) else {
+            return unfit();
+        };
+        let mut segment = PacketBuf::with_capacity(packet.len());
+        loop {
+            match cutter.next_into(&mut segment) {
+                Some(true) => {}
+                Some(false) => return Verdict::Held,
+                None => return unfit(),
+            }
+            let verdict = self.hold(netns, &segment, meta, looked);
+            if verdict != Verdict::Held {
+                return verdict;
+            }
+        }
     }
 
     fn hold(

@@ -100,6 +100,11 @@ impl Sad {
         }
     }
 
+    /// Changes how much it may hold; what it holds already stays.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Does what Linux leaves to workers, which run once a request is through:
     /// growing the hash tables, letting go of SAs that were refused.
     pub fn run_workers(&mut self) {

@@ -43,7 +43,8 @@ const RTM_F_FIB_MATCH: u32 = 0x2000;
 const LEARNED_NANOS: u64 = 600_000_000_000;
 /// `net.ipv4.route.min_pmtu`.
 const LEAST_MTU_V4: u32 = 552;
-const LEAST_MTU_V6: u32 = 1280;
+/// No IPv6 link takes less.
+pub(crate) const LEAST_MTU_V6: u32 = 1280;
 
 /// A UDP socket that takes ESP out of what it receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use dataplane::io::bulk::Bulk;
 use dataplane::io::udp_encap;
 use dataplane::mib::Counter;
 use dataplane::spd::SocketKey;
@@ -15,7 +16,8 @@ use xfrmd::emulator::{Inputs, NetnsId};
 
 use super::connection::{Connection, Reply};
 use super::namespace::{self, Home};
-use super::packets::{PacketThread, Sockets};
+use super::observe::Observed;
+use super::packets::{PacketThreads, Sockets};
 use super::{Daemon, clock, host};
 use crate::attach::{Attachment, BYPASS, CAPTURED, Change, EncapSocket, MARK_MASK};
 use xfrm_proto::control::{Answer, Socket};
@@ -24,17 +26,28 @@ use xfrm_proto::control::{Answer, Socket};
 #[derive(Default)]
 pub(super) struct Followed {
     attachment: Attachment,
-    thread: Option<PacketThread>,
+    threads: Option<PacketThreads>,
     /// The namespace while it is attached; none for the daemon's own.
     namespace: Option<OwnedFd>,
     /// What the host's packet filter had dropped when it was asked last.
     dropped: Vec<(Counter, u64)>,
     /// A failure has been told.
     told: bool,
-    /// Sockets that take ESP in UDP, their local ports, and the connections that said so.
-    encap: Vec<(u64, EncapSocket)>,
+    /// Sockets that take ESP in UDP.
+    encap: Vec<Encap>,
+    /// What is seen of its packets.
+    observed: Arc<Observed>,
     /// Connections that have shown sockets whose own policies are not to bypass.
     captured: Vec<u64>,
+}
+
+/// A key manager's socket that takes ESP in UDP.
+struct Encap {
+    /// The connection that said so.
+    connection: u64,
+    socket: EncapSocket,
+    /// Ours beside it, if it allows for one.
+    bulk: Option<Arc<Bulk>>,
 }
 
 /// By namespace.
@@ -60,28 +73,51 @@ impl Followed {
             Ok(())
         })?;
         let sockets = sockets.ok_or(io::ErrorKind::Other)?;
-        let thread = PacketThread::start(
+        let encap = self.encap_sockets();
+        let threads = PacketThreads::start(
             daemon.id,
-            Arc::clone(&daemon.netns),
+            &daemon.netns,
             tun,
             sockets,
-            daemon.line.clone(),
+            encap,
+            &daemon.line,
+            &self.observed,
         )?;
-        self.thread = Some(thread);
-        self.tell_ports();
+        self.threads = Some(threads);
         Ok(())
     }
 
-    fn tell_ports(&self) {
-        if let Some(thread) = &self.thread {
-            let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|&(_, it)| it).collect();
-            // Of several with the same port the newest counts.
-            sockets.reverse();
-            sockets.sort_by_key(|it| it.port);
-            sockets.dedup_by_key(|it| it.port);
-            sockets.truncate(udp_encap::MOST_PORTS);
-            thread.set_encap_sockets(sockets);
+    /// Tells the threads where ESP in UDP comes to.
+    fn tell_ports(&mut self) {
+        let (sockets, bulk) = self.encap_sockets();
+        if let Some(threads) = &self.threads {
+            threads.set_encap_sockets(sockets, bulk);
         }
+    }
+
+    /// Sockets that take ESP in UDP, one a port, and ours beside them.
+    fn encap_sockets(&mut self) -> (Vec<EncapSocket>, Vec<Arc<Bulk>>) {
+        // A port where one socket has none of ours beside it is left to raw sockets.
+        let bare = |it: &&Encap| it.bulk.is_none();
+        let bare: Vec<u16> = self
+            .encap
+            .iter()
+            .filter(bare)
+            .map(|it| it.socket.port)
+            .collect();
+        for encap in &mut self.encap {
+            if bare.contains(&encap.socket.port) {
+                encap.bulk = None;
+            }
+        }
+        let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|it| it.socket).collect();
+        // Of several with the same port the newest counts.
+        sockets.reverse();
+        sockets.sort_by_key(|it| it.port);
+        sockets.dedup_by_key(|it| it.port);
+        sockets.truncate(udp_encap::MOST_PORTS);
+        let bulk = self.encap.iter().filter_map(|it| it.bulk.clone());
+        (sockets, bulk.collect())
     }
 
     fn detach(&mut self, home: &Home) {
@@ -92,7 +128,7 @@ impl Followed {
         if let Err(error) = detached {
             tracing::error!(%error, "rules in the host's packet filter or routes may have stayed");
         }
-        self.thread = None;
+        self.threads = None;
         self.dropped.clear();
     }
 }
@@ -173,7 +209,7 @@ impl Daemon {
             }
             Ok(Change::Detached) => {
                 tracing::info!(netns = instance.netns, "no more packets");
-                followed.thread = None;
+                followed.threads = None;
                 followed.namespace = None;
                 followed.dropped.clear();
                 Ok(())
@@ -219,20 +255,35 @@ impl Daemon {
     pub(super) fn release_held(&mut self) {
         let now = clock::boot();
         for (&id, followed) in &self.following {
-            let Some(thread) = &followed.thread else {
+            let Some(threads) = &followed.threads else {
                 continue;
             };
             if let Some(mut netns) = self.emulator.netns_mut(id) {
                 let queues = netns.take_held(now);
                 if !queues.is_empty() {
-                    thread.retry(queues);
+                    threads.retry(queues);
                 }
                 let due = netns.take_iptfs(now);
                 if !due.is_empty() {
-                    thread.run_iptfs(due);
+                    threads.run_iptfs(due);
                 }
             }
         }
+    }
+
+    /// What is seen of a namespace's packets.
+    pub(super) fn observed(&mut self, id: NetnsId) -> &Arc<Observed> {
+        &self.following.entry(id).or_default().observed
+    }
+
+    /// What is carried of a namespace's packets, if any are.
+    pub(super) fn carried(&self, id: NetnsId) -> Option<serde_json::Value> {
+        let followed = self.following.get(&id)?;
+        Some(serde_json::json!({
+            "attached": followed.attachment.is_attached(),
+            "in": followed.observed.received.to_json(),
+            "out": followed.observed.sent.to_json(),
+        }))
     }
 
     /// Counts what the host's packet filter has dropped for us.
@@ -294,17 +345,43 @@ impl Daemon {
             let taken = take_encap(&fd);
             match taken {
                 Ok(port) => {
-                    let followed = self.following.entry(entered.id).or_default();
                     let key = SocketKey(socket.cookie);
-                    followed
-                        .encap
-                        .push((connection.id, EncapSocket { port, key }));
+                    let bulk = self.bulk_beside(entered.id, key, &fd);
+                    let followed = self.following.entry(entered.id).or_default();
+                    followed.encap.push(Encap {
+                        connection: connection.id,
+                        socket: EncapSocket { port, key },
+                        bulk,
+                    });
                     followed.tell_ports();
                 }
                 Err(error) => tracing::warn!(%error, "no ESP in UDP for a socket"),
             }
         }
         Reply::Answer(Answer::default())
+    }
+
+    /// A socket of ours on the port of a key manager's, or the one that there is.
+    fn bulk_beside(&self, id: NetnsId, key: SocketKey, owner: &OwnedFd) -> Option<Arc<Bulk>> {
+        let known = self.following.get(&id).into_iter().flat_map(|it| &it.encap);
+        let mut known = known.filter(|it| it.socket.key == key);
+        if let Some(bulk) = known.find_map(|it| it.bulk.clone()) {
+            return Some(bulk);
+        }
+        let instance = self.instances.get(&id)?;
+        let namespace = instance.namespace.as_ref();
+        if namespace.is_none() && instance.netns != self.home.cookie {
+            return None;
+        }
+        let mut bulk = None;
+        let opened = inside(&self.home, namespace, &mut || {
+            bulk = Some(Arc::new(Bulk::beside(owner, BYPASS)?));
+            Ok(())
+        });
+        if let Err(error) = opened {
+            tracing::debug!(%error, "ESP in UDP goes one packet a call");
+        }
+        bulk
     }
 
     /// The mark that a socket's own policy for what it sends comes to, if it has one.
@@ -326,7 +403,7 @@ impl Daemon {
         let mut changed = Vec::new();
         for (&id, followed) in &mut self.following {
             let before = followed.encap.len();
-            followed.encap.retain(|&(owner, _)| owner != connection);
+            followed.encap.retain(|it| it.connection != connection);
             if followed.encap.len() != before {
                 followed.tell_ports();
             }
@@ -354,7 +431,7 @@ impl Daemon {
             return true;
         }
         tracing::info!("nobody is left in a namespace that packets were carried for");
-        followed.thread = None;
+        followed.threads = None;
         followed.attachment.abandon();
         followed.namespace = None;
         followed.dropped.clear();

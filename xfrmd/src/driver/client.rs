@@ -1,14 +1,18 @@
-//! Asking a running daemon, as `xfrmd stat`, `explain` and `env` do.
+//! Asking a running daemon, as `xfrmd stat`, `explain`, `capture` and `env` do.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket,
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, send, socket,
+    sockopt,
 };
+use nix::sys::time::TimeValLike;
 use serde_json::Value;
-use xfrm_proto::control::{Address, Answer, Request, VERSION};
+use xfrm_proto::control::{Address, Answer, LARGEST_FRAME, Request, VERSION};
 
 use super::host;
 
@@ -16,6 +20,22 @@ use super::host;
 pub(crate) fn statistics(address: &Address<'_>) -> Result<Value> {
     let answer = introduced(address, &Request::Stat, &[]).context("asking the daemon")?;
     Ok(serde_json::from_slice(&answer)?)
+}
+
+/// A connection to the daemon of this very process, for another thread.
+pub(crate) struct Inside(OwnedFd);
+
+impl Inside {
+    /// Introduces the connection, which the daemon has at the other end.
+    pub(super) fn new(connection: OwnedFd) -> Self {
+        Self(connection)
+    }
+
+    /// The daemon's statistics.
+    pub(crate) fn statistics(&self) -> io::Result<Value> {
+        let answer = ask(&self.0, &Request::Stat, &[])?;
+        Ok(serde_json::from_slice(&answer)?)
+    }
 }
 
 /// What would become of a packet in this process's network namespace.
@@ -31,8 +51,31 @@ pub(crate) fn explain(address: &Address<'_>, question: &Value) -> Result<Value> 
     Ok(serde_json::from_slice(&answer)?)
 }
 
+/// Where packets of this process's network namespace can be read.
+pub(crate) fn capture(address: &Address<'_>, wanted: &Value) -> Result<OwnedFd> {
+    let own = host::usersock().and_then(|socket| host::netns_cookie(socket.as_fd()))?;
+    let request = Request::Capture { netns: own };
+    let asked = introduction(address).and_then(|connection| {
+        say(&connection, &request, wanted.to_string().as_bytes())?;
+        let (_, packets) = hear(&connection)?;
+        packets.ok_or(io::ErrorKind::UnexpectedEof.into())
+    });
+    asked.map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT) => anyhow!("nobody has configured anything in this network namespace"),
+        Some(libc::EOPNOTSUPP) => anyhow!("the daemon carries no packets (--packets)"),
+        Some(libc::EPERM) => anyhow!("only root may see packets"),
+        Some(libc::EBUSY) => anyhow!("there are too many captures already"),
+        _ => anyhow::Error::new(error).context("asking the daemon"),
+    })
+}
+
 /// Asks one thing on a connection of its own.
 fn introduced(address: &Address<'_>, request: &Request, payload: &[u8]) -> io::Result<Vec<u8>> {
+    ask(&introduction(address)?, request, payload)
+}
+
+/// A connection on which anything can be asked.
+fn introduction(address: &Address<'_>) -> io::Result<OwnedFd> {
     let connection = reach(address).map_err(|error| {
         io::Error::new(
             error.kind(),
@@ -49,7 +92,7 @@ fn introduced(address: &Address<'_>, request: &Request, payload: &[u8]) -> io::R
         token,
     };
     ask(&connection, &hello, &[])?;
-    ask(&connection, request, payload)
+    Ok(connection)
 }
 
 fn reach(address: &Address<'_>) -> io::Result<OwnedFd> {
@@ -73,16 +116,43 @@ fn reach(address: &Address<'_>) -> io::Result<OwnedFd> {
     Err(last)
 }
 
-fn ask(connection: &OwnedFd, request: &Request, payload: &[u8]) -> io::Result<Vec<u8>> {
+pub(super) fn ask(connection: &OwnedFd, request: &Request, payload: &[u8]) -> io::Result<Vec<u8>> {
+    say(connection, request, payload)?;
+    let (content, file) = hear(connection)?;
+    match file {
+        None => Ok(content),
+        Some(file) => {
+            let mut text = Vec::new();
+            File::from(file).read_to_end(&mut text)?;
+            Ok(text)
+        }
+    }
+}
+
+fn say(connection: &OwnedFd, request: &Request, payload: &[u8]) -> io::Result<()> {
     let frame = [&request.encode(), payload].concat();
     send(connection.as_raw_fd(), &frame, MsgFlags::MSG_NOSIGNAL)?;
-    let mut buffer = vec![0; 1 << 20];
-    let len = recv(connection.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+    Ok(())
+}
+
+/// An answer's payload and descriptor, or its error.
+fn hear(connection: &OwnedFd) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let timeout = getsockopt(connection, sockopt::ReceiveTimeout)?.num_milliseconds();
+    let timeout = match i32::try_from(timeout) {
+        Ok(0) | Err(_) => PollTimeout::NONE,
+        Ok(ms) => PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX),
+    };
+    let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut fds, timeout)? == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let mut buffer = vec![0; LARGEST_FRAME];
+    let (len, [file, _]) = host::receive_frame(connection.as_fd(), &mut buffer)?;
     let frame = buffer.get(..len).unwrap_or_default();
-    let (answer, payload) =
+    let (answer, content) =
         Answer::decode(frame).ok_or(io::Error::from(io::ErrorKind::UnexpectedEof))?;
     match i32::try_from(answer.errno) {
-        Ok(0) => Ok(payload.to_vec()),
+        Ok(0) => Ok((content.to_vec(), file)),
         Ok(errno) => Err(io::Error::from_raw_os_error(errno)),
         Err(_) => Err(io::ErrorKind::InvalidData.into()),
     }

@@ -110,7 +110,8 @@ fn is_locked(directory: &Path) -> bool {
     File::open(directory).map_or(true, locked)
 }
 
-fn is_executable(directory: &Path) -> bool {
+/// Whether programs may be loaded from there.
+pub(crate) fn is_executable(directory: &Path) -> bool {
     statvfs(directory).is_ok_and(|fs| !fs.flags().contains(FsFlags::ST_NOEXEC))
 }
 

@@ -36,19 +36,23 @@ impl Daemon {
         netns: u64,
         question: &[u8],
     ) -> Reply {
-        let permitted = match self.settings.owner {
-            Owner::System => connection.peer.uid == 0,
-            Owner::Private { .. } => true,
-        };
-        if !permitted {
+        if !self.shows_all_to(connection) {
             return Reply::error(libc::EPERM);
         }
         let Ok(question) = serde_json::from_slice::<Value>(question) else {
             return Reply::error(libc::EINVAL);
         };
         match self.answer(netns, &question) {
-            Ok(answer) => Reply::Content(answer.to_string().into_bytes()),
+            Ok(answer) => Reply::document(&answer.to_string()),
             Err(error) => Reply::error(error.raw_os_error().unwrap_or(libc::EINVAL)),
+        }
+    }
+
+    /// Whether the client may learn of all packets and SAs.
+    pub(super) fn shows_all_to(&self, connection: &Connection) -> bool {
+        match self.settings.owner {
+            Owner::System => connection.peer.uid == 0,
+            Owner::Private { .. } => true,
         }
     }
 

@@ -35,10 +35,15 @@ impl Outbox {
         }
     }
 
+    /// How many it holds.
+    pub(super) const fn len(&self) -> usize {
+        self.used
+    }
+
     /// Empties it: runs of packets that go the same way.
-    pub(super) fn drain(&mut self, mut send: impl FnMut(Departure, &[PacketBuf])) {
+    pub(super) fn drain(&mut self, mut send: impl FnMut(Departure, &mut [PacketBuf])) {
         let used = std::mem::take(&mut self.used);
-        let packets = self.packets.get(..used).unwrap_or_default();
+        let packets = self.packets.get_mut(..used).unwrap_or_default();
         let mut rest = packets;
         for run in self
             .to
@@ -46,7 +51,7 @@ impl Outbox {
             .unwrap_or_default()
             .chunk_by(|a, b| a == b)
         {
-            let (these, others) = rest.split_at(run.len());
+            let (these, others) = rest.split_at_mut(run.len());
             rest = others;
             if let Some(to) = run.first() {
                 send(*to, these);

@@ -165,6 +165,12 @@ impl Shell {
         }
     }
 
+    /// The process that was started.
+    pub(crate) fn pid(&self) -> u32 {
+        // `nsenter` has become it.
+        self.0.child.id()
+    }
+
     /// A counter of `/proc/net/xfrm_stat`.
     #[track_caller]
     pub(crate) fn counter(&mut self, name: &str) -> u64 {
@@ -191,7 +197,7 @@ impl Shell {
 /// What a packet socket sees of an interface.
 pub(crate) struct Wire {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Vec<Vec<u8>>>>,
+    thread: Option<JoinHandle<Vec<Vec<Vec<u8>>>>>,
 }
 
 impl Wire {
@@ -215,7 +221,7 @@ impl Wire {
                     )
                 };
                 match usize::try_from(len) {
-                    Ok(len) => seen.push(buffer[..len].to_vec()),
+                    Ok(len) => seen.push(packets_of(&buffer[..len])),
                     Err(_) if stopping => return seen,
                     Err(_) => std::thread::sleep(Duration::from_millis(1)),
                 }
@@ -228,23 +234,62 @@ impl Wire {
     }
 
     /// All IP packets.
-    pub(crate) fn stop(mut self) -> Vec<Vec<u8>> {
+    pub(crate) fn stop(self) -> Vec<Vec<u8>> {
+        self.stop_joined().concat()
+    }
+
+    /// The same by frames: what was sent at once.
+    pub(crate) fn stop_joined(mut self) -> Vec<Vec<Vec<u8>>> {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.take().unwrap().join().unwrap()
     }
 }
+
+/// The packets of an Ethernet frame, which has a `virtio_net_hdr` in front: datagrams that a device
+/// would cut from one are shown as it would send them.
+fn packets_of(frame: &[u8]) -> Vec<Vec<u8>> {
+    const HEADER: usize = 10;
+    const ETHERNET: usize = 14;
+    const UDP_DATAGRAMS: u8 = 5;
+    let (header, frame) = frame.split_at(HEADER);
+    let packet = &frame[ETHERNET..];
+    let size = usize::from(u16::from_ne_bytes([header[4], header[5]]));
+    if header[1] != UDP_DATAGRAMS || size == 0 {
+        return vec![packet.to_vec()];
+    }
+    let headers = 8 + match packet[0] >> 4 {
+        4 => usize::from(packet[0] & 15) * 4,
+        _ => 40,
+    };
+    let (headers, payload) = packet.split_at(headers);
+    let datagrams = payload.chunks(size);
+    datagrams.map(|part| [headers, part].concat()).collect()
+}
+
+const PACKET_VNET_HDR: i32 = 15;
 
 fn packet_socket(interface: &str) -> OwnedFd {
     let all = (libc::ETH_P_ALL as u16).to_be();
     let fd = unsafe {
         libc::socket(
             libc::AF_PACKET,
-            libc::SOCK_DGRAM | libc::SOCK_CLOEXEC,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
             i32::from(all),
         )
     };
     assert!(fd >= 0);
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let yes: i32 = 1;
+    let told = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_PACKET,
+            PACKET_VNET_HDR,
+            (&raw const yes).cast(),
+            4,
+        )
+    };
+    assert_eq!(told, 0);
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = all;
@@ -279,6 +324,7 @@ pub(crate) fn protocols(packets: &[Vec<u8>]) -> Vec<u8> {
             4 => packet[9],
             6 if packet[24] == 0xff => continue,
             6 if packet[6] == 58 && packet.get(40).is_some_and(|&kind| kind > 132) => continue,
+            6 if packet[6] == 44 => packet[40],
             6 => packet[6],
             _ => continue,
         };

@@ -13,10 +13,13 @@
     reason = "all of this is test code: a panic is a failed test"
 )]
 
+mod bulk;
+mod capture;
 mod cases;
 #[path = "../namespaces/mod.rs"]
 mod namespaces;
 mod net;
+mod ways;
 
 use std::process::{Command, ExitCode, Stdio};
 
@@ -43,7 +46,8 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some("key-manager") => {
-            net::manage_keys(&arguments.next().unwrap());
+            let log = arguments.next().unwrap();
+            net::manage_keys(&log, arguments.next().is_some());
             return ExitCode::SUCCESS;
         }
         Some("protected-sender") => {
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
     let missing = missing();
     let trials = cases::CASES
         .iter()
+        .chain(ways::CASES)
         .map(|&(name, body)| {
             let name = match missing {
                 Some(reason) if !required => format!("{name} ({reason})"),

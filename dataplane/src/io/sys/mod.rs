@@ -5,6 +5,8 @@
     reason = "C's types: constants and sizes of structures fit by their definition"
 )]
 
+pub(super) mod datagram;
+
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -25,8 +27,8 @@ fn checked(result: c_int) -> io::Result<usize> {
 }
 
 /// Turns a freshly opened `/dev/net/tun` into the device `name`, with every offload that the
-/// host knows.
-pub(super) fn make_tun(device: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+/// host knows; whether UDP is among them.
+pub(super) fn make_tun(device: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
     // SAFETY: all-zero bytes are a valid ifreq.
     let mut request: libc::ifreq = unsafe { zeroed() };
     for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
@@ -42,21 +44,26 @@ pub(super) fn make_tun(device: BorrowedFd<'_>, name: &str) -> io::Result<()> {
         checked(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) })
     };
     // UDP came with Linux 6.2.
-    set(basic | TUN_F_USO4 | TUN_F_USO6)
-        .or_else(|_| set(basic))
-        .map(drop)
+    match set(basic | TUN_F_USO4 | TUN_F_USO6) {
+        Ok(_) => Ok(true),
+        Err(_) => set(basic).map(|_| false),
+    }
 }
 
 /// A raw socket in the thread's network namespace.
 pub(super) fn raw_socket(family: Family, protocol: u8) -> io::Result<OwnedFd> {
+    open(family, libc::SOCK_RAW, c_int::from(protocol))
+}
+
+fn open(family: Family, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
     let domain = match family {
         Family::V4 => libc::AF_INET,
         Family::V6 => libc::AF_INET6,
     };
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let kind = kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: plain integers; the descriptor is new and ours.
     unsafe {
-        let fd = libc::socket(domain, kind, c_int::from(protocol));
+        let fd = libc::socket(domain, kind, protocol);
         checked(fd)?;
         Ok(OwnedFd::from_raw_fd(fd))
     }

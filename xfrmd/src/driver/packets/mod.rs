@@ -1,0 +1,315 @@
+//! Packets of a namespace: threads that take them from the host through the
+//! engine to the wire ([`outbound`]) and back ([`inbound`]), and what they and
+//! the control thread say to each other.
+//!
+//! A thread uses the engine for a batch of packets at a time, under a read
+//! guard. What packets ask for (an SA that is missing, one that has expired)
+//! goes to the control thread; what has waited for an SA comes back.
+//!
+//! One thread a direction keeps the packets of each SA in order, and lets a
+//! transfer and its acknowledgements pass each other.
+
+mod inbound;
+mod outbound;
+mod sockets;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, RwLock};
+use std::thread::JoinHandle;
+
+use dataplane::Netns;
+use dataplane::io::bulk::Bulk;
+use dataplane::io::tun::Tun;
+use dataplane::packet::buffer::MAX_PACKET;
+use dataplane::packet::{Family, PacketBuf};
+use dataplane::path::hold::Queue;
+use dataplane::path::{Departure, Request, Worker};
+use dataplane::sad::SaHandle;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use xfrmd::emulator::NetnsId;
+
+use super::clock::HostEntropy;
+use super::observe::Observed;
+use crate::attach::{EncapSocket, HostRoutes};
+use inbound::Inbound;
+use outbound::Outbound;
+use sockets::{Receivers, Senders};
+
+/// Packets of one round.
+const BATCH: usize = 128;
+
+/// Packets to the device all go the same way.
+const HOST: Departure = Departure {
+    family: Family::V4,
+    mark: 0,
+};
+
+/// What packets of a namespace ask for.
+pub(super) type Asked = (NetnsId, Vec<Request>);
+
+/// How threads reach the control thread.
+#[derive(Clone)]
+pub(super) struct Line {
+    sender: Sender<Asked>,
+    wake: Arc<EventFd>,
+}
+
+/// The control thread's end.
+pub(super) struct Inquiries {
+    receiver: Receiver<Asked>,
+    line: Line,
+}
+
+impl Inquiries {
+    pub(super) fn new() -> io::Result<Self> {
+        let (sender, receiver) = channel();
+        let wake = Arc::new(wake_up_call()?);
+        Ok(Self {
+            receiver,
+            line: Line { sender, wake },
+        })
+    }
+
+    /// Becomes readable when something is asked.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.line.wake.as_fd()
+    }
+
+    /// For a thread.
+    pub(super) fn line(&self) -> Line {
+        self.line.clone()
+    }
+
+    /// What has been asked, oldest first.
+    pub(super) fn take(&self) -> Vec<Asked> {
+        let _ = self.line.wake.read();
+        self.receiver.try_iter().collect()
+    }
+}
+
+fn wake_up_call() -> io::Result<EventFd> {
+    Ok(EventFd::from_flags(
+        EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+    )?)
+}
+
+enum Command {
+    /// Packets have waited long enough.
+    Retry(Vec<Queue>),
+    /// Timers of these IPTFS SAs are due.
+    Iptfs(Vec<SaHandle>),
+    /// Sockets that take ESP in UDP, one a port, and some for it beside them.
+    EncapSockets(Vec<EncapSocket>, Vec<Arc<Bulk>>),
+    Stop,
+}
+
+/// What the threads of a namespace take from it.
+pub(super) struct Sockets {
+    receivers: Receivers,
+    senders: Senders,
+    routes: [HostRoutes; 2],
+    /// In which more sockets are opened.
+    namespace: File,
+}
+
+impl Sockets {
+    /// In the calling thread's namespace.
+    pub(super) fn open() -> io::Result<Self> {
+        Ok(Self {
+            receivers: Receivers::open()?,
+            senders: Senders::open()?,
+            routes: [HostRoutes::open()?, HostRoutes::open()?],
+            namespace: File::open("/proc/thread-self/ns/net")?,
+        })
+    }
+}
+
+/// The packet threads of a namespace.
+pub(super) struct PacketThreads {
+    outbound: Thread,
+    inbound: Thread,
+}
+
+impl PacketThreads {
+    /// Starts them, with what [`PacketThreads::set_encap_sockets`] would tell them later.
+    pub(super) fn start(
+        id: NetnsId,
+        netns: &Arc<RwLock<Netns>>,
+        tun: Tun,
+        sockets: Sockets,
+        (encap, bulk): (Vec<EncapSocket>, Vec<Arc<Bulk>>),
+        line: &Line,
+        observed: &Arc<Observed>,
+    ) -> io::Result<Self> {
+        let tun = Arc::new(tun);
+        let Sockets {
+            mut receivers,
+            mut senders,
+            routes: [routes_out, routes_in],
+            namespace,
+        } = sockets;
+        let ports: Vec<u16> = encap.iter().map(|it| it.port).collect();
+        receivers.set_ports(&ports, &bulk);
+        senders.set_bulk(bulk);
+        let road = |routes: HostRoutes, number| -> io::Result<_> {
+            routes.set_encap_sockets(encap.clone());
+            let (sender, commands) = channel();
+            let wake = Arc::new(wake_up_call()?);
+            let ours = Arc::clone(&wake);
+            let road = Road {
+                id,
+                netns: Arc::clone(netns),
+                tun: Arc::clone(&tun),
+                routes,
+                worker: Worker::new(number, Box::new(HostEntropy::default())),
+                commands,
+                wake,
+                line: line.clone(),
+                observed: Arc::clone(observed),
+            };
+            Ok((road, sender, ours))
+        };
+        let (road_out, commands_out, wake_out) = road(routes_out, 0)?;
+        let (road_in, commands_in, wake_in) = road(routes_in, 1)?;
+        let namespace_out = namespace.try_clone()?;
+        let outbound = Thread::start("packets-out", commands_out, wake_out, move || {
+            enter(&namespace_out, || Outbound::new(road_out, senders).run());
+        })?;
+        let inbound = Thread::start("packets-in", commands_in, wake_in, move || {
+            enter(&namespace, || Inbound::new(road_in, receivers).run());
+        })?;
+        Ok(Self { outbound, inbound })
+    }
+
+    /// Looks packets up again that have waited for SAs.
+    pub(super) fn retry(&self, queues: Vec<Queue>) {
+        self.outbound.tell(Command::Retry(queues));
+    }
+
+    /// Does what the timers of IPTFS SAs are for.
+    pub(super) fn run_iptfs(&self, sas: Vec<SaHandle>) {
+        self.outbound.tell(Command::Iptfs(sas));
+    }
+
+    /// Takes ESP in UDP that comes to these sockets, one a port, or beside them.
+    pub(super) fn set_encap_sockets(&self, sockets: Vec<EncapSocket>, bulk: Vec<Arc<Bulk>>) {
+        self.outbound
+            .tell(Command::EncapSockets(sockets.clone(), bulk.clone()));
+        self.inbound.tell(Command::EncapSockets(sockets, bulk));
+    }
+}
+
+fn enter(namespace: &File, run: impl FnOnce()) {
+    match setns(namespace, CloneFlags::CLONE_NEWNET) {
+        Ok(()) => run(),
+        Err(error) => tracing::error!(%error, "a packet thread cannot enter its namespace"),
+    }
+}
+
+/// One thread, as others see it.
+struct Thread {
+    commands: Sender<Command>,
+    wake: Arc<EventFd>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Thread {
+    fn start(
+        name: &str,
+        commands: Sender<Command>,
+        wake: Arc<EventFd>,
+        run: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
+        let handle = std::thread::Builder::new().name(name.into()).spawn(run)?;
+        Ok(Self {
+            commands,
+            wake,
+            handle: Some(handle),
+        })
+    }
+
+    fn tell(&self, command: Command) {
+        // A thread that is gone needs to be told nothing.
+        let _ = self.commands.send(command);
+        let _ = self.wake.write(1);
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.tell(Command::Stop);
+        if let Some(handle) = self.handle.take()
+            && handle.join().is_err()
+        {
+            tracing::error!("a packet thread has panicked");
+        }
+    }
+}
+
+/// What both directions need.
+struct Road {
+    id: NetnsId,
+    netns: Arc<RwLock<Netns>>,
+    tun: Arc<Tun>,
+    routes: HostRoutes,
+    worker: Worker,
+    commands: Receiver<Command>,
+    wake: Arc<EventFd>,
+    line: Line,
+    observed: Arc<Observed>,
+}
+
+impl Road {
+    /// Becomes readable when there are commands.
+    fn wake(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// What the control thread wants.
+    fn commands(&self) -> Vec<Command> {
+        let _ = self.wake.read();
+        self.commands.try_iter().collect()
+    }
+
+    /// Asks what packets want of the control thread.
+    fn ask(&mut self) {
+        if self.worker.has_requests() {
+            let asked = (self.id, self.worker.drain_requests().collect());
+            // The control thread ends after us.
+            let _ = self.line.sender.send(asked);
+            let _ = self.line.wake.write(1);
+        }
+    }
+}
+
+/// Buffers for a batch.
+fn buffers() -> Vec<PacketBuf> {
+    (0..BATCH)
+        .map(|_| PacketBuf::with_capacity(MAX_PACKET))
+        .collect()
+}
+
+fn wait_for(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::POLLIN)
+}
+
+/// Waits until one of the descriptors is readable; which are, in their order.
+fn readable<'a>(
+    fds: impl Iterator<Item = PollFd<'a>>,
+    timeout: Option<PollTimeout>,
+    ready: &mut Vec<bool>,
+) {
+    let mut fds: Vec<_> = fds.collect();
+    // An error, such as one that a router sent, is read like a packet.
+    let _ = poll(&mut fds, timeout);
+    ready.clear();
+    ready.extend(
+        fds.iter()
+            .map(|fd| fd.revents().is_some_and(|found| !found.is_empty())),
+    );
+}

@@ -1,0 +1,359 @@
+//! Packets that the host wants protected: from the device to the wire.
+
+use std::sync::PoisonError;
+
+use dataplane::packet::segment::Offload;
+use dataplane::packet::{Family, PacketBuf, icmp};
+use dataplane::path::hold::Queue;
+use dataplane::path::{Departure, OutputMeta, Verdict, Worker};
+use dataplane::sad::SaHandle;
+use dataplane::{Netns, Now};
+use nix::poll::PollTimeout;
+use xfrm_proto::consts::{AF_INET, AF_INET6};
+use xfrm_proto::uapi::Address;
+
+use super::inbound::{Arrival, ToHost};
+use super::sockets::Senders;
+use super::{Command, Road, buffers, readable, wait_for};
+use crate::attach::{HostRoutes, LEAST_MTU_V6};
+use crate::capture::record::{Direction, Layer};
+use crate::driver::clock;
+use crate::driver::observe::Observed;
+use crate::driver::outbox::Outbox;
+
+/// Descriptors in front of those of errors.
+const OTHERS: usize = 3;
+/// Packets that are sent together, and possibly those of one frame more.
+const ENOUGH: usize = 32;
+/// Rounds with packets between two looks at anything else.
+const MOST_ROUNDS: usize = 16;
+
+/// The thread that sends.
+pub(super) struct Outbound {
+    road: Road,
+    senders: Senders,
+    wire: Outbox,
+    host: ToHost,
+    /// What the device gave.
+    frame: PacketBuf,
+    ident: u16,
+    ready: Vec<bool>,
+}
+
+impl Outbound {
+    pub(super) fn new(road: Road, senders: Senders) -> Self {
+        Self {
+            road,
+            senders,
+            wire: Outbox::default(),
+            host: ToHost::default(),
+            frame: PacketBuf::with_capacity(dataplane::packet::buffer::MAX_PACKET),
+            ident: 0,
+            ready: Vec::new(),
+        }
+    }
+
+    pub(super) fn run(&mut self) {
+        while self.wait() {
+            let mut rounds = MOST_ROUNDS;
+            while rounds > 0 && self.take() {
+                rounds -= 1;
+            }
+        }
+    }
+
+    /// Waits for packets, commands or news; false when it is time to stop.
+    fn wait(&mut self) -> bool {
+        let timeout = self.road.routes.poll_timeout().map(|at| {
+            let nanos = at.0.saturating_sub(clock::boot().0);
+            let ms = i32::try_from(nanos / 1_000_000 + 1).unwrap_or(i32::MAX);
+            PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
+        });
+        let fds = [self.road.wake(), self.road.routes.fd(), self.road.tun.fd()];
+        let fds = fds.map(wait_for).into_iter();
+        readable(fds.chain(self.senders.poll_fds()), timeout, &mut self.ready);
+        let [wake, news, ..] = *self.ready else {
+            return true;
+        };
+        if timeout.is_some() {
+            self.road.routes.expire(clock::boot());
+        }
+        if news {
+            self.road.routes.forget();
+        }
+        self.learn();
+        if wake {
+            for command in self.road.commands() {
+                match command {
+                    Command::Stop => return false,
+                    Command::EncapSockets(sockets, bulk) => {
+                        self.senders.set_bulk(bulk);
+                        self.road.routes.set_encap_sockets(sockets);
+                    }
+                    Command::Retry(queues) => self.retry(queues),
+                    Command::Iptfs(sas) => self.run_iptfs(&sas),
+                }
+            }
+            self.flush();
+        }
+        true
+    }
+
+    fn retry(&mut self, queues: Vec<Queue>) {
+        let Self { road, wire, .. } = self;
+        let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
+        let watched = road.observed.watch();
+        for queue in queues {
+            road.worker.retry(
+                &netns,
+                clock::now(),
+                queue,
+                &road.routes,
+                &mut |packet, to| push_late(wire, watched, packet, *to),
+            );
+        }
+    }
+
+    fn run_iptfs(&mut self, sas: &[SaHandle]) {
+        let Self {
+            road, wire, host, ..
+        } = self;
+        let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
+        let arrival = Arrival {
+            netns: &netns,
+            now: clock::now(),
+            routes: &road.routes,
+            watched: road.observed.watch(),
+        };
+        for &sa in sas {
+            road.worker
+                .run_iptfs(&netns, arrival.now, sa, &mut |packet, to| {
+                    push_late(wire, arrival.watched, packet, *to);
+                });
+        }
+        host.receive_inner(&mut road.worker, &arrival);
+    }
+
+    /// What routers say of packets of SAs.
+    fn learn(&mut self) {
+        let ready = self.ready.iter().skip(OTHERS);
+        let sockets = self.senders.too_big().zip(ready);
+        let mut batch = Vec::new();
+        for (socket, _) in sockets.filter(|(_, ready)| **ready) {
+            if batch.is_empty() {
+                batch = buffers();
+            }
+            let Ok(count @ 1..) = dataplane::io::PacketIo::receive(socket, &mut batch) else {
+                continue;
+            };
+            let netns = self
+                .road
+                .netns
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
+            for packet in batch.iter().take(count) {
+                if let Some(learned) = netns.learn_mtu(packet, 0, &self.road.routes) {
+                    self.road.routes.learn(&learned, clock::boot());
+                }
+            }
+        }
+    }
+
+    /// Takes what the device has, and sends it; false when nothing is left.
+    fn take(&mut self) -> bool {
+        let Self {
+            road,
+            wire,
+            host,
+            frame,
+            ident,
+            ..
+        } = self;
+        let mut more = true;
+        let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
+        let now = clock::now();
+        while more && wire.len() < ENOUGH {
+            match road.tun.read(frame) {
+                Ok(Some(offload)) => {
+                    let mut passage = Passage {
+                        netns: &netns,
+                        now,
+                        wire,
+                        host,
+                        ident,
+                        watched: road.observed.watch(),
+                    };
+                    passage.output(&mut road.worker, &road.routes, frame, offload);
+                }
+                Ok(None) => more = false,
+                Err(error) => {
+                    tracing::debug!(%error, "reading the device");
+                    more = false;
+                }
+            }
+        }
+        drop(netns);
+        self.flush();
+        more
+    }
+
+    /// Sends what is ready, and asks what there is to ask.
+    fn flush(&mut self) {
+        let Self {
+            road,
+            senders,
+            wire,
+            host,
+            ..
+        } = self;
+        host.flush(road);
+        wire.drain(|to, packets| {
+            road.observed.sent.add(packets);
+            match senders.send(to, packets) {
+                Ok(sent) if sent.too_long > 0 => road.routes.forget(),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "a socket for outgoing packets"),
+            }
+        });
+        road.ask();
+    }
+}
+
+/// What a packet from the host meets.
+struct Passage<'a> {
+    netns: &'a Netns,
+    now: Now,
+    wire: &'a mut Outbox,
+    host: &'a mut ToHost,
+    ident: &'a mut u16,
+    /// Somebody captures.
+    watched: Option<&'a Observed>,
+}
+
+/// Puts a packet with others that has waited for its SA, or in it.
+fn push_late(wire: &mut Outbox, watched: Option<&Observed>, packet: &mut PacketBuf, to: Departure) {
+    if let Some(watched) = watched {
+        watched.alone(Direction::Out, Layer::Outer, packet);
+    }
+    wire.push(packet, to);
+}
+
+impl Passage<'_> {
+    fn output(
+        &mut self,
+        worker: &mut Worker,
+        routes: &HostRoutes,
+        packet: &mut PacketBuf,
+        offload: Offload,
+    ) {
+        let Some((family, source, destination)) = ends(packet) else {
+            return;
+        };
+        // The way that it would have gone without us. Without one there is none with us.
+        let Some((ifindex, way)) = routes.way(family, destination) else {
+            return;
+        };
+        // IPv6 has no DF: whether a socket lets its datagrams be cut does not show. They are, and
+        // it hears of it.
+        let in_parts = family == AF_INET6 && routes.is_local(family, source);
+        let meta = OutputMeta {
+            mark: 0,
+            if_id: 0,
+            ifindex,
+            socket: None,
+            // A sender on this host too learns the SAs' MTU from an error, not from its route.
+            forwarded: !in_parts,
+            bypasses: false,
+            loopback: false,
+            mtu: way.mtu,
+            hop_limit: way.hop_limit,
+        };
+        if in_parts {
+            let mtu = worker.mtu(self.netns, packet, &meta, routes);
+            self.tell_mtu(packet, destination, mtu.max(LEAST_MTU_V6), offload);
+        }
+        let Self {
+            netns, now, wire, ..
+        } = self;
+        let mut passage = self.watched.map(|it| it.begin(Direction::Out, packet));
+        let mut sink = |packet: &mut PacketBuf, to: &Departure| {
+            if let Some(passage) = &mut passage {
+                passage.see(Layer::Outer, packet);
+            }
+            wire.push(packet, *to);
+        };
+        let verdict =
+            worker.output_offloaded(netns, *now, packet, &meta, offload, routes, &mut sink);
+        if let Some(passage) = passage {
+            passage.leaves(&verdict);
+        }
+        match verdict {
+            Verdict::TooBig { mtu } => {
+                // To ourselves we cannot be the sender.
+                let from = if routes.is_local(family, source) {
+                    Some(destination)
+                } else {
+                    routes.own_address(family, source)
+                };
+                *self.ident = self.ident.wrapping_add(1);
+                let bytes = if family == AF_INET6 { 16 } else { 4 };
+                let answered = from.and_then(|from| {
+                    icmp::answer_too_big(packet, from.0.get(..bytes)?, mtu, *self.ident)
+                });
+                if answered.is_some() {
+                    self.host.push(packet);
+                }
+            }
+            // The host's packet filter sends us what policies select, as long as they do.
+            Verdict::Plain => tracing::trace!("a packet without a policy"),
+            Verdict::Sent(_) | Verdict::Held | Verdict::Queued | Verdict::Dropped { .. } => {}
+        }
+    }
+}
+
+impl Passage<'_> {
+    /// Tells a sender on this host what would have been right, if its packets are longer.
+    fn tell_mtu(&mut self, packet: &PacketBuf, to: Address, mtu: u32, offload: Offload) {
+        if packet.len() <= usize::try_from(mtu).unwrap_or(usize::MAX)
+            || longest(packet, offload) <= usize::try_from(mtu).unwrap_or(usize::MAX)
+        {
+            return;
+        }
+        let mut error = PacketBuf::copy_of(packet);
+        if icmp::answer_too_big(&mut error, &to.0, mtu, 0).is_some() {
+            self.host.push(&mut error);
+        }
+    }
+}
+
+/// Bytes of the longest of the packets that a frame is.
+fn longest(frame: &[u8], offload: Offload) -> usize {
+    const TCP: usize = 16;
+    let Some((start, offset)) = offload.checksum.filter(|_| offload.segment_bytes > 0) else {
+        return frame.len();
+    };
+    let start = usize::from(start);
+    let header_bytes = if usize::from(offset) == TCP {
+        frame
+            .get(start + 12)
+            .map_or(20, |it| usize::from(it >> 4) * 4)
+    } else {
+        8
+    };
+    start + header_bytes + usize::from(offload.segment_bytes)
+}
+
+/// Family, source and destination of a packet.
+fn ends(packet: &[u8]) -> Option<(u16, Address, Address)> {
+    let (family, at, bytes) = match Family::of(packet)? {
+        Family::V4 => (AF_INET, 12, 4),
+        Family::V6 => (AF_INET6, 8, 16),
+    };
+    let address = |at: usize| {
+        let mut address = Address::ANY;
+        let source = packet.get(at..)?.get(..bytes)?;
+        address.0.get_mut(..bytes)?.copy_from_slice(source);
+        Some(address)
+    };
+    Some((family, address(at)?, address(at + bytes)?))
+}
