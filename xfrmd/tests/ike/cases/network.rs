@@ -157,7 +157,7 @@ pub(super) fn mobike() {
 pub(super) fn dead_peer() {
     let mut pair = Pair::new();
     pair.a.charon(&Charon {
-        settings: "retransmit_timeout = 0.2\n retransmit_tries = 3\n retransmit_base = 1",
+        settings: "retransmit_timeout = 1\n retransmit_tries = 3\n retransmit_base = 1",
         ..CHARON
     });
     pair.b.charon(&CHARON);
