@@ -51,6 +51,11 @@ const SYSCTLS: [(&str, &str); 6] = [
     ("ipv6/conf/*/disable_ipv6", "0"),
 ];
 
+/// Whether there is a device of our name in the thread's namespace.
+pub(super) fn is_there() -> bool {
+    if_nametoindex(DEVICE).is_ok()
+}
+
 /// Sets the device up and leads captured packets to it. To be called in its namespace.
 ///
 /// # Errors

@@ -5,19 +5,29 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
 
+/// How long a daemon may take to end whose keeper was killed.
+const ENDING_WAIT: Duration = Duration::from_millis(20);
+const ENDING_TRIES: u32 = 50;
+
 /// Listens at a pathname, taking the place of a daemon that has died.
 pub(crate) fn at_path(path: &Path) -> io::Result<OwnedFd> {
     let address = UnixAddr::new(path)?;
     if path.exists() {
-        let probe = seqpacket()?;
-        if connect(probe.as_raw_fd(), &address).is_ok() {
-            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        // One whose keeper has just been killed is about to end.
+        let mut tries = 0;
+        while connect(seqpacket()?.as_raw_fd(), &address).is_ok() {
+            tries += 1;
+            if tries > ENDING_TRIES {
+                return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+            }
+            std::thread::sleep(ENDING_WAIT);
         }
         std::fs::remove_file(path)?;
     }
