@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -14,19 +14,29 @@ use nix::sys::socket::{
 /// Listens at a pathname, taking the place of a daemon that has died.
 pub(crate) fn at_path(path: &Path) -> io::Result<OwnedFd> {
     let address = UnixAddr::new(path)?;
-    if path.exists() {
-        let probe = seqpacket()?;
-        if connect(probe.as_raw_fd(), &address).is_ok() {
-            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
-        }
-        std::fs::remove_file(path)?;
-    }
+    clear(path, SockType::SeqPacket)?;
     let fd = seqpacket()?;
     bind(fd.as_raw_fd(), &address)?;
     // Anybody may ask; what they may do is decided for each.
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o666))?;
     listen(&fd, Backlog::MAXCONN)?;
     Ok(fd)
+}
+
+/// Removes what a daemon that was killed has left: a socket at which nobody listens. Anything else
+/// stays, and is in the way.
+pub(crate) fn clear(path: &Path, kind: SockType) -> io::Result<()> {
+    let is_socket = path
+        .symlink_metadata()
+        .is_ok_and(|status| status.file_type().is_socket());
+    if !is_socket {
+        return Ok(());
+    }
+    let probe = unconnected(kind)?;
+    match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
+        Err(Errno::ECONNREFUSED) => std::fs::remove_file(path),
+        _ => Err(io::Error::from_raw_os_error(libc::EADDRINUSE)),
+    }
 }
 
 /// Whether a daemon has listened there that is no more.
@@ -48,9 +58,13 @@ pub(crate) fn at_abstract(name: &str) -> io::Result<OwnedFd> {
 }
 
 fn seqpacket() -> io::Result<OwnedFd> {
+    unconnected(SockType::SeqPacket)
+}
+
+fn unconnected(kind: SockType) -> io::Result<OwnedFd> {
     Ok(socket(
         AddressFamily::Unix,
-        SockType::SeqPacket,
+        kind,
         SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
         None,
     )?)
