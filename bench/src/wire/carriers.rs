@@ -70,6 +70,7 @@ impl Carrier {
             command.args(["wire", "forward", kind, WIRE[own], WIRE[other]]);
             let mut talk = Talk::start(&mut command)?;
             talk.line()?;
+            carrier.pids.push(talk.pid());
             carrier._talks.push(talk);
         }
         // A frame must fit one datagram's pieces.
@@ -143,7 +144,10 @@ impl Carrier {
             let len = stream.read(&mut answer)?;
             let answer = String::from_utf8_lossy(answer.get(..len).unwrap_or_default());
             anyhow::ensure!(answer.contains("errno=0"), "{name}: {answer}");
-            end.sh(&format!("ip link set {device} name wg0"))?;
+            end.sh(&format!(
+                "for try in $(seq 500); do ip link show {device} > /dev/null 2>&1 && break; \
+                 sleep 0.01; done; ip link set {device} down; ip link set {device} name wg0"
+            ))?;
         }
         carrier.configure("wg0", "")?;
         Ok(carrier)

@@ -187,6 +187,7 @@ impl Worker {
                 .recheck(sequence)
                 .map_err(|refusal| refuse(sa, refusal))?;
             window.advance(arrived.low);
+            sa.traffic.keep_window(&window);
             window.is_open()
         };
         if follows && netns.listeners.aevents {

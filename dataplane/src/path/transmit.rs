@@ -46,7 +46,7 @@ impl Tools {
         {
             return Verdict::TooBig { mtu };
         }
-        if packet.len() > bytes(bundle.mtu) && bundle.is_cut_before(packet) {
+        if packet.len() > bytes(bundle.mtu.max(LEAST_V6)) && bundle.is_cut_before(packet) {
             return self.cut_before(netns, now, packet, meta, bundle, sink);
         }
         self.pass_from(netns, now, packet, (bundle, 0), meta, sink)

@@ -115,6 +115,18 @@ impl Timers {
         }
     }
 
+    /// The timer of a policy.
+    pub(super) fn of(&self, slot: u32) -> Option<(u64, Reverse<u64>)> {
+        self.of_slot.get(&slot).copied()
+    }
+
+    /// Arms a timer as it was.
+    pub(super) fn recall(&mut self, slot: u32, due: (u64, Reverse<u64>)) {
+        self.queue.insert(due, slot);
+        self.of_slot.insert(slot, due);
+        self.armed = self.armed.max(due.1.0);
+    }
+
     /// When the first timer is due.
     pub(super) fn next(&self) -> Option<BootNanos> {
         let (&(jiffy, _), _) = self.queue.first_key_value()?;

@@ -7,6 +7,7 @@
 //! * `index`: from a flow to its policy.
 //! * `lifetime`: timers.
 //! * `socket`: policies that belong to one socket.
+//! * `keep`: what outlives the process.
 //! * `migrate`: new tunnel endpoints for a policy.
 //!
 //! Three tables find a policy: by identity, by index number, by flow. Every
@@ -15,6 +16,7 @@
 
 pub mod flow;
 mod index;
+mod keep;
 mod lifetime;
 mod migrate;
 pub mod order;
@@ -104,6 +106,8 @@ pub struct Spd {
     defaults: UserPolicyDefault,
     /// Indices of policies that came, changed or went, once somebody wants to know.
     touched: Option<Vec<u32>>,
+    /// What somebody keeps, and has not yet.
+    kept: Option<keep::Touched>,
 }
 
 impl Spd {
@@ -134,6 +138,7 @@ impl Spd {
                 out: XFRM_USERPOLICY_ACCEPT,
             },
             touched: None,
+            kept: None,
         }
     }
 
@@ -207,6 +212,7 @@ impl Spd {
             }
             None => self.add(policy)?,
         };
+        self.change(slot);
         if self.store.get(slot).is_some_and(Policy::expires) {
             self.timers.arm(slot, now.boot, 1);
         } else {
@@ -364,7 +370,9 @@ impl Spd {
 
     /// Takes a policy out (`xfrm_policy_delete`).
     pub fn remove(&mut self, id: PolicyId) -> Option<Policy> {
-        let policy = self.store.remove(id.0)?;
+        let mut policy = self.store.remove(id.0)?;
+        policy.used.take_back();
+        self.change(id.0);
         self.generation += 1;
         self.by_key.remove(policy.key.hash(), id.0);
         self.by_index.remove(hash_index(policy.index), id.0);
@@ -396,6 +404,7 @@ impl Spd {
                 let policies = doomed.iter().filter_map(|&slot| self.store.get(slot));
                 touched.extend(policies.map(|policy| policy.index));
             }
+            self.change_each(&doomed);
             self.store.clear();
             self.by_key = SlotTable::default();
             self.by_index = SlotTable::default();
@@ -541,6 +550,7 @@ impl Spd {
     /// Sets them (`xfrm_hash_rebuild`): every policy is sorted in anew, by age.
     pub fn set_thresholds(&mut self, thresholds: Thresholds) {
         self.thresholds = thresholds;
+        self.change_all();
         self.generation += 1;
         self.flows = Index::default();
         self.positions = no_positions(self.profile);
@@ -593,6 +603,7 @@ impl Spd {
                     if let Some(secs) = next {
                         self.timers.arm(slot, cx.now.boot, secs);
                     }
+                    self.change(slot);
                 }
             }
         }

@@ -47,6 +47,16 @@ impl Positions {
         }
     }
 
+    /// The slot whose number is 0.
+    pub(super) const fn first(&self) -> Option<u32> {
+        self.first
+    }
+
+    /// Sets it, as it had become.
+    pub(super) const fn begin_with(&mut self, first: Option<u32>) {
+        self.first = first;
+    }
+
     pub(super) fn remove(&mut self, policy: &Policy, slot: u32) {
         self.list.remove(&key(policy, slot));
         if self.first == Some(slot) {

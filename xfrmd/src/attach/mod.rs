@@ -30,6 +30,7 @@ mod nft;
 mod routes;
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use dataplane::io::raw::Raw;
 use dataplane::io::tun::Tun;
@@ -125,6 +126,8 @@ pub(crate) fn try_out() -> io::Result<()> {
 pub(crate) struct Attachment {
     firewall: Firewall,
     host: Option<netlink::Socket>,
+    /// The device that a daemon before us has left, until we are attached.
+    left: Option<OwnedFd>,
 }
 
 /// What a change comes to.
@@ -163,6 +166,11 @@ impl Attachment {
         !self.firewall.is_idle()
     }
 
+    /// Goes on with a device, to which the host has sent packets all the time.
+    pub(crate) fn take_over(&mut self, device: Option<OwnedFd>) {
+        self.left = device;
+    }
+
     /// Whether the host sends us packets.
     pub(crate) fn is_attached(&self) -> bool {
         self.host.is_some()
@@ -183,7 +191,7 @@ impl Attachment {
             (None, false) => {
                 let mut made = None;
                 inside(&mut || {
-                    made = Some(attach(&mut self.firewall)?);
+                    made = Some(attach(&mut self.firewall, self.left.take())?);
                     Ok(())
                 })?;
                 let (host, tun) = made.ok_or(io::ErrorKind::Other)?;
@@ -230,10 +238,15 @@ impl Attachment {
 }
 
 /// Device, routes, then the packet filter, in the thread's namespace.
-fn attach(firewall: &mut Firewall) -> io::Result<(netlink::Socket, Tun)> {
+fn attach(firewall: &mut Firewall, left: Option<OwnedFd>) -> io::Result<(netlink::Socket, Tun)> {
     let named =
         |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
-    let tun = Tun::open(DEVICE).map_err(|error| named("/dev/net/tun", error))?;
+    // Somebody may have removed the device meanwhile.
+    let tun = match left.filter(|_| link::is_there()) {
+        Some(device) => Tun::adopt(device),
+        None => Tun::open(DEVICE),
+    };
+    let tun = tun.map_err(|error| named("/dev/net/tun", error))?;
     link::set_up().map_err(|error| named("routes to the device", error))?;
     let host = firewall::socket().and_then(|host| firewall.apply(&host).map(|()| host));
     match host {

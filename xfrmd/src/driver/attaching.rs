@@ -15,6 +15,7 @@ use xfrm_proto::consts::XFRM_POLICY_OUT;
 use xfrmd::emulator::{Inputs, NetnsId};
 
 use super::connection::{Connection, Reply};
+use super::keeper::Role;
 use super::namespace::{self, Home};
 use super::observe::Observed;
 use super::packets::{PacketThreads, Sockets};
@@ -34,20 +35,20 @@ pub(super) struct Followed {
     /// A failure has been told.
     told: bool,
     /// Sockets that take ESP in UDP.
-    encap: Vec<Encap>,
+    pub(super) encap: Vec<Encap>,
     /// What is seen of its packets.
     observed: Arc<Observed>,
     /// Connections that have shown sockets whose own policies are not to bypass.
-    captured: Vec<u64>,
+    pub(super) captured: Vec<u64>,
 }
 
 /// A key manager's socket that takes ESP in UDP.
-struct Encap {
+pub(super) struct Encap {
     /// The connection that said so.
-    connection: u64,
-    socket: EncapSocket,
+    pub(super) connection: u64,
+    pub(super) socket: EncapSocket,
     /// Ours beside it, if it allows for one.
-    bulk: Option<Arc<Bulk>>,
+    pub(super) bulk: Option<Arc<Bulk>>,
 }
 
 /// By namespace.
@@ -85,6 +86,12 @@ impl Followed {
         )?;
         self.threads = Some(threads);
         Ok(())
+    }
+
+    /// Goes on with a namespace and a device that others have left.
+    pub(super) fn take_over(&mut self, namespace: Option<OwnedFd>, tun: Option<OwnedFd>) {
+        self.namespace = namespace;
+        self.attachment.take_over(tun);
     }
 
     /// Tells the threads where ESP in UDP comes to.
@@ -171,12 +178,15 @@ impl Daemon {
         }
         let is_home = instance.netns == self.home.cookie;
         if !followed.attachment.is_attached() && !is_home {
-            if instance.users.is_empty() && instance.namespace.is_none() {
+            let knows = instance.namespace.is_some() || followed.namespace.is_some();
+            if instance.users.is_empty() && !knows {
                 // Let go; the next client brings us back.
                 return;
             }
-            let namespace = instance.namespace.as_ref().map(OwnedFd::try_clone);
-            followed.namespace = namespace.and_then(Result::ok);
+            if followed.namespace.is_none() {
+                let namespace = instance.namespace.as_ref().map(OwnedFd::try_clone);
+                followed.namespace = namespace.and_then(Result::ok);
+            }
             if followed.namespace.is_none() {
                 if !std::mem::replace(&mut followed.told, true) {
                     tracing::error!(
@@ -201,6 +211,12 @@ impl Daemon {
             Ok(Change::Same) => Ok(()),
             Ok(Change::Attached(tun)) => {
                 tracing::info!(netns = instance.netns, "carrying packets");
+                if let Some(line) = &self.line {
+                    line.hold(instance.netns, Role::Tun, tun.fd());
+                    if let Some(namespace) = &followed.namespace {
+                        line.hold(instance.netns, Role::Followed, namespace.as_fd());
+                    }
+                }
                 let started = followed.start(&carrier, *tun);
                 if started.is_err() {
                     followed.detach(home);
@@ -212,6 +228,10 @@ impl Daemon {
                 followed.threads = None;
                 followed.namespace = None;
                 followed.dropped.clear();
+                if let Some(line) = &self.line {
+                    line.release(instance.netns, Role::Tun);
+                    line.release(instance.netns, Role::Followed);
+                }
                 Ok(())
             }
             Err(error) => Err(error),
@@ -341,6 +361,7 @@ impl Daemon {
                 tracing::warn!(%error, "a socket's own policy has no effect on packets");
             }
         }
+        let shown = encap || !self.following.is_empty();
         if encap {
             let taken = take_encap(&fd);
             match taken {
@@ -357,6 +378,9 @@ impl Daemon {
                 }
                 Err(error) => tracing::warn!(%error, "no ESP in UDP for a socket"),
             }
+        }
+        if shown {
+            self.keep_belongings(connection, entered.id);
         }
         Reply::Answer(Answer::default())
     }
@@ -398,14 +422,16 @@ impl Daemon {
         has.then_some(CAPTURED)
     }
 
-    /// Forgets what only a connection needed.
-    pub(super) fn end_shown(&mut self, connection: u64) {
+    /// Forgets what only a connection needed; where there was something.
+    pub(super) fn end_shown(&mut self, connection: u64) -> Vec<NetnsId> {
         let mut changed = Vec::new();
+        let mut ended = Vec::new();
         for (&id, followed) in &mut self.following {
             let before = followed.encap.len();
             followed.encap.retain(|it| it.connection != connection);
             if followed.encap.len() != before {
                 followed.tell_ports();
+                ended.push(id);
             }
             let before = followed.captured.len();
             followed.captured.retain(|&owner| owner != connection);
@@ -413,9 +439,11 @@ impl Daemon {
                 changed.push(id);
             }
         }
-        for id in changed {
+        for &id in &changed {
             self.follow_policies(id);
         }
+        ended.extend(changed);
+        ended
     }
 
     /// Lets go of a namespace that nobody else is in, so that it can end; whether it must be
@@ -435,6 +463,10 @@ impl Daemon {
         followed.attachment.abandon();
         followed.namespace = None;
         followed.dropped.clear();
+        if let (Some(line), Some(instance)) = (&self.line, self.instances.get(&id)) {
+            line.release(instance.netns, Role::Tun);
+            line.release(instance.netns, Role::Followed);
+        }
         false
     }
 

@@ -48,7 +48,7 @@ pub(super) struct Connection {
     /// Cookies and ports of sockets that it has shown.
     proven: Vec<(u64, u32)>,
     /// Cookies of sockets to which it gave policies.
-    policies: Vec<(NetnsId, u64)>,
+    pub(super) policies: Vec<(NetnsId, u64)>,
 }
 
 /// A namespace that the connection uses.
@@ -161,8 +161,17 @@ impl Daemon {
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         let event = EpollEvent::new(flags, Source::Connection.data(index));
         self.epoll.add(&fd, event)?;
+        // A process that comes back has what it had.
+        let adopted = self.adopt(peer.pid());
+        let (id, policies) = match adopted {
+            Some(orphan) => (orphan.connection, orphan.policies),
+            None => {
+                self.next_connection += 1;
+                (self.next_connection - 1, Vec::new())
+            }
+        };
         let connection = Connection {
-            id: self.next_connection,
+            id,
             fd,
             peer: Credentials {
                 pid: peer.pid(),
@@ -172,9 +181,8 @@ impl Daemon {
             entered: Vec::new(),
             brings: false,
             proven: Vec::new(),
-            policies: Vec::new(),
+            policies,
         };
-        self.next_connection += 1;
         if let Some(slot) = self.connections.get_mut(index) {
             *slot = Some(connection);
         } else {
@@ -518,18 +526,27 @@ impl Daemon {
         if value.is_some() {
             connection.policies.push(holder);
         }
+        self.keep_belongings(connection, entered.id);
         Reply::Answer(Answer::default())
     }
 
-    /// Forgets a client, and what only it needed.
-    fn end_connection(&mut self, connection: Connection) {
-        for &(id, cookie) in &connection.policies {
+    /// Takes away what a process had set through a connection.
+    pub(super) fn end_belongings(&mut self, connection: u64, policies: &[(NetnsId, u64)]) {
+        for &(id, cookie) in policies {
             let socket = SocketKey(cookie);
             let now = clock::now();
             // Taking policies away does not fail.
             let _ = self.emulator.set_socket_policy(now, id, socket, 0, 0, None);
+            self.keep_driver(id);
         }
-        self.end_shown(connection.id);
+        for id in self.end_shown(connection) {
+            self.keep_driver(id);
+        }
+    }
+
+    /// Forgets a client, and what only it needed.
+    fn end_connection(&mut self, connection: Connection) {
+        self.end_belongings(connection.id, &connection.policies);
         for entered in &connection.entered {
             let Some(instance) = self.instances.get(&entered.id) else {
                 continue;

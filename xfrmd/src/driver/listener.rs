@@ -5,16 +5,29 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
 
+/// How long a daemon may take to end whose keeper was killed.
+const ENDING_WAIT: Duration = Duration::from_millis(20);
+const ENDING_TRIES: u32 = 50;
+
 /// Listens at a pathname, taking the place of a daemon that has died.
 pub(crate) fn at_path(path: &Path) -> io::Result<OwnedFd> {
     let address = UnixAddr::new(path)?;
-    clear(path, SockType::SeqPacket)?;
+    // One whose keeper has just been killed is about to end.
+    let mut tries = 0;
+    while let Err(error) = clear(path, SockType::SeqPacket) {
+        tries += 1;
+        if tries > ENDING_TRIES {
+            return Err(error);
+        }
+        std::thread::sleep(ENDING_WAIT);
+    }
     let fd = seqpacket()?;
     bind(fd.as_raw_fd(), &address)?;
     // Anybody may ask; what they may do is decided for each.

@@ -12,6 +12,7 @@
 //! * [`entry`]: clients entering namespaces, their rights there.
 //! * [`instance`]: a namespace's sockets and members; delivery.
 //! * [`namespace`]: entering namespaces, learning of their end.
+//! * [`keeper`]: the parent that starts a killed daemon again; [`restart`]: how that one goes on.
 //! * [`privilege`]: who may configure.
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
 //! * [`observe`]: how many packets there are, and captures of them.
@@ -32,6 +33,7 @@ mod explain;
 mod files;
 pub(crate) mod host;
 mod instance;
+pub(crate) mod keeper;
 pub(crate) mod listener;
 mod namespace;
 mod observe;
@@ -40,6 +42,7 @@ mod packets;
 mod privilege;
 pub(crate) mod program;
 mod reply;
+mod restart;
 pub(crate) mod seccomp;
 pub(crate) mod service;
 pub(crate) mod signals;
@@ -68,6 +71,7 @@ use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
 use packets::Inquiries;
+use restart::Orphan;
 
 /// How often we look whether sockets without a process that told us are still there.
 const LINGER: u64 = 2_000_000_000;
@@ -164,6 +168,9 @@ pub(crate) struct Daemon {
     /// What packets ask for, if they are carried.
     inquiries: Option<Inquiries>,
     frame: Vec<u8>,
+    /// Who holds what must outlive us.
+    line: Option<keeper::Line>,
+    orphans: Vec<Orphan>,
 }
 
 impl Daemon {
@@ -213,6 +220,8 @@ impl Daemon {
             following: Following::default(),
             inquiries,
             frame: vec![0; LARGEST_FRAME],
+            line: None,
+            orphans: Vec::new(),
         })
     }
 
@@ -433,6 +442,7 @@ impl Daemon {
         for id in idle {
             self.release_if_unused(id);
         }
+        self.lingering |= self.bury_orphans();
         self.count_listeners();
     }
 
@@ -461,6 +471,7 @@ impl Daemon {
         }
         instance.speakers = None;
         instance.namespace = None;
+        self.hold_instance(id);
         self.lingering |= self.let_go(id);
     }
 
@@ -473,6 +484,7 @@ impl Daemon {
             tracing::info!(netns = cookie, "namespace ended");
             self.instances.remove(&id);
             self.unfollow(id);
+            self.forget_kept(id, cookie);
             self.emulator.destroy_netns(id);
         }
         self.count_listeners();

@@ -186,6 +186,44 @@ impl Shell {
             .unwrap()
     }
 
+    /// The daemon, which is the child of a child: of its keeper.
+    pub(crate) fn daemon(&self) -> u32 {
+        let children = |pid: u32| {
+            let path = format!("/proc/{pid}/task/{pid}/children");
+            let children = std::fs::read_to_string(path).unwrap_or_default();
+            let numbers = children.split_whitespace().map(|pid| pid.parse().unwrap());
+            let is_daemon = |pid: &u32| {
+                std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                    .is_ok_and(|name| name == "xfrmd\n")
+            };
+            numbers.collect::<Vec<u32>>().into_iter().find(is_daemon)
+        };
+        // While another is started there is none.
+        for _ in 0..3000 {
+            if let Some(daemon) = children(self.0.child.id()).and_then(children) {
+                return daemon;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("no daemon");
+    }
+
+    /// Kills the daemon as nothing can prevent, and waits until there is another.
+    pub(crate) fn kill_daemon(&mut self) {
+        let daemon = self.daemon();
+        let pid = nix::unistd::Pid::from_raw(daemon as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
+        for _ in 0..3000 {
+            let is_gone = std::fs::metadata(format!("/proc/{daemon}")).is_err();
+            // Whoever asks at that very moment may be told so.
+            if is_gone && self.try_sh("cat /proc/net/xfrm_stat >/dev/null").0 == "0" {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("no other daemon comes");
+    }
+
     /// Ends it as nothing can prevent, and with it the way to its shell.
     pub(crate) fn kill(mut self) {
         // `nsenter` has become `xfrmd`.
@@ -197,7 +235,7 @@ impl Shell {
 /// What a packet socket sees of an interface.
 pub(crate) struct Wire {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Vec<Vec<u8>>>>,
+    thread: Option<JoinHandle<Vec<Vec<Vec<u8>>>>>,
 }
 
 impl Wire {
@@ -221,7 +259,7 @@ impl Wire {
                     )
                 };
                 match usize::try_from(len) {
-                    Ok(len) => seen.push(buffer[..len].to_vec()),
+                    Ok(len) => seen.push(packets_of(&buffer[..len])),
                     Err(_) if stopping => return seen,
                     Err(_) => std::thread::sleep(Duration::from_millis(1)),
                 }
@@ -234,23 +272,62 @@ impl Wire {
     }
 
     /// All IP packets.
-    pub(crate) fn stop(mut self) -> Vec<Vec<u8>> {
+    pub(crate) fn stop(self) -> Vec<Vec<u8>> {
+        self.stop_joined().concat()
+    }
+
+    /// The same by frames: what was sent at once.
+    pub(crate) fn stop_joined(mut self) -> Vec<Vec<Vec<u8>>> {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.take().unwrap().join().unwrap()
     }
 }
+
+/// The packets of an Ethernet frame, which has a `virtio_net_hdr` in front: datagrams that a device
+/// would cut from one are shown as it would send them.
+fn packets_of(frame: &[u8]) -> Vec<Vec<u8>> {
+    const HEADER: usize = 10;
+    const ETHERNET: usize = 14;
+    const UDP_DATAGRAMS: u8 = 5;
+    let (header, frame) = frame.split_at(HEADER);
+    let packet = &frame[ETHERNET..];
+    let size = usize::from(u16::from_ne_bytes([header[4], header[5]]));
+    if header[1] != UDP_DATAGRAMS || size == 0 {
+        return vec![packet.to_vec()];
+    }
+    let headers = 8 + match packet[0] >> 4 {
+        4 => usize::from(packet[0] & 15) * 4,
+        _ => 40,
+    };
+    let (headers, payload) = packet.split_at(headers);
+    let datagrams = payload.chunks(size);
+    datagrams.map(|part| [headers, part].concat()).collect()
+}
+
+const PACKET_VNET_HDR: i32 = 15;
 
 fn packet_socket(interface: &str) -> OwnedFd {
     let all = (libc::ETH_P_ALL as u16).to_be();
     let fd = unsafe {
         libc::socket(
             libc::AF_PACKET,
-            libc::SOCK_DGRAM | libc::SOCK_CLOEXEC,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
             i32::from(all),
         )
     };
     assert!(fd >= 0);
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let yes: i32 = 1;
+    let told = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_PACKET,
+            PACKET_VNET_HDR,
+            (&raw const yes).cast(),
+            4,
+        )
+    };
+    assert_eq!(told, 0);
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = all;

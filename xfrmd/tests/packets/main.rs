@@ -19,6 +19,7 @@ mod cases;
 #[path = "../namespaces/mod.rs"]
 mod namespaces;
 mod net;
+mod restart;
 mod ways;
 
 use std::process::{Command, ExitCode, Stdio};
