@@ -111,6 +111,9 @@ const fn record(id: NetnsId) -> Record {
     }
 }
 
+/// A connection: its number, its process, and the sockets that it gave policies to.
+type Served<'a> = (u64, i32, &'a [(NetnsId, u64)]);
+
 impl Daemon {
     /// Takes over what others have left, if there were any, and keeps state from now on.
     ///
@@ -161,10 +164,10 @@ impl Daemon {
                     .inspect_err(|error| tracing::warn!(%error, "sockets of a namespace"))
                     .ok();
             }
-            if let (Some(watch), Some(namespace)) = (&mut self.watch, &instance.namespace) {
-                if let Err(error) = watch.add(image.cookie, namespace.as_fd()) {
-                    tracing::debug!(%error, "the namespace's end will go unnoticed");
-                }
+            if let (Some(watch), Some(namespace)) = (&mut self.watch, &instance.namespace)
+                && let Err(error) = watch.add(image.cookie, namespace.as_fd())
+            {
+                tracing::debug!(%error, "the namespace's end will go unnoticed");
             }
             let listeners = self.listeners_in(&instance).unwrap_or_default();
             instance.find_members(&listeners);
@@ -218,7 +221,7 @@ impl Daemon {
         self.keep_with(None, id);
     }
 
-    fn keep_with(&mut self, served: Option<(u64, i32, &[(NetnsId, u64)])>, id: NetnsId) {
+    fn keep_with(&mut self, served: Option<Served<'_>>, id: NetnsId) {
         let Some(instance) = self.instances.get_mut(&id) else {
             return;
         };
