@@ -4,7 +4,6 @@
 //! the SA's words ([`super::traffic`]). Indices, timers and Linux's hash chains
 //! are made of the images.
 
-
 use xfrm_proto::algo::Key;
 
 use super::lifetime::Expiry;
