@@ -47,7 +47,7 @@ pub use policy::{
     LastUse, Mismatch, Policy, PolicyKey, Templates, selector_matches, selector_mismatch,
 };
 use policy::{Place, hash_state};
-use position::Positions;
+use position::{Positions, no_positions};
 pub use socket::SocketKey;
 use socket::SocketPolicies;
 use store::Store;
@@ -591,14 +591,6 @@ impl Spd {
             + self.by_index.heap_bytes()
             + self.flows.heap_bytes()
     }
-}
-
-fn no_positions(profile: &Profile) -> Vec<Positions> {
-    let directions = 0..XFRM_POLICY_MAX;
-    directions
-        .filter(|_| profile.policies_have_positions)
-        .map(|_| Positions::default())
-        .collect()
 }
 
 fn hash_index(index: u32) -> u32 {
