@@ -37,7 +37,7 @@ use xfrm_proto::uapi::{
 };
 use zerocopy::IntoBytes;
 
-const ORDERS: usize = 1000;
+const ORDERS: usize = 400;
 const WORKERS: u32 = 3;
 const EACH: u32 = 3;
 const ALL: usize = (WORKERS * EACH) as usize;
