@@ -6,25 +6,25 @@ use std::sync::Arc;
 
 use dataplane::io::bulk::Bulk;
 use dataplane::io::udp_encap;
-use dataplane::mib::Counter;
+use dataplane::mib::{Counter, Mib};
 use dataplane::spd::SocketKey;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt, setsockopt, sockopt};
-use xfrm_proto::consts::XFRM_POLICY_OUT;
+use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt, sockopt};
 use xfrmd::emulator::{Inputs, NetnsId};
 
 use super::connection::{Connection, Reply};
 use super::namespace::{self, Home};
+use super::own_sockets::Own;
 use super::packets::{PacketThreads, Sockets};
 use super::{Daemon, clock, host};
-use crate::attach::{Attachment, BYPASS, CAPTURED, Change, EncapSocket, MARK_MASK};
+use crate::attach::{Attachment, BYPASS, Change, Devices, EncapSocket, OwnSocket};
 use xfrm_proto::control::{Answer, Socket};
 
 /// A namespace whose policies are followed.
 #[derive(Default)]
 pub(super) struct Followed {
-    attachment: Attachment,
+    pub(super) attachment: Attachment,
     threads: Option<PacketThreads>,
     /// The namespace while it is attached; none for the daemon's own.
     namespace: Option<OwnedFd>,
@@ -34,8 +34,8 @@ pub(super) struct Followed {
     told: bool,
     /// Sockets that take ESP in UDP.
     encap: Vec<Encap>,
-    /// Connections that have shown sockets whose own policies are not to bypass.
-    captured: Vec<u64>,
+    /// Sockets whose own policies are not to bypass.
+    pub(super) own: Vec<Own>,
 }
 
 /// A key manager's socket that takes ESP in UDP.
@@ -63,17 +63,26 @@ fn inside(
 
 impl Followed {
     /// Starts carrying packets, once the host sends them.
-    fn start(&mut self, daemon: &Carrier<'_>, tun: dataplane::io::tun::Tun) -> io::Result<()> {
+    fn start(&mut self, daemon: &Carrier<'_>, devices: Devices) -> io::Result<()> {
         let mut sockets = None;
         inside(daemon.home, self.namespace.as_ref(), &mut || {
             sockets = Some(Sockets::open()?);
             Ok(())
         })?;
         let sockets = sockets.ok_or(io::ErrorKind::Other)?;
-        let threads = PacketThreads::start(daemon.id, &daemon.netns, tun, sockets, &daemon.line)?;
+        let threads =
+            PacketThreads::start(daemon.id, &daemon.netns, devices, sockets, &daemon.line)?;
         self.threads = Some(threads);
         self.tell_ports();
+        self.tell_own();
         Ok(())
+    }
+
+    pub(super) fn tell_own(&self) {
+        if let Some(threads) = &self.threads {
+            let sockets: Vec<OwnSocket> = self.own.iter().map(|own| own.socket).collect();
+            threads.set_own_sockets(sockets);
+        }
     }
 
     fn tell_ports(&self) {
@@ -87,6 +96,18 @@ impl Followed {
             let bulk = self.encap.iter().filter_map(|it| it.bulk.clone());
             threads.set_encap_sockets(sockets, bulk.collect());
         }
+    }
+
+    /// Counts what the host's packet filter has dropped since the last time.
+    fn count_dropped(&mut self, mib: &Mib) {
+        let dropped = self.attachment.dropped();
+        for &(counter, packets) in &dropped {
+            let mut before = self.dropped.iter();
+            let before = before.find(|&&(other, _)| other == counter);
+            let before = before.map_or(0, |&(_, packets)| packets);
+            mib.add(counter, packets.saturating_sub(before));
+        }
+        self.dropped = dropped;
     }
 
     fn detach(&mut self, home: &Home) {
@@ -129,13 +150,16 @@ impl Daemon {
             let touched = netns.spd.take_touched();
             let defaults = followed.attachment.set_defaults(netns.spd.defaults());
             let attachment = &mut followed.attachment;
-            attachment.set_needed(!followed.captured.is_empty());
             let differs = attachment.is_wanted() != attachment.is_attached();
-            if touched.is_empty() && !defaults && !differs {
+            if touched.is_empty() && !defaults && !differs && !attachment.has_own_changes() {
                 return;
             }
             for index in touched {
                 followed.attachment.set(index, netns.spd.of_index(index));
+            }
+            if followed.attachment.will_reset_counters() {
+                followed.count_dropped(&netns.mib);
+                followed.dropped.clear();
             }
         }
         let is_home = instance.netns == self.home.cookie;
@@ -168,9 +192,9 @@ impl Daemon {
         };
         let result = match changed {
             Ok(Change::Same) => Ok(()),
-            Ok(Change::Attached(tun)) => {
+            Ok(Change::Attached(devices)) => {
                 tracing::info!(netns = instance.netns, "carrying packets");
-                let started = followed.start(&carrier, *tun);
+                let started = followed.start(&carrier, *devices);
                 if started.is_err() {
                     followed.detach(home);
                 }
@@ -245,18 +269,9 @@ impl Daemon {
         let Some(followed) = self.following.get_mut(&id) else {
             return;
         };
-        let dropped = followed.attachment.dropped();
         if let Some(netns) = self.emulator.netns(id) {
-            for &(counter, packets) in &dropped {
-                let before = followed
-                    .dropped
-                    .iter()
-                    .find(|&&(other, _)| other == counter)
-                    .map_or(0, |&(_, packets)| packets);
-                netns.mib.add(counter, packets.saturating_sub(before));
-            }
+            followed.count_dropped(&netns.mib);
         }
-        followed.dropped = dropped;
     }
 
     /// Does to a key manager's socket what the host's XFRM would do by itself.
@@ -281,25 +296,17 @@ impl Daemon {
         if !is_it {
             return Reply::HangUp;
         }
+        let key = SocketKey(socket.cookie);
         if entered.privileged
-            && let Some(wanted) = self.mark_of(entered.id, &socket)
+            && let Err(error) = self.mark_socket(connection.id, entered.id, key, &fd)
         {
-            if wanted == CAPTURED {
-                let followed = self.following.entry(entered.id).or_default();
-                followed.captured.push(connection.id);
-                self.follow_policies(entered.id);
-            }
-            let marked = getsockopt(&fd, sockopt::Mark)
-                .and_then(|mark| setsockopt(&fd, sockopt::Mark, &(mark & !MARK_MASK | wanted)));
-            if let Err(error) = marked {
-                tracing::warn!(%error, "a socket's own policy has no effect on packets");
-            }
+            tracing::warn!(%error, "a socket's own policy has no effect on packets");
+            return Reply::error(error.raw_os_error().unwrap_or(libc::EOPNOTSUPP));
         }
         if encap {
             let taken = take_encap(&fd);
             match taken {
                 Ok(port) => {
-                    let key = SocketKey(socket.cookie);
                     let bulk = self.bulk_beside(entered.id, key, &fd);
                     let followed = self.following.entry(entered.id).or_default();
                     followed.encap.push(Encap {
@@ -338,38 +345,16 @@ impl Daemon {
         bulk
     }
 
-    /// The mark that a socket's own policy for what it sends comes to, if it has one.
-    ///
-    /// What is to be protected comes to us, but the engine does not learn whose it is: it is
-    /// dropped unless another policy is for it.
-    fn mark_of(&self, id: NetnsId, socket: &Socket) -> Option<u32> {
-        let netns = self.emulator.netns(id)?;
-        let key = SocketKey(socket.cookie);
-        if netns.spd.socket_bypasses(key, XFRM_POLICY_OUT) {
-            return Some(BYPASS);
-        }
-        let has = netns.spd.has_socket_policy(key, XFRM_POLICY_OUT);
-        has.then_some(CAPTURED)
-    }
-
     /// Forgets what only a connection needed.
     pub(super) fn end_shown(&mut self, connection: u64) {
-        let mut changed = Vec::new();
-        for (&id, followed) in &mut self.following {
+        for followed in self.following.values_mut() {
             let before = followed.encap.len();
             followed.encap.retain(|it| it.connection != connection);
             if followed.encap.len() != before {
                 followed.tell_ports();
             }
-            let before = followed.captured.len();
-            followed.captured.retain(|&owner| owner != connection);
-            if followed.captured.len() != before {
-                changed.push(id);
-            }
         }
-        for id in changed {
-            self.follow_policies(id);
-        }
+        self.forget_own_sockets(|own| own.connection == connection);
     }
 
     /// Lets go of a namespace that nobody else is in, so that it can end; whether it must be

@@ -512,6 +512,8 @@ impl Daemon {
         connection.policies.retain(|&other| other != holder);
         if value.is_some() {
             connection.policies.push(holder);
+        } else {
+            self.forget_own_sockets(|own| own.socket.key.0 == socket.cookie);
         }
         Reply::Answer(Answer::default())
     }

@@ -34,6 +34,7 @@ mod instance;
 pub(crate) mod listener;
 mod namespace;
 mod outbox;
+mod own_sockets;
 mod packets;
 mod privilege;
 pub(crate) mod program;

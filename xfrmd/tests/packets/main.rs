@@ -15,6 +15,7 @@
 
 mod cases;
 mod net;
+mod own;
 mod ways;
 
 use std::process::{Command, ExitCode, Stdio};
@@ -46,6 +47,10 @@ fn main() -> ExitCode {
             net::manage_keys(&log, arguments.next().is_some());
             return ExitCode::SUCCESS;
         }
+        Some("own") => {
+            own::play(&arguments.next().unwrap(), arguments);
+            return ExitCode::SUCCESS;
+        }
         Some("protected-sender") => {
             net::send_protected(&arguments.next().unwrap());
             return ExitCode::SUCCESS;
@@ -58,6 +63,7 @@ fn main() -> ExitCode {
     let trials = cases::CASES
         .iter()
         .chain(ways::CASES)
+        .chain(own::CASES)
         .map(|&(name, body)| {
             let name = match missing {
                 Some(reason) if !required => format!("{name} ({reason})"),

@@ -78,6 +78,7 @@ impl Inbound {
                         self.receivers.set_ports(&ports, &bulk);
                         self.road.routes.set_encap_sockets(sockets);
                     }
+                    Command::OwnSockets(sockets) => self.road.routes.set_own_sockets(sockets),
                     Command::Retry(_) | Command::Iptfs(_) => {}
                 }
             }

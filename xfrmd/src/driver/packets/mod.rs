@@ -34,7 +34,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
 
 use super::clock::HostEntropy;
-use crate::attach::{EncapSocket, HostRoutes};
+use crate::attach::{Devices, EncapSocket, HostRoutes, OwnSocket};
 use inbound::Inbound;
 use outbound::Outbound;
 use sockets::{Receivers, Senders};
@@ -104,6 +104,8 @@ enum Command {
     Iptfs(Vec<SaHandle>),
     /// Sockets that take ESP in UDP, one a port, and some for it beside them.
     EncapSockets(Vec<EncapSocket>, Vec<Arc<Bulk>>),
+    /// Sockets that have policies of their own.
+    OwnSockets(Vec<OwnSocket>),
     Stop,
 }
 
@@ -139,10 +141,11 @@ impl PacketThreads {
     pub(super) fn start(
         id: NetnsId,
         netns: &Arc<RwLock<Netns>>,
-        tun: Tun,
+        devices: Devices,
         sockets: Sockets,
         line: &Line,
     ) -> io::Result<Self> {
+        let Devices { tun, marked } = devices;
         let tun = Arc::new(tun);
         let Sockets {
             receivers,
@@ -170,7 +173,9 @@ impl PacketThreads {
         let (road_in, commands_in, wake_in) = road(routes_in, 1)?;
         let namespace_out = namespace.try_clone()?;
         let outbound = Thread::start("packets-out", commands_out, wake_out, move || {
-            enter(&namespace_out, || Outbound::new(road_out, senders).run());
+            enter(&namespace_out, || {
+                Outbound::new(road_out, marked, senders).run()
+            });
         })?;
         let inbound = Thread::start("packets-in", commands_in, wake_in, move || {
             enter(&namespace, || Inbound::new(road_in, receivers).run());
@@ -193,6 +198,12 @@ impl PacketThreads {
         self.outbound
             .tell(Command::EncapSockets(sockets.clone(), bulk.clone()));
         self.inbound.tell(Command::EncapSockets(sockets, bulk));
+    }
+
+    /// Knows these sockets by their marks.
+    pub(super) fn set_own_sockets(&self, sockets: Vec<OwnSocket>) {
+        self.outbound.tell(Command::OwnSockets(sockets.clone()));
+        self.inbound.tell(Command::OwnSockets(sockets));
     }
 }
 
