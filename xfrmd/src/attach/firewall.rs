@@ -237,6 +237,14 @@ impl Firewall {
         }
         transaction.add_chain(CAPTURE);
         transaction.add_rule(CAPTURE, |rule| set_mark(rule, CAPTURED));
+        // What goes back to where it came from would be answered with a redirect.
+        transaction.add_rule(CAPTURE, |rule| {
+            rule.meta(Meta::InputName, REG);
+            rule.equals(REG, &device_name(DEVICE));
+            rule.meta(Meta::Mark, REG);
+            rule.equals(REG, &CAPTURED.to_ne_bytes());
+            set_mark(rule, CAPTURED | OWN);
+        });
         transaction.add_chain(BLOCK);
         // Before routing nobody knows whether the packet is for this host.
         transaction.add_rule(BLOCK, |rule| {

@@ -41,6 +41,7 @@ use dataplane::io::tun::Tun;
 use dataplane::mib::Counter;
 use dataplane::packet::Family;
 use dataplane::spd::Policy;
+use nix::sys::socket::SockProtocol;
 use xfrm_proto::consts::IPPROTO_ESP;
 use xfrm_proto::uapi::UserPolicyDefault;
 
@@ -60,7 +61,8 @@ const RETURNED: u32 = 0x2000_0000;
 /// On packets that policies do not apply to (any more).
 pub(crate) const BYPASS: u32 = 0x3000_0000;
 
-/// With the other two zero: the mark of a socket that has policies of its own.
+/// With the other two zero: the mark of a socket that has policies of its own. On captured packets
+/// without a socket's number: they come from the device.
 pub(crate) const OWN: u32 = 0x0800_0000;
 /// All bits that are ours.
 pub(crate) const STATE_MASK: u32 = MARK_MASK | OWN;
@@ -105,6 +107,8 @@ pub(crate) struct Attachment {
     /// Sockets' own policies are not what the host knows.
     own_changed: bool,
     host: Option<netlink::Socket>,
+    /// Tells of sockets.
+    sockets: Option<netlink::Socket>,
 }
 
 /// What packets of the host come from.
@@ -187,8 +191,9 @@ impl Attachment {
                     made = Some(attach(&mut self.firewall)?);
                     Ok(())
                 })?;
-                let (host, devices) = made.ok_or(io::ErrorKind::Other)?;
+                let (host, sockets, devices) = made.ok_or(io::ErrorKind::Other)?;
                 self.host = Some(host);
+                self.sockets = sockets;
                 Ok(Change::Attached(Box::new(devices)))
             }
             (Some(_), true) => {
@@ -207,6 +212,7 @@ impl Attachment {
         inside: impl FnOnce(&mut dyn FnMut() -> io::Result<()>) -> io::Result<()>,
     ) -> io::Result<()> {
         self.firewall.forget_host();
+        self.sockets = None;
         let Some(host) = self.host.take() else {
             return Ok(());
         };
@@ -219,6 +225,13 @@ impl Attachment {
     pub(crate) fn abandon(&mut self) {
         self.firewall.forget_host();
         self.host = None;
+        self.sockets = None;
+    }
+
+    /// Which of these marks of sockets are on a connection that lives on.
+    pub(crate) fn alive(&self, marks: &[u32]) -> Vec<u32> {
+        let asked = self.sockets.as_ref().map(|it| sockets::alive(it, marks));
+        asked.and_then(Result::ok).unwrap_or_default()
     }
 
     /// Packets that the host dropped for us, by where Linux counts them.
@@ -231,7 +244,9 @@ impl Attachment {
 }
 
 /// Devices, routes, then the packet filter, in the thread's namespace.
-fn attach(firewall: &mut Firewall) -> io::Result<(netlink::Socket, Devices)> {
+fn attach(
+    firewall: &mut Firewall,
+) -> io::Result<(netlink::Socket, Option<netlink::Socket>, Devices)> {
     let named =
         |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     let open = |name| Tun::open(name).map_err(|error| named("/dev/net/tun", error));
@@ -245,7 +260,8 @@ fn attach(firewall: &mut Firewall) -> io::Result<(netlink::Socket, Devices)> {
     match host {
         Ok(host) => {
             let marked = marked.ok();
-            Ok((host, Devices { tun, marked }))
+            let sockets = netlink::Socket::open(SockProtocol::NetlinkSockDiag);
+            Ok((host, sockets.ok(), Devices { tun, marked }))
         }
         Err(error) => {
             if let Err(error) = link::take_down() {

@@ -8,7 +8,7 @@ use std::io;
 
 use dataplane::spd::{Flow, SocketKey};
 use nix::sys::socket::SockProtocol;
-use xfrm_proto::consts::{AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
+use xfrm_proto::consts::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 
 use super::netlink::{Messages, Socket, attrs};
 use super::{OWN, OWN_MASK, STATE_MASK};
@@ -68,17 +68,43 @@ impl OwnSockets {
             .as_ref()?
             .exchange(&question(flow), |kind, answer| {
                 if kind == SOCK_DIAG_BY_FAMILY {
-                    let found = attrs(answer.get(ANSWER_BYTES..).unwrap_or_default())
-                        .find(|&(kind, _)| kind == INET_DIAG_MARK);
-                    mark = found.and_then(|(_, value)| value.first_chunk().copied());
+                    mark = mark_of(answer);
                 }
             });
         if let Err(error) = asked {
             tracing::debug!(%error, "asking for a socket");
         }
-        let mark = u32::from_ne_bytes(mark?);
+        let mark = mark?;
         self.of_mark(mark).filter(|_| mark & STATE_MASK == OWN)
     }
+}
+
+/// Which of these marks are on a connection of the namespace, closed by its program or not.
+pub(super) fn alive(asking: &Socket, marks: &[u32]) -> io::Result<Vec<u32>> {
+    const NLM_F_DUMP: u16 = 0x300;
+    /// What is left of a connection when both ends have closed it.
+    const TIME_WAIT: u32 = 1 << 6;
+    let mut found = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        let mut messages = Messages::default();
+        messages.push(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, |out| {
+            let [family, _] = family.to_le_bytes();
+            out.fixed(&[family, IPPROTO_TCP, 0, 0]);
+            out.fixed(&(!TIME_WAIT).to_ne_bytes());
+            out.fixed(&[0; 48]);
+        });
+        asking.exchange(&messages, |kind, answer| {
+            let mark = mark_of(answer).filter(|_| kind == SOCK_DIAG_BY_FAMILY);
+            found.extend(mark.filter(|mark| marks.contains(&(mark & OWN_MASK))));
+        })?;
+    }
+    Ok(found.into_iter().map(|mark| mark & OWN_MASK).collect())
+}
+
+fn mark_of(answer: &[u8]) -> Option<u32> {
+    let mut attrs = attrs(answer.get(ANSWER_BYTES..)?);
+    let (_, value) = attrs.find(|&(kind, _)| kind == INET_DIAG_MARK)?;
+    value.first_chunk().map(|mark| u32::from_ne_bytes(*mark))
 }
 
 /// `inet_diag_req_v2`.

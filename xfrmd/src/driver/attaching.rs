@@ -78,6 +78,12 @@ impl Followed {
         Ok(())
     }
 
+    pub(super) fn drain(&self) {
+        if let Some(threads) = &self.threads {
+            threads.drain();
+        }
+    }
+
     pub(super) fn tell_own(&self) {
         if let Some(threads) = &self.threads {
             let sockets: Vec<OwnSocket> = self.own.iter().map(|own| own.socket).collect();
@@ -354,7 +360,7 @@ impl Daemon {
                 followed.tell_ports();
             }
         }
-        self.forget_own_sockets(|own| own.connection == connection);
+        self.forget_own_sockets(|own| own.connection == Some(connection));
     }
 
     /// Lets go of a namespace that nobody else is in, so that it can end; whether it must be

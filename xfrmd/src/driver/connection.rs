@@ -496,6 +496,14 @@ impl Daemon {
         if !entered.privileged {
             return Reply::error(libc::EPERM);
         }
+        let holder = (entered.id, socket.cookie);
+        // Without a family the socket is about to be closed.
+        let closed = value.is_none() && family == 0;
+        if closed && !self.may_forget(entered.id, SocketKey(socket.cookie)) {
+            connection.policies.retain(|&other| other != holder);
+            self.arm();
+            return Reply::Answer(Answer::default());
+        }
         let number = |family: u32| u16::try_from(family).unwrap_or(u16::MAX);
         let result = self.emulator.set_socket_policy(
             clock::now(),
@@ -508,7 +516,6 @@ impl Daemon {
         if let Err(errno) = result {
             return Reply::error(errno);
         }
-        let holder = (entered.id, socket.cookie);
         connection.policies.retain(|&other| other != holder);
         if value.is_some() {
             connection.policies.push(holder);
@@ -522,6 +529,9 @@ impl Daemon {
     fn end_connection(&mut self, connection: Connection) {
         for &(id, cookie) in &connection.policies {
             let socket = SocketKey(cookie);
+            if !self.may_forget(id, socket) {
+                continue;
+            }
             let now = clock::now();
             // Taking policies away does not fail.
             let _ = self.emulator.set_socket_policy(now, id, socket, 0, 0, None);

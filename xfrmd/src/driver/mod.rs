@@ -47,6 +47,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use dataplane::netns::Limits;
+use dataplane::spd::SocketKey;
 use dataplane::{BootNanos, Profile};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -67,6 +68,8 @@ use packets::Inquiries;
 
 /// How often we look whether sockets without a process that told us are still there.
 const LINGER: u64 = 2_000_000_000;
+/// How often we look whether a closed connection still has something to send.
+const ORPHAN_LOOK: u64 = 200_000_000;
 /// How often we try to tell members that they lost events.
 const OVERRUN_RETRY: u64 = 20_000_000;
 
@@ -156,6 +159,8 @@ pub(crate) struct Daemon {
     native_groups: u32,
     overruns: bool,
     lingering: bool,
+    /// Connections whose policies stay although their programs have closed them.
+    orphans: Vec<(NetnsId, SocketKey)>,
     following: Following,
     /// What packets ask for, if they are carried.
     inquiries: Option<Inquiries>,
@@ -206,6 +211,7 @@ impl Daemon {
             native_groups: 0,
             overruns: false,
             lingering: false,
+            orphans: Vec::new(),
             following: Following::default(),
             inquiries,
             frame: vec![0; LARGEST_FRAME],
@@ -271,6 +277,7 @@ impl Daemon {
         if self.lingering {
             self.look_for_lingerers();
         }
+        self.look_for_orphans();
         self.arm();
     }
 
@@ -286,6 +293,9 @@ impl Daemon {
         }
         if self.lingering {
             also(LINGER);
+        }
+        if !self.orphans.is_empty() {
+            also(ORPHAN_LOOK);
         }
         let Some(next) = next else { return };
         if self.armed.is_some_and(|armed| armed <= next) {

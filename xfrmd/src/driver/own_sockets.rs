@@ -13,12 +13,13 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use xfrm_proto::consts::XFRM_POLICY_ALLOW;
 use xfrmd::emulator::NetnsId;
 
-use super::Daemon;
+use super::{Daemon, clock};
 use crate::attach::{BYPASS, OWN, OWN_MASK, OwnSocket, STATE_MASK};
 
 /// A socket with policies of its own, and the connection that has shown it.
 pub(super) struct Own {
-    pub(super) connection: u64,
+    /// None once its program has closed it.
+    pub(super) connection: Option<u64>,
     pub(super) socket: OwnSocket,
 }
 
@@ -96,6 +97,7 @@ impl Daemon {
             user_mark,
             key,
         };
+        let connection = Some(connection);
         followed.own.push(Own { connection, socket });
         if let Some(netns) = self.emulator.netns(id) {
             let policies = netns.spd.socket_policies(key);
@@ -109,6 +111,37 @@ impl Daemon {
             return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
         }
         Ok(mark)
+    }
+
+    /// Before a socket's policies are taken away: what it has sent goes by them. False if they have
+    /// to stay, because its program has closed a connection that lives on.
+    pub(super) fn may_forget(&mut self, id: NetnsId, key: SocketKey) -> bool {
+        let (Some(own), Some(followed)) = (self.own_socket(id, key), self.following.get(&id))
+        else {
+            return true;
+        };
+        followed.drain();
+        if followed.attachment.alive(&[own.mark]).is_empty() {
+            return true;
+        }
+        self.orphans.push((id, key));
+        if let Some(followed) = self.following.get_mut(&id) {
+            let own = followed.own.iter_mut().filter(|own| own.socket.key == key);
+            own.for_each(|own| own.connection = None);
+        }
+        false
+    }
+
+    /// Takes the policies away of connections that have ended.
+    pub(super) fn look_for_orphans(&mut self) {
+        for (id, key) in std::mem::take(&mut self.orphans) {
+            if self.may_forget(id, key) {
+                // Taking policies away does not fail.
+                let now = clock::now();
+                let _ = self.emulator.set_socket_policy(now, id, key, 0, 0, None);
+                self.forget_own_sockets(|own| own.socket.key == key);
+            }
+        }
     }
 
     /// Forgets sockets that are gone or have no policies any more.

@@ -14,6 +14,7 @@
 )]
 
 mod cases;
+mod defaults;
 mod net;
 mod own;
 mod ways;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         .iter()
         .chain(ways::CASES)
         .chain(own::CASES)
+        .chain(defaults::CASES)
         .map(|&(name, body)| {
             let name = match missing {
                 Some(reason) if !required => format!("{name} ({reason})"),

@@ -79,7 +79,7 @@ impl Inbound {
                         self.road.routes.set_encap_sockets(sockets);
                     }
                     Command::OwnSockets(sockets) => self.road.routes.set_own_sockets(sockets),
-                    Command::Retry(_) | Command::Iptfs(_) => {}
+                    Command::Retry(_) | Command::Iptfs(_) | Command::Drain(_) => {}
                 }
             }
         }

@@ -16,9 +16,10 @@ mod sockets;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use dataplane::Netns;
 use dataplane::io::bulk::Bulk;
@@ -39,6 +40,8 @@ use inbound::Inbound;
 use outbound::Outbound;
 use sockets::{Receivers, Senders};
 
+/// A thread that is overwhelmed is not waited for.
+const LONGEST_DRAIN: Duration = Duration::from_secs(1);
 /// Packets of one round.
 const BATCH: usize = 64;
 
@@ -106,6 +109,8 @@ enum Command {
     EncapSockets(Vec<EncapSocket>, Vec<Arc<Bulk>>),
     /// Sockets that have policies of their own.
     OwnSockets(Vec<OwnSocket>),
+    /// Everything that the host has sent by now has to leave first.
+    Drain(SyncSender<()>),
     Stop,
 }
 
@@ -198,6 +203,15 @@ impl PacketThreads {
         self.outbound
             .tell(Command::EncapSockets(sockets.clone(), bulk.clone()));
         self.inbound.tell(Command::EncapSockets(sockets, bulk));
+    }
+
+    /// Waits until what the host has sent by now has passed the engine.
+    pub(super) fn drain(&self) {
+        let (sender, done) = sync_channel(1);
+        self.outbound.tell(Command::Drain(sender));
+        if done.recv_timeout(LONGEST_DRAIN).is_err() {
+            tracing::warn!("packets have been waiting for long");
+        }
     }
 
     /// Knows these sockets by their marks.

@@ -16,7 +16,7 @@ use xfrm_proto::uapi::Address;
 use super::inbound::ToHost;
 use super::sockets::Senders;
 use super::{Command, Road, buffers, readable, wait_for};
-use crate::attach::{HostRoutes, LEAST_MTU_V6, OWN, STATE_MASK};
+use crate::attach::{HostRoutes, LEAST_MTU_V6, OWN, OWN_MASK, STATE_MASK};
 use crate::driver::clock;
 use crate::driver::outbox::Outbox;
 
@@ -26,6 +26,8 @@ const OTHERS: usize = 4;
 const ENOUGH: usize = 32;
 /// Rounds with packets between two looks at anything else.
 const MOST_ROUNDS: usize = 16;
+/// Rounds that may empty what the devices hold.
+const MOST_DRAINED: usize = 4096;
 
 /// The thread that sends.
 pub(super) struct Outbound {
@@ -96,6 +98,14 @@ impl Outbound {
                         self.road.routes.set_encap_sockets(sockets);
                     }
                     Command::OwnSockets(sockets) => self.road.routes.set_own_sockets(sockets),
+                    Command::Drain(done) => {
+                        let mut rounds = MOST_DRAINED;
+                        while rounds > 0 && self.take() {
+                            rounds -= 1;
+                        }
+                        // Whoever asked may have given up.
+                        let _ = done.try_send(());
+                    }
                     Command::Retry(queues) => self.retry(queues),
                     Command::Iptfs(sas) => self.run_iptfs(&sas),
                 }
@@ -243,7 +253,7 @@ impl Passage<'_> {
             return;
         };
         let sender = routes.sender(mark);
-        if sender.is_none() && mark & OWN != 0 {
+        if sender.is_none() && mark & OWN != 0 && mark & OWN_MASK != OWN {
             tracing::debug!(mark, "a packet of a socket that has gone");
             return;
         }
