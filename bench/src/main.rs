@@ -16,6 +16,7 @@ mod scale;
 mod sockets;
 mod stopwatch;
 mod transport;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -79,6 +80,11 @@ const BENCHES: &[Bench] = &[
         about: "a packet's whole way beside the bare cipher; lookups; two workers",
         run: path::run,
     },
+    Bench {
+        name: "wire",
+        about: "TCP, UDP and pings between two namespaces, beside forwarders without crypto and other tunnels",
+        run: wire::run,
+    },
 ];
 
 fn main() -> ExitCode {
@@ -86,6 +92,9 @@ fn main() -> ExitCode {
     let result = match args.split_first() {
         Some((first, rest)) if first == "client" => client_main(rest),
         Some((first, rest)) if first == "packets" => path::packets(rest),
+        Some((first, rest)) if first == "wire" && !rest.is_empty() => {
+            wire::part(rest).map(|()| true)
+        }
         Some((first, _)) if first == "-h" || first == "--help" => {
             println!("usage: cargo xtask bench [NAME]...");
             BENCHES

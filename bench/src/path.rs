@@ -56,7 +56,6 @@ const META: OutputMeta = OutputMeta {
     socket: None,
     forwarded: true,
     bypasses: false,
-    in_parts: false,
     loopback: false,
     mtu: 9_000,
     hop_limit: 64,

@@ -1,24 +1,26 @@
 #!/usr/bin/env bash
 # Runs a command inside a reference kernel (see install.sh).
 #
-#   compat-tests/kernel/run.sh -k 6.1|6.12|7.2|7.2-iptfs [-s] [-m MEMORY] [-t SECONDS] -- COMMAND [ARG...]
+#   compat-tests/kernel/run.sh -k 6.1|6.12|7.2|7.2-iptfs [-s] [-m MEMORY] [-n TAP] [-t SECONDS] -- COMMAND [ARG...]
 #
-# 7.2-iptfs is 7.2 with the module that iptfs.sh made.
+# -n joins it to this network namespace: its interface vec0 is the other end of TAP, a TAP device
+# that exists. 7.2-iptfs is 7.2 with the module that iptfs.sh made.
 # -s seals it: once the modules that XFRM uses are loaded, none is loaded on
 # demand, because a search for one that does not exist takes a tenth of a second.
 #
 # The command is root there, in this directory, with this environment, and sees
 # and writes this machine's files; /run is empty, there is no network but
-# loopback. Its output (both streams) and its exit code become this script's;
+# loopback and what -n joins. Its output (both streams) and its exit code become this script's;
 # 124 when it took longer than SECONDS (default 300). Booting takes 3 seconds.
 set -euo pipefail
 
 root=${REFERENCE_KERNEL_DIR:-/opt/reference-kernel}
-release=7.2 memory=512M seconds=300 seal=: module=
-while getopts k:m:st: option; do
+release=7.2 memory=512M seconds=300 seal=: module= link=
+while getopts k:m:n:st: option; do
   case $option in
     k) release=$OPTARG ;;
     m) memory=$OPTARG ;;
+    n) link=vec0:transport=tap,ifname=$OPTARG,depth=64 ;;
     s) seal='modprobe -qa $crypto; echo > /proc/sys/kernel/modprobe' ;;
     t) seconds=$OPTARG ;;
     *) exit 2 ;;
@@ -26,7 +28,7 @@ while getopts k:m:st: option; do
 done
 shift $((OPTIND - 1))
 [ "${1:-}" = -- ] && shift
-[ $# -gt 0 ] || { echo "usage: run.sh -k 6.1|6.12|7.2|7.2-iptfs [-s] [-m MEMORY] [-t SECONDS] -- COMMAND [ARG...]" >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: run.sh -k 6.1|6.12|7.2|7.2-iptfs [-s] [-m MEMORY] [-n TAP] [-t SECONDS] -- COMMAND [ARG...]" >&2; exit 2; }
 case $release in
   6.1) name=oldstable ;;
   6.12) name=stable ;;
@@ -75,7 +77,7 @@ chmod +x "$box/init"
 : >"$box/output"
 tail -f -n +1 --pid=$$ "$box/output" 2>/dev/null &
 tailer=$!
-timeout -k 5 $((seconds + 60)) "$home/linux" mem="$memory" rootfstype=hostfs rootflags=/ rw init="$box/init" \
+timeout -k 5 $((seconds + 60)) "$home/linux" mem="$memory" rootfstype=hostfs rootflags=/ rw init="$box/init" $link \
   con=null con0=null,null quiet </dev/null >"$box/console" 2>&1 || true
 sleep 0.2
 kill "$tailer" 2>/dev/null || true

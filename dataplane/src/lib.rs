@@ -32,6 +32,7 @@ pub mod sad;
 pub mod security;
 mod slots;
 pub mod spd;
+mod sync;
 pub mod sysctl;
 pub mod time;
 pub mod transform;

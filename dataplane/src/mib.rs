@@ -3,9 +3,8 @@
 //! Order and names are those of `net/xfrm/xfrm_proc.c`; which of them a
 //! release has, its [`Profile`] says.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::profile::Profile;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident since $since:literal,)*) => {

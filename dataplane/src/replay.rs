@@ -11,8 +11,7 @@
 //!
 //! QUIRK: window_of_zero_checks_nothing. Nor does it follow the numbers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::transform::Sequence;
 
 /// Why a number is refused; each has its own statistic in the SA.
@@ -324,12 +323,17 @@ impl Numbers {
         self.last().0 >= self.end
     }
 
+    /// Whether there are as many left as anybody takes at once.
+    #[inline]
+    pub(crate) fn are_plenty(&self) -> bool {
+        self.last.load(Ordering::Relaxed) < self.end.saturating_sub(NEAR_END)
+    }
+
     /// Takes `count` numbers and gives the first (`xfrm_replay_overflow`); `None`, and none
     /// taken, when there are not as many left.
     #[inline]
     pub fn take(&self, count: u64) -> Option<Sequence> {
-        let last = self.last.load(Ordering::Relaxed);
-        if last < self.end.saturating_sub(NEAR_END) {
+        if self.are_plenty() {
             return Some(Sequence(self.last.fetch_add(count, Ordering::Relaxed) + 1));
         }
         self.take_near_end(count)

@@ -349,7 +349,6 @@ fn a_worker_allocates_nothing() {
         socket: None,
         forwarded: true,
         bypasses: false,
-        in_parts: false,
         loopback: false,
         mtu: 1500,
         hop_limit: 64,

@@ -244,7 +244,6 @@ fuzz_target!(|input: &[u8]| {
                     socket: None,
                     forwarded: what & 8 != 0,
                     bypasses: false,
-                    in_parts: false,
                     loopback: false,
                     mtu: 1500,
                     hop_limit: 64,
@@ -259,6 +258,6 @@ fuzz_target!(|input: &[u8]| {
             }
         }
         while netns.poll_event().is_some() {}
-        let _ = netns.learn_mtu(&sealed, 0);
+        let _ = netns.learn_mtu(&sealed, 0, &Here);
     }
 });

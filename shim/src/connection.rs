@@ -45,10 +45,19 @@ pub(crate) fn read_environment() {
         CStr::from_ptr(value).to_bytes()
     };
     // SAFETY: nobody reads before the length is set.
+    unsafe { set_address(value) };
+}
+
+/// Says where the daemon is, in the form of the variable.
+///
+/// # Safety
+/// No other thread makes a call of this library yet.
+pub(crate) unsafe fn set_address(text: &[u8]) {
+    // SAFETY: the caller's contract.
     let copy = unsafe { &mut *ENVIRONMENT.0.get() };
-    if let Some(room) = copy.get_mut(..value.len()) {
-        room.copy_from_slice(value);
-        ENVIRONMENT.1.store(value.len(), Ordering::Release);
+    if let Some(room) = copy.get_mut(..text.len()) {
+        room.copy_from_slice(text);
+        ENVIRONMENT.1.store(text.len(), Ordering::Release);
     }
 }
 

@@ -7,7 +7,7 @@
 
 use core::ffi::{c_int, c_void};
 use core::mem::size_of;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use libc::{sockaddr, sockaddr_nl, socklen_t};
 use xfrm_proto::control::{Answer, Request, SOCKET_MARK};
@@ -211,6 +211,15 @@ fn native_changed(entry: &Entry, fd: c_int, left: u32) {
     }
 }
 
+/// The process that calls are made for, 0 for this one.
+static PROCESS: AtomicU32 = AtomicU32::new(0);
+
+/// Says for which process the next calls are made: unbound sockets get its id for a port, as the
+/// host gives them ours.
+pub(crate) fn set_process(process: u32) {
+    PROCESS.store(process, Ordering::Relaxed);
+}
+
 /// Gives an unbound socket a port, as sending does.
 pub(crate) fn autobind(entry: &Entry, fd: c_int) -> Result<(), c_int> {
     if entry.port.load(Ordering::Relaxed) != 0 {
@@ -218,6 +227,11 @@ pub(crate) fn autobind(entry: &Entry, fd: c_int) -> Result<(), c_int> {
     }
     if sys::netlink_name(fd).is_none_or(|(port, _)| port == 0) {
         let native = entry.native.load(Ordering::Relaxed);
+        let process = PROCESS.load(Ordering::Relaxed);
+        if process != 0 && sys::bind_netlink(fd, process, native).is_ok() {
+            native_changed(entry, fd, 0);
+            return Ok(());
+        }
         match sys::bind_netlink(fd, 0, native) {
             // EPERM: memberships of a socket that was passed to us unprivileged stay as they are.
             Err(libc::EPERM) => sys::bind_netlink(fd, 0, 0)?,

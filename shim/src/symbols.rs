@@ -34,6 +34,15 @@ macro_rules! exported {
 }
 
 exported! {
+    // These two are for a program that loads this library itself, to make calls for others.
+    fn xfrm_shim_set_address(text: *const c_char) {
+        crate::connection::set_address(core::ffi::CStr::from_ptr(text).to_bytes());
+    }
+
+    fn xfrm_shim_set_process(process: c_uint) {
+        netlink::set_process(process);
+    }
+
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
         if domain == libc::AF_NETLINK
             && protocol == netlink::NETLINK_XFRM

@@ -294,6 +294,12 @@ pub enum Request {
         /// `SO_NETNS_COOKIE`.
         netns: u64,
     },
+    /// Packets of a namespace: which, as JSON in the payload. The answer brings a descriptor from
+    /// which they can be read.
+    Capture {
+        /// `SO_NETNS_COOKIE`.
+        netns: u64,
+    },
 }
 
 const CAP_ACK: u32 = 1;
@@ -337,6 +343,7 @@ impl Request {
             Self::Show { socket, encap } => header(11, &socket, [encap.into(), 0, 0]),
             Self::Stat => header(9, &Socket::default(), [0; 3]),
             Self::Explain { netns } => header(13, &in_netns(netns), [0; 3]),
+            Self::Capture { netns } => header(14, &in_netns(netns), [0; 3]),
             Self::Speaker { port } => header(12, &Socket::default(), [port, 0, 0]),
         }
     }
@@ -406,6 +413,7 @@ impl Request {
             },
             12 => Self::Speaker { port: a },
             13 => Self::Explain { netns },
+            14 => Self::Capture { netns },
             _ => return None,
         };
         Some((request, payload))
@@ -595,6 +603,7 @@ mod tests {
             Request::Stat,
             Request::Speaker { port: 9 },
             Request::Explain { netns: 7 },
+            Request::Capture { netns: 8 },
         ];
         for request in requests {
             let mut frame = request.encode().to_vec();

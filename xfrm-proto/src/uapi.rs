@@ -68,7 +68,8 @@ impl Address {
     /// An IPv4 address; the other twelve bytes are zero.
     #[must_use]
     pub const fn v4(a: u8, b: u8, c: u8, d: u8) -> Self {
-        Self([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+        // One number, so that it is written as wide as it is read again.
+        Self((u32::from_le_bytes([a, b, c, d]) as u128).to_le_bytes())
     }
 
     /// The IPv4 part, in host byte order.

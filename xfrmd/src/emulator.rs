@@ -90,6 +90,16 @@ impl Emulator {
         }
     }
 
+    /// Changes what namespaces may hold at most; what they hold already stays.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        for namespace in self.namespaces.values() {
+            let mut netns = namespace.write();
+            netns.sad.set_limits(limits);
+            netns.spd.set_limits(limits);
+        }
+    }
+
     /// The release that is emulated.
     #[must_use]
     pub fn profile(&self) -> &'static Profile {

@@ -49,7 +49,8 @@ const PROTOCOLS: [(&str, u8); 9] = [
     ("sctp", 132),
 ];
 
-fn number(text: &str) -> Result<u32, std::num::ParseIntError> {
+/// A number, decimal or hexadecimal.
+pub(crate) fn number(text: &str) -> Result<u32, std::num::ParseIntError> {
     match text.strip_prefix("0x") {
         Some(digits) => u32::from_str_radix(digits, 16),
         None => text.parse(),
@@ -120,7 +121,7 @@ pub(crate) fn plain(answer: &Value) -> String {
         flow["mark"].as_u64().unwrap_or(0),
     );
     for sa in list(&answer["passed"]) {
-        out += &format!("passes {}\n", sa_name(sa));
+        out += &format!("meets {}\n", sa_name(sa));
     }
     out += &format!("policies {}:\n", text(&answer["direction"]));
     let policies = list(&answer["policies"]);
@@ -135,6 +136,9 @@ pub(crate) fn plain(answer: &Value) -> String {
     }
     for template in list(&answer["templates"]) {
         out += &template_lines(template);
+    }
+    for check in list(&answer["checks"]) {
+        out += &check_lines(check);
     }
     out += &verdict(&answer["outcome"]);
     match answer["counter"].as_str() {
@@ -196,6 +200,59 @@ fn template_lines(template: &Value) -> String {
         "SPI taken" => "  the template's SPI belongs to an SA that does not fit\n",
         _ => "",
     }
+}
+
+/// How the SAs that brought a packet were held against policies.
+fn check_lines(check: &Value) -> String {
+    let flow = &check["flow"];
+    let mut out = format!(
+        "check {}: {} > {} {}\n",
+        text(&check["direction"]),
+        with_port(flow, "source"),
+        with_port(flow, "destination"),
+        protocol_name(&flow["protocol"]),
+    );
+    for sa in list(&check["selectors"]) {
+        let why = match sa["mismatch"].as_str() {
+            None => "its selector is for the packet".to_owned(),
+            Some(mismatch) => format!("its selector is not for the packet: {mismatch}"),
+        };
+        out += &format!("  {}: {why}\n", sa_name(sa));
+    }
+    for template in list(&check["templates"]) {
+        out += &examined_lines(template);
+    }
+    for sa in list(&check["unnamed"]) {
+        out += &format!("  {}: a tunnel that no template names\n", sa_name(sa));
+    }
+    let refusal = check["refusal"].as_str();
+    out + &format!(
+        "  {}\n",
+        refusal.map_or("passes".to_owned(), |why| format!("refused, {why}"))
+    )
+}
+
+fn examined_lines(template: &Value) -> String {
+    let is_optional = template["optional"] == true;
+    let mut out = format!(
+        "  template of policy {}{}: {} {} > {} reqid {}\n",
+        template["policy"],
+        if is_optional { " (optional)" } else { "" },
+        protocol_name(&template["protocol"]),
+        text(&template["source"]),
+        text(&template["destination"]),
+        template["reqid"],
+    );
+    for sa in list(&template["sas"]) {
+        let why = sa["objection"].as_str().unwrap_or("serves it");
+        out += &format!("    {}: {why}\n", sa_name(sa));
+    }
+    match (template["sa"].is_null(), is_optional) {
+        (false, _) => {}
+        (true, true) => out += "    no SA, and none is needed\n",
+        (true, false) => out += "    no SA serves it\n",
+    }
+    out
 }
 
 fn verdict(outcome: &Value) -> String {
@@ -264,5 +321,30 @@ mod tests {
         assert!(end("10.0.0").is_err() && end("host:1").is_err());
         assert_eq!(protocol("esp").unwrap(), 50);
         assert!(protocol("256").is_err());
+    }
+
+    #[test]
+    fn a_check_says_which_template_refused_which_sa() {
+        let check = json!({
+            "flow": { "source": "10.1.0.1", "destination": "10.2.0.1", "protocol": 6 },
+            "direction": "fwd",
+            "selectors": [{ "spi": 1, "protocol": 50, "mismatch": null }],
+            "templates": [{
+                "policy": 18, "source": "10.0.0.1", "destination": "10.0.0.2", "protocol": 50,
+                "reqid": 2, "optional": false,
+                "sas": [{ "spi": 1, "protocol": 50, "objection": "another reqid" }], "sa": null,
+            }],
+            "unnamed": [],
+            "refusal": "its SAs are not those that policy wants",
+        });
+        let expected = "\
+check fwd: 10.1.0.1 > 10.2.0.1 tcp
+  esp spi 0x00000001: its selector is for the packet
+  template of policy 18: esp 10.0.0.1 > 10.0.0.2 reqid 2
+    esp spi 0x00000001: another reqid
+    no SA serves it
+  refused, its SAs are not those that policy wants
+";
+        assert_eq!(check_lines(&check), expected);
     }
 }

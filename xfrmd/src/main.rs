@@ -1,9 +1,14 @@
 //! `xfrmd`: the daemon and its tools in one program.
 
 mod attach;
+mod capture;
 mod cli;
+mod config;
+mod doctor;
 mod driver;
 mod explain;
+mod log;
+mod metrics;
 
 use std::process::ExitCode;
 

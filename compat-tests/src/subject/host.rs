@@ -160,7 +160,6 @@ impl World {
             socket: None,
             forwarded: false,
             bypasses: false,
-            in_parts: false,
             loopback: false,
             mtu: LINK_MTU,
             hop_limit: HOP_LIMIT,
@@ -371,7 +370,7 @@ impl ModelHost {
                 self.send_own(netns, cx, &bytes);
             }
             _ => {
-                if let Some(learned) = netns.learn_mtu(packet, 0) {
+                if let Some(learned) = netns.learn_mtu(packet, 0, &self.world) {
                     self.world.learned.insert(learned.destination, learned.mtu);
                 }
             }

@@ -12,6 +12,7 @@ mod acquire;
 mod check;
 mod craft;
 mod describe;
+mod errors;
 mod iptfs;
 mod limits;
 mod outcome;
@@ -37,6 +38,7 @@ const AREAS: &[&[Scenario]] = &[
     receive_headers::SCENARIOS,
     check::SCENARIOS,
     size::SCENARIOS,
+    errors::SCENARIOS,
     iptfs::SCENARIOS,
 ];
 

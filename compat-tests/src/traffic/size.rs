@@ -10,6 +10,7 @@ use crate::subject::packets::{Link, UdpOptions};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::new("traffic/size_local", local),
+    Scenario::new("traffic/size_local_ipv6", local_ipv6),
     Scenario::new("traffic/size_forwarded", forwarded),
     Scenario::new("traffic/size_forwarded_ipv6", forwarded_ipv6),
     Scenario::new("traffic/size_transport", transport),
@@ -45,6 +46,32 @@ fn local(s: &mut Session<'_>) {
     );
     for inner in [FITS - 2, FITS - 1, FITS, FITS + 1, FITS + 2, 1500, 1501] {
         r.send(socket, PEER, 2000, &data(inner - 28));
+    }
+}
+
+/// A socket cuts by the MTU of its SAs, and each piece passes them.
+fn local_ipv6(s: &mut Session<'_>) {
+    let mut r = Road::new(s);
+    let cut = r.udp(OWN6, 1000);
+    let never_cut = r.udp_with(UdpOptions {
+        source: Some((ip(OWN6), 1001).into()),
+        dont_fragment: true,
+        ..UdpOptions::default()
+    });
+    for (mode, label) in [(TUNNEL, "tunnel"), (TRANSPORT, "transport")] {
+        let sa = out6(mode);
+        r.sa(label, &sa);
+        let wanted = template(OWN6, PEER6, IPPROTO_ESP, mode, 1);
+        let wanted = policy(XFRM_POLICY_OUT, OWN6, PEER6).tmpls(&[wanted]);
+        r.policy(label, &wanted);
+        for bytes in [1437, 1438, 1439, 3000] {
+            r.send(cut, PEER6, 2000, &data(bytes - 48));
+        }
+        for bytes in [1438, 1439] {
+            r.send(never_cut, PEER6, 2000, &data(bytes - 48));
+        }
+        r.request("delete", sa.by_id(XFRM_MSG_DELSA));
+        r.request("delete", wanted.by_selector(XFRM_MSG_DELPOLICY));
     }
 }
 

@@ -217,10 +217,13 @@ struct Ring {
 }
 
 impl Ring {
+    #[inline]
     fn nonce(&self, iv: [u8; IV_BYTES]) -> ring::aead::Nonce {
-        let [s0, s1, s2, s3] = self.salt;
-        let [i0, i1, i2, i3, i4, i5, i6, i7] = iv;
-        let nonce = [s0, s1, s2, s3, i0, i1, i2, i3, i4, i5, i6, i7];
+        // Salt, then IV, as one number: `ring` reads more at once than either has.
+        let salt = u128::from(u32::from_le_bytes(self.salt));
+        let number = u128::from(u64::from_le_bytes(iv)) << 32 | salt;
+        let [n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11, ..] = number.to_le_bytes();
+        let nonce = [n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11];
         ring::aead::Nonce::assume_unique_for_key(nonce)
     }
 }
@@ -240,13 +243,15 @@ impl Primitive for Ring {
         icv: &mut [u8],
     ) -> Result<(), Refusal> {
         let aad = ring::aead::Aad::from(aad);
-        let tag = self
+        let icv = icv.first_chunk_mut::<16>().ok_or(Refusal::Length)?;
+        let sealed = self
             .key
-            .seal_in_place_separate_tag(self.nonce(*iv), aad, body)
-            .map_err(|_| Refusal::Length)?;
-        let icv = icv.first_chunk_mut().ok_or(Refusal::Length)?;
-        let tag: &[u8; 16] = tag.as_ref().first_chunk().ok_or(Refusal::Length)?;
-        *icv = *tag;
+            .seal_in_place_separate_tag(self.nonce(*iv), aad, body);
+        // Not moved to another result: it is read as it was written.
+        let Ok(tag) = &sealed else {
+            return Err(Refusal::Length);
+        };
+        *icv = *tag.as_ref().first_chunk().ok_or(Refusal::Length)?;
         Ok(())
     }
 

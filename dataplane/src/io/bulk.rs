@@ -90,10 +90,19 @@ impl Bulk {
         self.fd.as_fd()
     }
 
-    /// The port, and the address if it is only one.
+    /// Which IP it sends and receives.
     #[must_use]
-    pub const fn address(&self) -> SocketAddr {
-        self.address
+    pub const fn family(&self) -> Family {
+        match self.address {
+            SocketAddr::V4(_) => Family::V4,
+            SocketAddr::V6(_) => Family::V6,
+        }
+    }
+
+    /// Its port.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.address.port()
     }
 
     /// Whether a packet can be sent from here.
@@ -204,6 +213,17 @@ impl<T: AsRef<Bulk>> BulkReceiver<T> {
         self.bulk.as_ref()
     }
 
+    /// Forgets what waits.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn discard(&mut self) -> io::Result<()> {
+        while self.refill()? {
+            self.receptions.at = self.receptions.count;
+        }
+        Ok(())
+    }
+
     /// Receives if nothing is left; false when nothing waits.
     fn refill(&mut self) -> io::Result<bool> {
         let Self { bulk, receptions } = self;
@@ -233,10 +253,16 @@ impl<T: AsRef<Bulk>> BulkReceiver<T> {
 impl<T: AsRef<Bulk>> PacketIo for BulkReceiver<T> {
     fn receive(&mut self, packets: &mut [PacketBuf]) -> io::Result<usize> {
         let mut filled = 0;
-        while let Some(slot) = packets.get_mut(filled) {
-            if !self.refill()? {
+        while let Some(rest) = packets.get_mut(filled..)
+            && self.refill()?
+        {
+            // What came together stays together, so that it can be joined again.
+            if filled > 0 && self.receptions.rest() > rest.len() {
                 break;
             }
+            let Some(slot) = rest.first_mut() else {
+                break;
+            };
             if self.receptions.next_into(slot) {
                 filled += 1;
             }
@@ -266,6 +292,16 @@ impl<T: AsRef<Bulk>> PacketIo for BulkReceiver<T> {
 }
 
 impl Receptions {
+    /// Datagrams that are left of the reception whose turn it is.
+    fn rest(&self) -> usize {
+        let reception = self.receptions.get(self.at).and_then(Option::as_ref);
+        reception.map_or(0, |it| {
+            it.bytes
+                .saturating_sub(self.done)
+                .div_ceil(it.segment_bytes)
+        })
+    }
+
     /// Moves the next datagram into a buffer as a whole IP packet; false when it is none.
     fn next_into(&mut self, packet: &mut PacketBuf) -> bool {
         let (Some(Some(reception)), Some(room)) =

@@ -77,6 +77,12 @@ impl UdpEncap {
         sys::attach_filter(self.raw.fd(), &receiver_program(self.raw.family(), ports))
     }
 
+    /// Which IP it receives.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.raw.family()
+    }
+
     /// Becomes readable when a packet waits.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {

@@ -79,6 +79,19 @@ impl PacketBuf {
         self.storage.len() - self.end
     }
 
+    /// Bytes of the packet.
+    #[must_use]
+    #[inline]
+    pub const fn len(&self) -> usize {
+        self.end.saturating_sub(self.start)
+    }
+
+    /// Whether there is no packet.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Grows the packet at its front; the new bytes hold leftovers.
     #[inline]
     pub fn push_front(&mut self, bytes: usize) -> Option<()> {

@@ -42,6 +42,14 @@ impl Sum {
         self
     }
 
+    /// The sum with two 16-bit words added.
+    #[must_use]
+    #[inline]
+    pub fn two_words(mut self, words: u32) -> Self {
+        self.0 += u64::from(words);
+        self
+    }
+
     /// The checksum: the complement of the folded sum.
     #[must_use]
     #[inline]

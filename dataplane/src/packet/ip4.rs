@@ -1,6 +1,6 @@
 //! The IPv4 header (RFC 791) as `ip_rcv` checks it and `ip_local_out` fills it.
 
-use super::checksum::checksum;
+use super::checksum::{Sum, checksum};
 use super::{PacketBuf, be16, put};
 use crate::drop_reason::DropReason;
 
@@ -76,10 +76,12 @@ impl Header {
 #[inline]
 pub fn receive(packet: &mut PacketBuf) -> Result<Header, DropReason> {
     let header = Header::parse(packet).ok_or(DropReason::InnerHeader)?;
-    let bytes = packet
-        .get(..header.header_bytes)
-        .ok_or(DropReason::InnerHeader)?;
-    if checksum(bytes) != 0 {
+    let check = match header.header_bytes {
+        // As long as most are, and the compiler knows.
+        HEADER_BYTES => packet.first_chunk::<HEADER_BYTES>().map(|h| checksum(h)),
+        bytes => packet.get(..bytes).map(checksum),
+    };
+    if check != Some(0) {
         return Err(DropReason::InnerHeader);
     }
     if packet.len() < header.total_bytes {
@@ -97,8 +99,26 @@ pub fn receive(packet: &mut PacketBuf) -> Result<Header, DropReason> {
 #[inline]
 pub fn finish(packet: &mut [u8]) -> Option<()> {
     let total = u16::try_from(packet.len()).ok()?;
-    put(packet, 2, &total.to_be_bytes())?;
-    set_checksum(packet)
+    let header = packet.first_chunk_mut::<HEADER_BYTES>()?;
+    let (&[first, second, third, src, dst], _) = header.as_chunks::<4>() else {
+        return None;
+    };
+    if header[0] != 0x45 {
+        [header[2], header[3]] = total.to_be_bytes();
+        return set_checksum(packet);
+    }
+    // The processor waits where it reads more than it has just written, so nothing is written
+    // before all is read.
+    const UPPER: u32 = 0xffff_0000;
+    let check = Sum::new()
+        .two_words(u32::from_be_bytes(first) & UPPER | u32::from(total))
+        .two_words(u32::from_be_bytes(second))
+        .two_words(u32::from_be_bytes(third) & UPPER)
+        .two_words(u32::from_be_bytes(src))
+        .two_words(u32::from_be_bytes(dst));
+    [header[2], header[3]] = total.to_be_bytes();
+    [header[10], header[11]] = check.finish().to_be_bytes();
+    Some(())
 }
 
 /// Sets the checksum to what it must be.

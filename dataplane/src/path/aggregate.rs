@@ -16,7 +16,6 @@
 //! iptfs_drop_timer`; `net/xfrm/xfrm_input.c xfrm_input` (`encap_type` -2).
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::drop_reason::DropReason;
 use crate::netns::Netns;
@@ -29,6 +28,7 @@ use crate::path::request::Request;
 use crate::path::worker::{Tools, Worker};
 use crate::sad::sa::IptfsConfig;
 use crate::sad::{Sa, SaHandle};
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::time::{BootNanos, Now};
 use crate::transform::iptfs::{self, Popped, PushError, Receive, ReceiveParams, Send};
 use crate::transform::{Sequence, Transform};
@@ -54,7 +54,7 @@ struct Passage {
 
 impl Passage {
     fn step(&self) -> Option<&Step> {
-        self.bundle.steps().nth(self.at)
+        self.bundle.steps().get(self.at)
     }
 
     fn outer_mtu(&self) -> u32 {

@@ -7,6 +7,7 @@ use xfrm_proto::uapi::Address;
 use crate::Netns;
 use crate::drop_reason::DropReason;
 use crate::entropy::Entropy;
+use crate::packet::Family;
 use crate::path::route::{RouteQuery, Routes};
 use crate::sad::choices::Shard;
 use crate::sad::{Sa, SaHandle, Sad};
@@ -19,7 +20,7 @@ use crate::transform::{Mode, Protocol};
 pub(super) const MOST_STEPS: usize = 5;
 
 /// One SA of a bundle.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Step {
     pub(super) sa: SaHandle,
     /// TTL or hop limit of the outer header.
@@ -35,13 +36,17 @@ pub(super) struct Step {
 /// The SAs for a flow (`struct xfrm_dst`, all of a chain).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bundle {
-    steps: [Option<Step>; MOST_STEPS],
+    steps: [Step; MOST_STEPS],
+    /// How many of them there are.
+    count: usize,
     /// What may enter the bundle.
     pub(super) mtu: u32,
     /// What the route of the outermost packet takes.
     pub(super) path_mtu: u32,
     /// Whether the outermost packet may be fragmented whatever its header says: a tunnel made it.
     pub(super) ignores_df: bool,
+    /// The first SA is of tunnel mode.
+    is_tunnel: bool,
 }
 
 /// What an SA of each template was chosen among; goes stale with it.
@@ -114,8 +119,9 @@ pub(super) struct Origin<'a> {
 }
 
 impl Bundle {
-    pub(super) fn steps(&self) -> impl Iterator<Item = &Step> {
-        self.steps.iter().flatten()
+    #[inline]
+    pub(super) fn steps(&self) -> &[Step] {
+        self.steps.get(..self.count).unwrap_or_default()
     }
 
     /// Looks up the routes of all outer packets and works out what fits.
@@ -129,10 +135,12 @@ impl Bundle {
         use xfrm_proto::consts::errno;
         let flow = origin.flow;
         let mut bundle = Self {
-            steps: [None; MOST_STEPS],
+            steps: [Step::default(); MOST_STEPS],
+            count: 0,
             mtu: 0,
             path_mtu: origin.mtu,
             ignores_df: false,
+            is_tunnel: false,
         };
         let mut hop_limit = origin.hop_limit;
         let (mut daddr, mut saddr) = (flow.daddr, flow.saddr);
@@ -166,16 +174,22 @@ impl Bundle {
                 bundle.path_mtu = route.mtu;
                 hop_limit = route.hop_limit;
             }
-            *place = Some(Step {
+            *place = Step {
                 sa: handle,
                 hop_limit,
                 outer_mtu: 0,
                 inner_mtu: u32::MAX,
                 aggregates: matches!(transform.mode().params().mode, Mode::Iptfs { .. }),
-            });
+            };
+            bundle.count += 1;
         }
         bundle.work_out_mtus(entropy, netns, &route_mtus);
         Ok(bundle)
+    }
+
+    /// Whether a long packet is cut before its first SA, not behind the last.
+    pub(super) fn is_cut_before(&self, packet: &[u8]) -> bool {
+        self.is_tunnel && Family::of(packet) == Some(Family::V6)
     }
 
     /// From the outermost in, what still fits.
@@ -187,21 +201,23 @@ impl Bundle {
     ) {
         let mut mtu = self.path_mtu;
         let mut first_tunnel = None;
-        let steps = self.steps.iter_mut().zip(route_mtus).enumerate().rev();
-        for (number, (place, &route_mtu)) in steps {
-            let Some(step) = place else { continue };
+        let steps = self.steps.iter_mut().take(self.count);
+        let steps = steps.zip(route_mtus).enumerate().rev();
+        for (number, (step, &route_mtu)) in steps {
             step.outer_mtu = mtu;
             let sa = netns.sad.by_handle(step.sa);
             let transform = sa.and_then(|sa| sa.transform(netns.profile, entropy));
             let Some(transform) = transform else { continue };
             mtu = transform.mtu(mtu).min(route_mtu);
-            if matches!(transform.mode().params().mode, Mode::Tunnel | Mode::Beet) {
+            let mode = transform.mode().params().mode;
+            self.is_tunnel = number == 0 && mode == Mode::Tunnel;
+            if matches!(mode, Mode::Tunnel | Mode::Beet) {
                 first_tunnel = Some((number, mtu));
             }
         }
         self.mtu = mtu;
         if let Some((number, mtu)) = first_tunnel
-            && let Some(Some(step)) = self.steps.get_mut(number)
+            && let Some(step) = self.steps.get_mut(number)
         {
             step.inner_mtu = mtu;
             self.ignores_df = true;

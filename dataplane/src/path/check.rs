@@ -14,9 +14,10 @@ use xfrm_proto::uapi::{Selector, UserTmpl};
 use crate::drop_reason::DropReason;
 use crate::netns::Netns;
 use crate::packet::Family;
+use crate::path::lookup;
 use crate::path::sec_path::SecPath;
 use crate::sad::Sa;
-use crate::spd::{Flow, Policy, PolicyId, SocketKey, selector_matches};
+use crate::spd::{Flow, Mismatch, Policy, PolicyId, SocketKey, selector_mismatch};
 use crate::time::WallSecs;
 
 /// A packet before its policies.
@@ -35,22 +36,85 @@ pub(super) struct Question<'a> {
     pub(super) if_id: u32,
 }
 
+/// What is seen while a packet is held against its policies.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Seen<'a> {
+    /// An SA that brought the packet, and what of its selector is not for it.
+    Selector(&'a Sa, Option<Mismatch>),
+    /// A template of a policy; SAs follow until one serves it.
+    Template(&'a Policy, &'a UserTmpl),
+    /// An SA, and what is against it for the template.
+    Sa(&'a Sa, Option<Objection>),
+    /// A tunnel that no template names.
+    Unnamed(&'a Sa),
+}
+
+/// What is against an SA for a template of a policy that a packet which has arrived is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objection {
+    /// The hidden tunnel of IPCOMP, which only an optional template of its source lets through.
+    Hidden,
+    /// Another protocol.
+    Protocol,
+    /// The template names another SPI.
+    Spi,
+    /// Another request id.
+    Reqid,
+    /// Another mode.
+    Mode,
+    /// An authentication algorithm that the template does not allow.
+    Algorithm,
+    /// Another source.
+    Source,
+    /// Another interface id than the policy's.
+    IfId,
+}
+
+impl Objection {
+    /// In words.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Hidden => "a hidden IPCOMP tunnel, which the template does not allow",
+            Self::Protocol => "another protocol",
+            Self::Spi => "the template names another SPI",
+            Self::Reqid => "another reqid",
+            Self::Mode => "another mode",
+            Self::Algorithm => "the template does not allow its algorithm",
+            Self::Source => "another source",
+            Self::IfId => "another interface id",
+        }
+    }
+}
+
 /// The policies of a packet: one, or one of type sub and one of type main.
 type Policies<'a> = [Option<&'a Policy>; 2];
 
 impl<'a> Question<'a> {
-    /// Lets the packet pass, or says why not.
-    pub(super) fn check(&self, path: &mut SecPath) -> Result<(), DropReason> {
+    /// Lets the packet pass by these policies, or says why not.
+    pub(super) fn check(&self, path: &mut SecPath) -> Result<lookup::Policies, DropReason> {
+        self.examine(path, &mut |_| {})
+    }
+
+    /// The same, with somebody who is told what is seen.
+    pub(super) fn examine(
+        &self,
+        path: &mut SecPath,
+        seen: &mut impl FnMut(Seen<'_>),
+    ) -> Result<lookup::Policies, DropReason> {
         let netns = self.netns;
         for sa in path.iter(&netns.sad, 0).rev() {
             let sa = sa.ok_or(DropReason::InSelector)?;
-            if !self.fits(sa, self.flow) && !self.is_error_for(sa) {
+            let mismatch = self.mismatch(sa, self.flow);
+            let passes = mismatch.is_none() || self.is_error_for(sa);
+            seen(Seen::Selector(sa, mismatch.filter(|_| !passes)));
+            if !passes {
                 return Err(DropReason::InSelector);
             }
         }
         let chosen = self.policies();
         if chosen == [None, None] {
-            return self.without_policy(path);
+            return self.without_policy(path).map(|()| chosen);
         }
         if let Some(now) = self.used {
             let chosen = chosen.iter().flatten();
@@ -60,21 +124,21 @@ impl<'a> Question<'a> {
         if policies[0].is_some_and(|policy| policy.action != XFRM_POLICY_ALLOW) {
             return Err(DropReason::InPolicyBlock);
         }
-        self.match_templates(&policies, path)
+        self.match_templates(&policies, path, seen).map(|()| chosen)
     }
 
-    /// Whether an SA's selector is for a flow.
+    /// What of an SA's selector is not for a flow.
     ///
     /// QUIRK: old_sec_paths_do_not_compare_families: up to 6.1 an IPv4 selector is read as IPv6.
-    fn fits(&self, sa: &Sa, flow: &Flow) -> bool {
+    fn mismatch(&self, sa: &Sa, flow: &Flow) -> Option<Mismatch> {
         if self.netns.profile.sec_path_compares_families {
-            return selector_matches(&sa.sel, flow);
+            return selector_mismatch(&sa.sel, flow);
         }
         let selector = Selector {
             family: AF_UNSPEC,
             ..sa.sel
         };
-        selector_matches(&selector, flow)
+        selector_mismatch(&selector, flow)
     }
 
     fn policy(&self) -> Option<PolicyId> {
@@ -107,7 +171,7 @@ impl<'a> Question<'a> {
     /// The policies that count: the first, and beside one of type sub the main one.
     ///
     /// QUIRK: forwarding_asks_the_main_input_policy: whatever the direction of the sub policy.
-    pub(super) fn policies(&self) -> [Option<PolicyId>; 2] {
+    pub(super) fn policies(&self) -> lookup::Policies {
         let spd = &self.netns.spd;
         let first = self.policy();
         let is_sub = first
@@ -122,6 +186,7 @@ impl<'a> Question<'a> {
         &self,
         policies: &Policies<'_>,
         path: &mut SecPath,
+        seen: &mut impl FnMut(Seen<'_>),
     ) -> Result<(), DropReason> {
         let mut templates = [None; XFRM_MAX_DEPTH];
         let mut count = 0;
@@ -137,18 +202,23 @@ impl<'a> Question<'a> {
                 .skip(count)
                 .zip(policy.templates.iter())
             {
-                *place = Some(template);
+                *place = Some((*policy, template));
                 count += 1;
             }
         }
         if policies.iter().flatten().count() > 1 && self.flow.family == AF_INET6 {
-            templates.sort_by_key(|template| template.map_or(u8::MAX, sort_class));
+            templates
+                .sort_by_key(|entry| entry.map_or(u8::MAX, |(_, template)| sort_class(template)));
         }
         let mut next = 0;
-        for template in templates.iter().rev().flatten() {
-            next = self.match_template(template, path, next)?;
+        for &(policy, template) in templates.iter().rev().flatten() {
+            seen(Seen::Template(policy, template));
+            next = self.match_template(template, path, next, seen)?;
         }
         if has_tunnel(self.netns, path, next) {
+            let left = path.iter(&self.netns.sad, next).flatten();
+            let tunnels = left.filter(|sa| sa.mode != XFRM_MODE_TRANSPORT);
+            tunnels.for_each(|sa| seen(Seen::Unnamed(sa)));
             return Err(DropReason::InTemplate);
         }
         path.verified = next;
@@ -163,6 +233,7 @@ impl<'a> Question<'a> {
         template: &UserTmpl,
         path: &SecPath,
         start: usize,
+        seen: &mut impl FnMut(Seen<'_>),
     ) -> Result<usize, DropReason> {
         let optional = template.optional != 0;
         if optional && template.mode == XFRM_MODE_TRANSPORT {
@@ -170,7 +241,9 @@ impl<'a> Question<'a> {
         }
         for (place, sa) in (start..).zip(path.iter(&self.netns.sad, start)) {
             let sa = sa.ok_or(DropReason::InTemplate)?;
-            if serves(sa, template, self.flow.family, self.if_id) {
+            let objection = objection(sa, template, self.flow.family, self.if_id);
+            seen(Seen::Sa(sa, objection));
+            if objection.is_none() {
                 return Ok(place + 1);
             }
             if sa.mode != XFRM_MODE_TRANSPORT && place >= path.verified {
@@ -191,21 +264,14 @@ impl<'a> Question<'a> {
         self.netns.profile.icmp_errors_follow_their_flow
             && self.dir == XFRM_POLICY_FWD
             && sa.flags & XFRM_STATE_ICMP != 0
-            && self.inner_flow().is_some_and(|flow| self.fits(sa, &flow))
+            && self
+                .inner_flow()
+                .is_some_and(|flow| self.mismatch(sa, &flow).is_none())
     }
 
-    /// The flow, as seen from here, of the packet that an ICMP error is about
-    /// (`xfrm_icmp_flow_decode`).
     fn inner_flow(&self) -> Option<Flow> {
-        let (header_bytes, is_error) = match (self.flow.family, self.flow.proto) {
-            (AF_INET, IPPROTO_ICMP) => (28, matches!(self.flow.sport, 3 | 11)),
-            (AF_INET6, IPPROTO_ICMPV6) => (48, matches!(self.flow.sport, 1..=3)),
-            _ => return None,
-        };
-        let quoted = self.packet.get(header_bytes..).filter(|_| is_error)?;
         let mobility = self.netns.profile.decodes_mobility;
-        let flow = Flow::of_packet(quoted, self.flow.mark, self.flow.ifindex, mobility)?;
-        Some(flow.reversed())
+        self.flow.of_quoted(self.packet, mobility)
     }
 }
 
@@ -216,25 +282,36 @@ fn has_tunnel(netns: &Netns, path: &SecPath, first: usize) -> bool {
         .any(|sa| sa.is_none_or(|sa| sa.mode != XFRM_MODE_TRANSPORT))
 }
 
-/// Whether an SA is what a template wants (`xfrm_state_ok`).
+/// What is against an SA for a template (`xfrm_state_ok`).
 ///
 /// QUIRK: destinations_are_not_compared: nor are sources by the template's own family, but by
 /// the packet's.
-fn serves(sa: &Sa, template: &UserTmpl, family: u16, if_id: u32) -> bool {
+fn objection(sa: &Sa, template: &UserTmpl, family: u16, if_id: u32) -> Option<Objection> {
     if sa.is_kernel_owned() {
-        return template.optional != 0 && source_fits(sa, template, template.family);
+        let passes = template.optional != 0 && source_fits(sa, template, template.family);
+        return (!passes).then_some(Objection::Hidden);
     }
     let all = template.aalgos & template.ealgos & template.calgos == u32::MAX;
     let auth = sa.auth.as_ref().map_or(0, |auth| auth.algorithm.id);
     let bit = 1u32.wrapping_shl(u32::from(auth));
     let spi = template.id.spi.get();
-    sa.id.proto == template.id.proto
-        && (spi == 0 || sa.id.spi.get() == spi)
-        && (template.reqid == 0 || sa.reqid == template.reqid)
-        && sa.mode == template.mode
-        && (all || template.aalgos & bit != 0 || !has_algorithms(template.id.proto))
-        && (sa.mode == XFRM_MODE_TRANSPORT || source_fits(sa, template, family))
-        && (if_id == 0 || sa.if_id == if_id)
+    if sa.id.proto != template.id.proto {
+        Some(Objection::Protocol)
+    } else if spi != 0 && sa.id.spi.get() != spi {
+        Some(Objection::Spi)
+    } else if template.reqid != 0 && sa.reqid != template.reqid {
+        Some(Objection::Reqid)
+    } else if sa.mode != template.mode {
+        Some(Objection::Mode)
+    } else if !all && template.aalgos & bit == 0 && has_algorithms(template.id.proto) {
+        Some(Objection::Algorithm)
+    } else if sa.mode != XFRM_MODE_TRANSPORT && !source_fits(sa, template, family) {
+        Some(Objection::Source)
+    } else if if_id != 0 && sa.if_id != if_id {
+        Some(Objection::IfId)
+    } else {
+        None
+    }
 }
 
 const fn has_algorithms(proto: u8) -> bool {

@@ -15,12 +15,14 @@ use crate::drop_reason::DropReason;
 use crate::netns::Netns;
 use crate::packet::PacketBuf;
 use crate::path::bundle::Bundle;
-use crate::path::check::Question;
+pub use crate::path::check::Objection;
+use crate::path::check::{Question, Seen};
 use crate::path::input::destination;
 use crate::path::lookup::{Decision, Lookup};
-use crate::path::output::OutputMeta;
+use crate::path::output::{OutputMeta, quoted_flow};
 use crate::path::receive::{Host, InputMeta, Received, Step};
 use crate::path::route::Routes;
+use crate::path::sec_path::SecPath;
 use crate::path::transmit::too_big;
 use crate::path::witness::Witness;
 use crate::path::worker::Worker;
@@ -47,8 +49,11 @@ pub struct Explanation {
     pub passed_over: usize,
     /// Templates of the chosen policies, as far as the decision got.
     pub tried: Vec<Tried>,
-    /// SAs that a packet that arrives would pass, outermost first.
+    /// SAs that a packet that arrives would meet, outermost first.
     pub passed: Vec<XfrmId>,
+    /// How the policies of a packet that arrives would judge these: once for the packet that came
+    /// out of them, and before it for one that is ESP in UDP.
+    pub checks: Vec<Check>,
     /// What would become of the packet.
     pub outcome: Outcome,
 }
@@ -77,6 +82,44 @@ pub struct Tried {
     pub candidates: Vec<Candidate>,
     /// What was found.
     pub found: Found,
+}
+
+/// A packet that has arrived, held against its policies (`__xfrm_policy_check`).
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// What the packet shows to policies.
+    pub flow: Flow,
+    /// `XFRM_POLICY_IN` or `_FWD`.
+    pub dir: u8,
+    /// SAs whose selectors were looked at, innermost first, and what of them is not for the packet.
+    pub selectors: Vec<(XfrmId, Option<Mismatch>)>,
+    /// Templates in the order in which they were held against the SAs.
+    pub templates: Vec<Examined>,
+    /// Tunnels that no template names.
+    pub unnamed: Vec<XfrmId>,
+    /// Why the packet is refused, if it is.
+    pub refusal: Option<DropReason>,
+}
+
+/// A template for which the packet's SAs were looked through.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// The policy's index.
+    pub policy: u32,
+    /// The template.
+    pub template: UserTmpl,
+    /// The SAs, up to the one that serves it, and what is against each.
+    pub sas: Vec<(XfrmId, Option<Objection>)>,
+}
+
+impl Examined {
+    /// The SA that serves it.
+    #[must_use]
+    pub fn served_by(&self) -> Option<XfrmId> {
+        let serves =
+            |(sa, objection): &(XfrmId, Option<Objection>)| objection.is_none().then_some(*sa);
+        self.sas.last().and_then(serves)
+    }
 }
 
 /// What there is for a template.
@@ -166,7 +209,16 @@ impl Worker {
             Some((first, _)) => lookup.expand(first).0,
             None => [None, None],
         };
-        let outcome = match lookup.decide(&mut self.tools).decision {
+        let mut decision = lookup.decide(&mut self.tools).decision;
+        let quoted = packet.and_then(|packet| quoted_flow(netns, flow, packet, meta));
+        if let (Decision::Plain, Some(flow)) = (&decision, &quoted) {
+            let lookup = Lookup { flow, ..lookup };
+            let followed = lookup.decide(&mut self.tools).decision;
+            if lookup.takes_errors() && matches!(followed, Decision::Transform(_)) {
+                decision = followed;
+            }
+        }
+        let outcome = match decision {
             Decision::Plain => Outcome::Plain,
             Decision::Hold => Outcome::Held,
             Decision::Drop(reason, errno) => Outcome::Drop { reason, errno },
@@ -228,6 +280,7 @@ impl Worker {
         let asked = (&flow, dir, meta.if_id);
         Explanation {
             passed: onlooker.met,
+            checks: onlooker.checks,
             ..Explanation::new(netns, asked, question.policies(), outcome)
         }
     }
@@ -237,6 +290,7 @@ impl Worker {
 #[derive(Default)]
 struct Onlooker {
     met: Vec<XfrmId>,
+    checks: Vec<Check>,
 }
 
 impl Witness for Onlooker {
@@ -245,6 +299,40 @@ impl Witness for Onlooker {
     fn meet(&mut self, sa: &Sa) -> Option<Box<Sa>> {
         self.met.push(sa.id);
         Some(sa.stand_in())
+    }
+
+    fn check(&mut self, question: &Question<'_>, path: &SecPath) {
+        let mut check = Check {
+            flow: *question.flow,
+            dir: question.dir,
+            selectors: Vec::new(),
+            templates: Vec::new(),
+            unnamed: Vec::new(),
+            refusal: None,
+        };
+        let mut path = *path;
+        let verdict = question.examine(&mut path, &mut |seen| check.note(seen));
+        check.refusal = verdict.err();
+        self.checks.push(check);
+    }
+}
+
+impl Check {
+    fn note(&mut self, seen: Seen<'_>) {
+        match seen {
+            Seen::Selector(sa, mismatch) => self.selectors.push((sa.id, mismatch)),
+            Seen::Template(policy, template) => self.templates.push(Examined {
+                policy: policy.index,
+                template: *template,
+                sas: Vec::new(),
+            }),
+            Seen::Sa(sa, objection) => {
+                let last = self.templates.last_mut();
+                last.into_iter()
+                    .for_each(|examined| examined.sas.push((sa.id, objection)));
+            }
+            Seen::Unnamed(sa) => self.unnamed.push(sa.id),
+        }
     }
 }
 
@@ -287,6 +375,7 @@ impl Explanation {
             passed_over,
             tried: Vec::new(),
             passed: Vec::new(),
+            checks: Vec::new(),
             outcome,
         }
     }
@@ -337,6 +426,7 @@ fn foresee(netns: &Netns, bundle: &Bundle, packet: Option<&[u8]>, meta: &OutputM
     }
     let refusal = bundle
         .steps()
+        .iter()
         .find_map(|step| refusal_of(netns.sad.by_handle(step.sa)));
     match refusal {
         Some((reason, errno)) => Outcome::Drop { reason, errno },

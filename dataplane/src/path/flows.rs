@@ -3,19 +3,112 @@
 //! A fixed number of places, two for each hash; the one that was not used last
 //! is given away. Nothing is remembered that a lookup would not find again:
 //! each place knows the generations of the tables it was made from.
+//! [`Flows`] is for packets that leave; `admitted` has those that arrive.
 
-use std::hash::{BuildHasher, Hasher};
-
-use xfrm_proto::consts::AF_INET;
+use std::hash::BuildHasher;
 
 use crate::netns::Netns;
 use crate::path::lookup::Looked;
 use crate::path::output::OutputMeta;
 use crate::path::route::Routes;
-use crate::spd::Flow;
+use crate::spd::flow::equal_words;
+use crate::spd::{Flow, SocketKey};
 
 /// Sets of two places.
 const SETS: usize = 2048;
+
+/// What is known by keys, which are packed as [`Flow::words`]: first those, then what else counts.
+#[derive(Debug)]
+pub(super) struct Memory<const WORDS: usize, T> {
+    /// None before there is something to remember.
+    sets: Box<[Set<WORDS, T>]>,
+    /// Nobody outside knows them, so nobody can make flows that share a set.
+    secrets: [u64; 4],
+}
+
+/// Two places, and which of them was used last.
+#[derive(Debug)]
+struct Set<const WORDS: usize, T> {
+    recent: bool,
+    places: [Option<([u64; WORDS], T)>; 2],
+}
+
+impl<const WORDS: usize, T> Default for Memory<WORDS, T> {
+    fn default() -> Self {
+        let hasher = foldhash::fast::RandomState::default();
+        Self {
+            sets: Box::default(),
+            secrets: [0, 1, 2, 3].map(|number| hasher.hash_one(number)),
+        }
+    }
+}
+
+impl<const WORDS: usize, T> Memory<WORDS, T> {
+    #[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
+    #[inline(always)]
+    fn set_of(&self, key: &[u64; WORDS]) -> usize {
+        let [a, b, c, d] = self.secrets;
+        let word = |at| key.get(at).copied().unwrap_or_default();
+        let addresses = mix(word(0) ^ a, word(2) ^ b) ^ mix(word(1) ^ c, word(3) ^ d);
+        mix(addresses ^ word(4), word(5) ^ word(6) ^ b) as usize % SETS
+    }
+
+    /// What was remembered under a key last.
+    #[inline(always)]
+    pub(super) fn find(&mut self, key: &[u64; WORDS]) -> Option<&mut T> {
+        let set = self.set_of(key);
+        let Set { recent, places } = self.sets.get_mut(set)?;
+        let [first, second] = places;
+        let (one, other) = match *recent {
+            false => (first, second),
+            true => (second, first),
+        };
+        if let Some((own, known)) = one
+            && equal_words(own, key)
+        {
+            return Some(known);
+        }
+        let (own, known) = other.as_mut()?;
+        if !equal_words(own, key) {
+            return None;
+        }
+        *recent = !*recent;
+        Some(known)
+    }
+
+    /// Remembers something.
+    pub(super) fn put(&mut self, key: [u64; WORDS], known: T) {
+        if self.sets.is_empty() {
+            let empty = |_| Set {
+                recent: false,
+                places: [None, None],
+            };
+            self.sets = (0..SETS).map(empty).collect();
+        }
+        let set = self.set_of(&key);
+        let Some(Set { recent, places }) = self.sets.get_mut(set) else {
+            return;
+        };
+        let own = |place: &Option<([u64; WORDS], T)>| {
+            place
+                .as_ref()
+                .is_some_and(|(own, _)| equal_words(own, &key))
+        };
+        let at = places.iter().position(own).unwrap_or(usize::from(!*recent));
+        *recent = at != 0;
+        if let Some(place) = places.get_mut(at) {
+            *place = Some((key, known));
+        }
+    }
+}
+
+/// A product, folded.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "both halves are there")]
+fn mix(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
 
 /// The state of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,59 +117,34 @@ struct Generations {
     routes: u64,
 }
 
+impl Generations {
+    #[inline]
+    fn of(netns: &Netns, routes: &dyn Routes) -> Self {
+        Self {
+            policies: netns.spd.generation(),
+            routes: routes.generation(),
+        }
+    }
+}
+
+/// What was decided about a flow, and when.
 #[derive(Debug)]
 struct Place {
-    flow: Flow,
-    meta: OutputMeta,
     generations: Generations,
     /// The SAD's number when the sources were last found current.
     sad: u64,
     looked: Looked,
 }
 
-/// Two places, and which of them was used last.
+/// The flows of one worker, with what came with their packets.
 #[derive(Debug, Default)]
-struct Set {
-    recent: bool,
-    places: [Option<Place>; 2],
-}
-
-/// The flows of one worker.
-#[derive(Debug)]
 pub(super) struct Flows {
-    sets: Box<[Set]>,
-    hasher: foldhash::fast::RandomState,
-}
-
-impl Default for Flows {
-    fn default() -> Self {
-        Self {
-            sets: (0..SETS).map(|_| Set::default()).collect(),
-            hasher: foldhash::fast::RandomState::default(),
-        }
-    }
+    memory: Memory<10, Place>,
 }
 
 impl Flows {
-    #[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
-    #[inline]
-    fn set_of(&self, flow: &Flow, meta: &OutputMeta) -> usize {
-        let mut hasher = self.hasher.build_hasher();
-        if flow.family == AF_INET {
-            hasher
-                .write_u64(u64::from(flow.daddr.v4_bits()) << 32 | u64::from(flow.saddr.v4_bits()));
-        } else {
-            hasher.write_u128(flow.daddr.bits());
-            hasher.write_u128(flow.saddr.bits());
-        }
-        let ports = u64::from(flow.dport) << 32 | u64::from(flow.sport) << 16;
-        hasher.write_u64(ports | u64::from(flow.proto));
-        hasher.write_u64(u64::from(flow.mark) << 32 | u64::from(meta.if_id));
-        hasher.finish() as usize % SETS
-    }
-
     /// What was decided about a flow, if it would be decided again.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(
         &mut self,
         netns: &Netns,
@@ -84,30 +152,13 @@ impl Flows {
         flow: &Flow,
         meta: &OutputMeta,
     ) -> Option<&Looked> {
-        let set = self.set_of(flow, meta);
-        let Set { recent, places } = self.sets.get_mut(set)?;
-        let [first, second] = places;
-        let holds =
-            |place: &Option<Place>| place.as_ref().is_some_and(|place| place.is_of(flow, meta));
-        let place = if holds(first) {
-            *recent = false;
-            first
-        } else if holds(second) {
-            *recent = true;
-            second
-        } else {
-            return None;
-        };
-        let place = place.as_mut()?;
+        let place = self.memory.find(&key(flow, meta))?;
         if place.generations != Generations::of(netns, routes) {
             return None;
         }
         let sad = netns.sad.choices.all();
         if place.sad != sad {
-            if !place.looked.sources.are_current(&netns.sad) {
-                return None;
-            }
-            place.sad = sad;
+            place.renew(netns, sad)?;
         }
         Some(&place.looked)
     }
@@ -121,39 +172,59 @@ impl Flows {
         sad: u64,
         looked: &Looked,
     ) {
-        let set = self.set_of(flow, meta);
-        let Some(Set { recent, places }) = self.sets.get_mut(set) else {
-            return;
+        let place = Place {
+            generations: Generations::of(netns, routes),
+            sad,
+            looked: *looked,
         };
-        let own =
-            |place: &Option<Place>| place.as_ref().is_some_and(|place| place.is_of(flow, meta));
-        let at = places.iter().position(own).unwrap_or(usize::from(!*recent));
-        *recent = at != 0;
-        if let Some(place) = places.get_mut(at) {
-            *place = Some(Place {
-                flow: *flow,
-                meta: *meta,
-                generations: Generations::of(netns, routes),
-                sad,
-                looked: *looked,
-            });
-        }
+        self.memory.put(key(flow, meta), place);
     }
 }
 
 impl Place {
-    #[inline]
-    fn is_of(&self, flow: &Flow, meta: &OutputMeta) -> bool {
-        self.flow == *flow && self.meta == *meta
+    /// Holds what it rests on against what there is now that the SAD's number is `sad`.
+    #[cold]
+    fn renew(&mut self, netns: &Netns, sad: u64) -> Option<()> {
+        if !self.looked.sources.are_current(&netns.sad) {
+            return None;
+        }
+        self.sad = sad;
+        Some(())
     }
 }
 
-impl Generations {
-    #[inline]
-    fn of(netns: &Netns, routes: &dyn Routes) -> Self {
-        Self {
-            policies: netns.spd.generation(),
-            routes: routes.generation(),
-        }
-    }
+/// A flow and what came with its packets.
+#[inline(always)]
+fn key(flow: &Flow, meta: &OutputMeta) -> [u64; 10] {
+    let &OutputMeta {
+        mark,
+        if_id,
+        ifindex,
+        socket,
+        forwarded,
+        bypasses,
+        loopback,
+        mtu,
+        hop_limit,
+    } = meta;
+    let [d0, d1, s0, s1, upper, came_with] = flow.words();
+    let of_packet = u64::from(ifindex.cast_unsigned()) << 32 | u64::from(mark);
+    let route = u64::from(mtu) << 32 | u64::from(hop_limit) << 8;
+    let flags = [forwarded, bypasses, loopback, socket.is_some()];
+    let flags = flags
+        .iter()
+        .fold(0, |all, &flag| all << 1 | u64::from(flag));
+    let socket = socket.map_or(0, |SocketKey(key)| key);
+    [
+        d0,
+        d1,
+        s0,
+        s1,
+        upper,
+        came_with,
+        u64::from(if_id),
+        of_packet,
+        route | flags,
+        socket,
+    ]
 }

@@ -14,7 +14,6 @@ use xfrm_proto::uapi::{Address, BeU16, UserMapping};
 use crate::drop_reason::DropReason;
 use crate::event::Event;
 use crate::netns::Netns;
-use crate::packet::checksum::addresses;
 use crate::packet::{Family, PacketBuf, be16};
 use crate::path::bundle::set_mark;
 use crate::path::receive::InputMeta;
@@ -257,19 +256,25 @@ fn refuse(sa: &Sa, refusal: Refusal) -> DropReason {
 }
 
 /// The destination of an IP packet, and its family.
+#[inline]
 pub(super) fn destination(packet: &[u8]) -> Option<(Address, u16)> {
-    end(packet, |addresses| addresses.len() / 2)
+    let family = Family::of(packet)?;
+    let address = match family {
+        Family::V4 => v4_address(packet, 16)?,
+        Family::V6 => Address(*packet.get(24..)?.first_chunk()?),
+    };
+    Some((address, family.af()))
 }
 
 /// The source of an IP packet.
 pub(super) fn source(packet: &[u8]) -> Option<Address> {
-    Some(end(packet, |_| 0)?.0)
+    match Family::of(packet)? {
+        Family::V4 => v4_address(packet, 12),
+        Family::V6 => Some(Address(*packet.get(8..)?.first_chunk()?)),
+    }
 }
 
-fn end(packet: &[u8], at: impl FnOnce(&[u8]) -> usize) -> Option<(Address, u16)> {
-    let both = addresses(packet)?;
-    let one = both.get(at(both)..)?.get(..both.len() / 2)?;
-    let mut address = Address::ANY;
-    address.0.get_mut(..one.len())?.copy_from_slice(one);
-    Some((address, Family::of(packet)?.af()))
+fn v4_address(packet: &[u8], at: usize) -> Option<Address> {
+    let &[a, b, c, d] = packet.get(at..)?.first_chunk()?;
+    Some(Address::v4(a, b, c, d))
 }

@@ -109,6 +109,13 @@ impl Lookup<'_> {
         Some((policy, false))
     }
 
+    /// Whether the policy that counts first is also for ICMP errors about its packets
+    /// (`XFRM_LOOKUP_ICMP`).
+    pub(super) fn takes_errors(&self) -> bool {
+        let policy = self.first().and_then(|(id, _)| self.netns.spd.get(id));
+        policy.is_some_and(|policy| policy.flags & XFRM_POLICY_ICMP != 0)
+    }
+
     /// QUIRK: a_default_block_is_not_counted.
     fn without_policy(&self) -> Looked {
         let blocked = self.netns.spd.defaults().out == XFRM_USERPOLICY_BLOCK;

@@ -15,11 +15,12 @@
 //! * [`output`]: packets that leave. `lookup`: their policies and SAs; `bundle`: what is worked
 //!   out for them; `transmit`: their way through the SAs; `flows`: what is remembered of it. [`route`]: what the host is asked.
 //! * [`receive`]: packets that arrive. `input`: through their SAs; `sec_path`: which these were;
-//!   `check`: whether policies want that. [`learn`]: MTUs on the way.
+//!   `check`: whether policies want that; `admitted`: what is remembered of it. [`learn`]: MTUs on the way.
 //! * [`hold`]: packets that wait for SAs. `aggregate`: packets that wait in IPTFS SAs.
 //! * `notify`: limits and aevents.
 //! * [`explain`]: the same decisions, told instead of done.
 
+mod admitted;
 pub(crate) mod aggregate;
 mod bundle;
 mod check;

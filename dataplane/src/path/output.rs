@@ -8,12 +8,14 @@ use crate::drop_reason::DropReason;
 use crate::netns::{Context, Netns};
 use crate::packet::segment::{Offload, Segmenter, complete_checksum};
 use crate::packet::{Family, PacketBuf};
+use crate::path::flows::Flows;
 use crate::path::hold::{Held, HeldPacket, Queue};
 use crate::path::lookup::{Decision, Looked, Lookup};
 use crate::path::request::Request;
 use crate::path::route::Routes;
 use crate::path::transmit::Moment;
 use crate::path::worker::{Tools, Worker};
+use crate::spd::flow::equal_words;
 use crate::spd::{Flow, SocketKey};
 use crate::time::Now;
 use crate::transform::MOST_AT_ONCE;
@@ -31,9 +33,6 @@ pub struct OutputMeta {
     pub socket: Option<SocketKey>,
     /// The packet is another host's, on its way through.
     pub forwarded: bool,
-    /// Its sender is on this host and leaves it to us to cut it, although its header cannot say
-    /// so (IPv6).
-    pub in_parts: bool,
     /// Its route knows no policies (`DST_NOXFRM`: the interface's `disable_xfrm`).
     pub bypasses: bool,
     /// Its route ends on this host; a default that blocks does not.
@@ -53,7 +52,6 @@ impl OutputMeta {
             ifindex: 0,
             socket: None,
             forwarded: false,
-            in_parts: false,
             bypasses: false,
             loopback: false,
             mtu: u32::MAX,
@@ -115,9 +113,60 @@ impl Worker {
         let Some(flow) = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility) else {
             return drop(netns, header_reason(meta), errno::EINVAL);
         };
-        self.look_up(netns, &flow, meta, routes, |tools, looked| {
+        let verdict = self.look_up(netns, &flow, meta, routes, |tools, looked| {
             tools.carry_out(netns, now, packet, meta, looked, sink)
-        })
+        });
+        if verdict == Verdict::Plain
+            && let Some(quoted) = quoted_flow(netns, &flow, packet, meta)
+        {
+            return self.follow(netns, now, packet, &quoted, meta, routes, sink);
+        }
+        verdict
+    }
+
+    /// Has an ICMP error that no policy protects pass the SAs of the packet that it is about, if
+    /// the policy of that one says so (`xfrm_out_fwd_icmp`). It goes whatever that policy is.
+    #[cold]
+    #[expect(clippy::too_many_arguments, reason = "a packet and what comes with it")]
+    fn follow(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        quoted: &Flow,
+        meta: &OutputMeta,
+        routes: &dyn Routes,
+        sink: &mut Sink<'_>,
+    ) -> Verdict {
+        let lookup = Lookup {
+            netns,
+            flow: quoted,
+            meta,
+            routes,
+            may_hold: true,
+            witness: None,
+        };
+        let takes_errors = lookup.takes_errors();
+        let looked = lookup.decide(&mut self.tools);
+        match looked.decision {
+            // QUIRK: errors_that_go_plain_are_counted. What would have stopped the packet that an
+            // error is about is counted, and acquires are sent for it.
+            Decision::Drop(reason, errno)
+                if takes_errors || reason != DropReason::OutPolicyBlock =>
+            {
+                looked.mark_used(netns, now);
+                drop(netns, reason, errno);
+            }
+            _ if !takes_errors => {}
+            Decision::Transform(bundle) => {
+                looked.mark_used(netns, now);
+                return self
+                    .tools
+                    .transform(netns, now, packet, meta, &bundle, sink);
+            }
+            _ => looked.mark_used(netns, now),
+        }
+        Verdict::Plain
     }
 
     /// [`Worker::output`] of a packet that the device left unfinished: up to 64 KiB of TCP or
@@ -184,17 +233,24 @@ impl Worker {
         let flow_of =
             |packet: &PacketBuf| Flow::of_packet(packet, meta.mark, meta.ifindex, mobility);
         let mut rest = packets;
-        while let [first, ..] = rest {
+        while let [first, others @ ..] = rest {
             let Some(flow) = flow_of(first) else {
                 done(drop(netns, header_reason(meta), errno::EINVAL));
                 rest = rest.get_mut(1..).unwrap_or_default();
                 continue;
             };
-            let alike = rest.iter().take(MOST_AT_ONCE);
-            let count = alike
-                .take_while(|packet| flow_of(packet) == Some(flow))
-                .count();
-            let group = rest.get_mut(..count.max(1)).unwrap_or_default();
+            if quoted_flow(netns, &flow, first, meta).is_some() {
+                done(self.output(netns, now, first, meta, routes, sink));
+                rest = rest.get_mut(1..).unwrap_or_default();
+                continue;
+            }
+            let words = flow.words();
+            let same = |packet: &&PacketBuf| {
+                flow_of(packet).is_some_and(|other| equal_words(&other.words(), &words))
+            };
+            let alike = others.iter().take(MOST_AT_ONCE - 1).take_while(same);
+            let count = 1 + alike.count();
+            let group = rest.get_mut(..count).unwrap_or_default();
             let dealt = self.look_up(netns, &flow, meta, routes, |tools, looked| {
                 let Decision::Transform(bundle) = &looked.decision else {
                     let first = group.iter_mut().take(1);
@@ -243,23 +299,15 @@ impl Worker {
         act: impl FnOnce(&mut Tools, &Looked) -> T,
     ) -> T {
         let Self { flows, tools, .. } = self;
-        if let Some(looked) = flows.find(netns, routes, flow, meta) {
-            return act(tools, looked);
-        }
-        let sad = netns.sad.choices.all();
-        let lookup = Lookup {
-            netns,
-            flow,
-            meta,
-            routes,
-            may_hold: true,
-            witness: None,
+        let fresh;
+        let looked = match flows.find(netns, routes, flow, meta) {
+            Some(looked) => looked,
+            None => {
+                fresh = look_up_anew(flows, tools, netns, flow, meta, routes);
+                &fresh
+            }
         };
-        let looked = lookup.decide(tools);
-        if looked.lasts {
-            flows.remember(netns, routes, (flow, meta), sad, &looked);
-        }
-        act(tools, &looked)
+        act(tools, looked)
     }
 
     /// [`Worker::output`] where there is one thread: what the packet asks for is done at once.
@@ -450,7 +498,50 @@ impl Tools {
     }
 }
 
+/// The flow that a forwarded ICMP error is about.
+#[inline]
+pub(super) fn quoted_flow(
+    netns: &Netns,
+    flow: &Flow,
+    packet: &[u8],
+    meta: &OutputMeta,
+) -> Option<Flow> {
+    let follows = meta.forwarded && netns.profile.icmp_errors_follow_their_flow;
+    let is_icmp = matches!(flow.proto, IPPROTO_ICMP | IPPROTO_ICMPV6);
+    if !follows || !is_icmp {
+        return None;
+    }
+    flow.of_quoted(packet, netns.profile.decodes_mobility)
+}
+
+/// What is decided about a flow that is not remembered.
+#[cold]
+fn look_up_anew(
+    flows: &mut Flows,
+    tools: &mut Tools,
+    netns: &Netns,
+    flow: &Flow,
+    meta: &OutputMeta,
+    routes: &dyn Routes,
+) -> Looked {
+    let sad = netns.sad.choices.all();
+    let lookup = Lookup {
+        netns,
+        flow,
+        meta,
+        routes,
+        may_hold: true,
+        witness: None,
+    };
+    let looked = lookup.decide(tools);
+    if looked.lasts {
+        flows.remember(netns, routes, (flow, meta), sad, &looked);
+    }
+    looked
+}
+
 /// Counts a packet's end.
+#[cold]
 pub(super) fn drop(netns: &Netns, reason: DropReason, errno: i32) -> Verdict {
     if let Some(counter) = reason.counter() {
         netns.mib.count(counter);

@@ -17,8 +17,9 @@ use crate::netns::{Context, Netns};
 use crate::packet::encap::{self, Datagram};
 use crate::packet::reassembly::Outcome;
 use crate::packet::{Family, PacketBuf, ip4, ip6};
+use crate::path::admitted::Admitted;
 use crate::path::check::Question;
-use crate::path::input::{Approach, Arrival, destination, source};
+use crate::path::input::{Approach, Arrival, source};
 use crate::path::sec_path::SecPath;
 use crate::path::witness::{Nobody, Witness};
 use crate::path::worker::Worker;
@@ -134,13 +135,17 @@ impl Worker {
         host: &dyn Host,
         witness: &mut W,
     ) -> Result<Step, DropReason> {
-        match Family::of(packet).ok_or(DropReason::InnerHeader)? {
-            Family::V4 => ip4::receive(packet).map(drop)?,
-            Family::V6 => ip6::receive(packet).map(drop)?,
-        }
-        let (address, family) = destination(packet).ok_or(DropReason::InnerHeader)?;
+        let family = Family::of(packet).ok_or(DropReason::InnerHeader)?;
+        let (address, may_be_fragment) = match family {
+            Family::V4 => {
+                let header = ip4::receive(packet)?;
+                let [a, b, c, d] = header.dst;
+                (Address::v4(a, b, c, d), header.is_fragment())
+            }
+            Family::V6 => (Address(ip6::receive(packet)?.dst), true),
+        };
         let to = host
-            .destination(family, address)
+            .destination(family.af(), address)
             .ok_or(DropReason::InNoRoute)?;
         let counts = W::COUNTS;
         let ask = Ask {
@@ -150,16 +155,24 @@ impl Worker {
             counts,
         };
         if !to.is_local {
-            ask.policies(packet, meta, XFRM_POLICY_FWD, None)?;
+            let judge = &mut (&mut self.admitted, witness);
+            ask.policies(packet, meta, XFRM_POLICY_FWD, None, judge)?;
             return Ok(Step::Done(Received::Forward));
         }
-        if self.put_together(now, packet, meta)? == Outcome::Kept {
+        self.tools.reassembler.handle_timeout(now.boot);
+        if may_be_fragment && self.put_together(now, packet, meta)? == Outcome::Kept {
             return Ok(Step::Done(Received::Kept));
         }
         let inbound = Inbound::locate(packet, 0)?;
         let approach = match self.protected(netns, packet, &inbound)? {
             Some(approach) => approach,
-            None => match ask.deliver(packet, meta, &inbound, host)? {
+            None => match ask.deliver(
+                packet,
+                meta,
+                &inbound,
+                host,
+                &mut (&mut self.admitted, witness),
+            )? {
                 Delivered::Esp(approach) => approach,
                 Delivered::Done(received) => return Ok(Step::Done(received)),
             },
@@ -181,7 +194,6 @@ impl Worker {
         packet: &mut PacketBuf,
         meta: &InputMeta,
     ) -> Result<Outcome, DropReason> {
-        self.tools.reassembler.handle_timeout(now.boot);
         self.tools
             .reassembler
             .receive_from(now.boot, packet, meta.path.tag())
@@ -241,6 +253,7 @@ impl Ask<'_> {
         meta: &mut InputMeta,
         dir: u8,
         owner: Option<Owner>,
+        (admitted, witness): &mut (&mut Admitted, &mut impl Witness),
     ) -> Result<(), DropReason> {
         let flow = self.flow(packet, meta)?;
         let own = |owner: Owner| self.netns.spd.has_socket_policy(owner.socket, dir);
@@ -256,9 +269,11 @@ impl Ask<'_> {
             socket: owner.map(|owner| owner.socket),
             if_id: meta.if_id,
         };
-        question.check(&mut meta.path)
+        witness.check(&question, &meta.path);
+        admitted.check(&question, &mut meta.path)
     }
 
+    #[inline(always)]
     fn flow(&self, packet: &[u8], meta: &InputMeta) -> Result<Flow, DropReason> {
         let mobility = self.netns.profile.decodes_mobility;
         Flow::of_packet(packet, meta.mark, self.to.ifindex, mobility).ok_or(DropReason::InHeader)
@@ -271,11 +286,12 @@ impl Ask<'_> {
         meta: &mut InputMeta,
         inbound: &Inbound,
         host: &dyn Host,
+        judge: &mut (&mut Admitted, &mut impl Witness),
     ) -> Result<Delivered, DropReason> {
         let owner = host.owner(&self.flow(packet, meta)?);
-        let checked = self.policies(packet, meta, XFRM_POLICY_IN, owner);
+        let checked = self.policies(packet, meta, XFRM_POLICY_IN, owner, judge);
         if let Err(reason) = checked {
-            self.icmp(packet, meta, inbound, reason)?;
+            self.icmp(packet, meta, inbound, reason, judge.1)?;
         }
         let kind = owner.map_or(0, |owner| owner.encap);
         if kind == 0 || inbound.protocol != IPPROTO_UDP {
@@ -310,6 +326,7 @@ impl Ask<'_> {
         meta: &mut InputMeta,
         inbound: &Inbound,
         reason: DropReason,
+        witness: &mut impl Witness,
     ) -> Result<(), DropReason> {
         let is_icmp = matches!(inbound.protocol, IPPROTO_ICMP | IPPROTO_ICMPV6);
         let sa = meta.path.last(&self.netns.sad).filter(|_| is_icmp);
@@ -334,6 +351,7 @@ impl Ask<'_> {
             socket: None,
             if_id: meta.if_id,
         };
-        question.check(&mut meta.path)
+        witness.check(&question, &meta.path);
+        question.check(&mut meta.path).map(drop)
     }
 }

@@ -10,7 +10,7 @@ use crate::sad::{Sa, SaHandle, Sad};
 /// when the packet leaves again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SecPath {
-    sas: [Option<SaHandle>; XFRM_MAX_DEPTH],
+    sas: [SaHandle; XFRM_MAX_DEPTH],
     len: usize,
     /// The first so many have been held against a policy already (`verified_cnt`).
     pub(super) verified: usize,
@@ -31,7 +31,7 @@ impl SecPath {
 
     /// Appends one; `None` when it is as long as it may be.
     pub(super) fn push(&mut self, sa: SaHandle) -> Option<()> {
-        *self.sas.get_mut(self.len)? = Some(sa);
+        *self.sas.get_mut(self.len)? = sa;
         self.len += 1;
         Some(())
     }
@@ -43,12 +43,17 @@ impl SecPath {
         first: usize,
     ) -> impl DoubleEndedIterator<Item = Option<&'a Sa>> {
         let handles = self.sas.get(first..self.len).unwrap_or_default().iter();
-        handles.map(|handle| sad.by_handle((*handle)?))
+        handles.map(|handle| sad.by_handle(*handle))
+    }
+
+    /// Numbers of the SAs, which no others ever have.
+    pub(super) fn serials(&self) -> impl Iterator<Item = u64> + '_ {
+        self.sas.iter().take(self.len).map(|sa| sa.serial())
     }
 
     /// The SA that the packet passed last.
     pub(super) fn last<'a>(&self, sad: &'a Sad) -> Option<&'a Sa> {
-        sad.by_handle((*self.sas.get(self.len.checked_sub(1)?)?)?)
+        sad.by_handle(*self.sas.get(self.len.checked_sub(1)?)?)
     }
 
     /// Tells the fragments of one path from those of another; 0 for no path.

@@ -11,14 +11,17 @@ use crate::netns::Netns;
 use crate::packet::buffer::MAX_PACKET;
 use crate::packet::fragment::Fragmenter;
 use crate::packet::segment::Segmenter;
-use crate::packet::{Family, PacketBuf, ip4};
+use crate::packet::{Family, PacketBuf, ip4, ip6};
 use crate::path::bundle::{Bundle, Step, set_mark};
-use crate::path::output::{OutputMeta, Sink, Verdict, departure, drop};
+use crate::path::output::{Departure, OutputMeta, Sink, Verdict, departure, drop};
 use crate::path::worker::Tools;
 use crate::sad::Sa;
 use crate::sad::traffic::Limit;
 use crate::time::Now;
-use crate::transform::{MOST_AT_ONCE, Placed, Route, Sequence};
+use crate::transform::{MOST_AT_ONCE, Place, Placed, Route, Sequence};
+
+/// `IPV6_MIN_MTU`.
+const LEAST_V6: u32 = 1280;
 
 /// Where and when packets pass, and what came with them.
 #[derive(Clone, Copy)]
@@ -41,35 +44,27 @@ impl Tools {
         if packet.len() > bytes(bundle.mtu)
             && let Some(mtu) = too_big(packet, meta, bundle)
         {
-            if !meta.in_parts {
-                return Verdict::TooBig { mtu };
-            }
-            if tunnels(netns, bundle) {
-                return self.transform_parts(
-                    Moment { netns, now, meta },
-                    packet,
-                    mtu,
-                    bundle,
-                    sink,
-                );
-            }
+            return Verdict::TooBig { mtu };
+        }
+        if packet.len() > bytes(bundle.mtu.max(LEAST_V6)) && bundle.is_cut_before(packet) {
+            return self.cut_before(netns, now, packet, meta, bundle, sink);
         }
         self.pass_from(netns, now, packet, (bundle, 0), meta, sink)
     }
 
-    /// Cuts a packet that is too long for a tunnel, and takes the pieces through it
-    /// (`__xfrm6_output`). In other modes what comes out of the SAs is cut.
-    fn transform_parts(
+    /// Takes a packet through a bundle in fragments (`__xfrm6_output`).
+    #[cold]
+    fn cut_before(
         &mut self,
-        at: Moment<'_>,
+        netns: &Netns,
+        now: Now,
         packet: &PacketBuf,
-        mtu: u32,
+        meta: &OutputMeta,
         bundle: &Bundle,
         sink: &mut Sink<'_>,
     ) -> Verdict {
-        let Moment { netns, now, meta } = at;
-        let ident = self.entropy.u32();
-        let Some(mut cutter) = Fragmenter::new(packet, bytes(mtu), ident) else {
+        let (mtu, ident) = (bytes(bundle.mtu.max(LEAST_V6)), self.entropy.u32());
+        let Some(mut cutter) = Fragmenter::new(packet, mtu, ident) else {
             return drop(netns, DropReason::OutNoRoom, errno::EMSGSIZE);
         };
         let mut part = PacketBuf::with_capacity(MAX_PACKET);
@@ -77,7 +72,6 @@ impl Tools {
         while cutter.next_into(&mut part) == Some(true) {
             match self.pass_from(netns, now, &mut part, (bundle, 0), meta, sink) {
                 Verdict::Sent(pieces) => sent += pieces,
-                Verdict::Queued => {}
                 other => return other,
             }
         }
@@ -97,7 +91,7 @@ impl Tools {
     ) -> Verdict {
         let (bundle, first) = way;
         let mut mark = meta.mark;
-        for (at, step) in bundle.steps().enumerate().skip(first) {
+        for (at, step) in bundle.steps().iter().enumerate().skip(first) {
             if step.aggregates {
                 return self.enqueue(netns, now, packet, meta, (bundle, at, mark), sink);
             }
@@ -105,7 +99,7 @@ impl Tools {
                 return refuse(netns, step, reason, errno);
             }
         }
-        self.send(netns, packet, (mark, meta.in_parts), bundle, sink)
+        self.send(netns, packet, (mark, meta), bundle, sink)
     }
 
     /// Cuts a large packet, and takes the pieces through the SAs until one is refused.
@@ -166,10 +160,16 @@ impl Tools {
         let fits = |packet: &PacketBuf| {
             packet.len() <= bytes(bundle.mtu) || too_big(packet, meta, bundle).is_none()
         };
-        let mut steps = bundle.steps();
         let alike = packets.len() > 1 && packets.iter().all(fits);
-        let step = steps.next().filter(|step| !step.aggregates);
-        let (Some(step), None, true) = (step, steps.next(), alike) else {
+        let (
+            [
+                step @ Step {
+                    aggregates: false, ..
+                },
+            ],
+            true,
+        ) = (bundle.steps(), alike)
+        else {
             // One packet, several SAs, one that aggregates, or packets that do not fit: one after the other.
             for (number, packet) in packets.iter_mut().enumerate() {
                 let verdict = self.transform(netns, now, packet, meta, bundle, sink);
@@ -183,7 +183,7 @@ impl Tools {
         let mut mark = meta.mark;
         let (passed, stopped) = self.pass_group(netns, now, packets, step, &mut mark);
         for packet in packets.iter_mut().take(passed) {
-            done(self.send(netns, packet, (mark, meta.in_parts), bundle, sink));
+            done(self.send(netns, packet, (mark, meta), bundle, sink));
         }
         let Some((reason, errno)) = stopped else {
             return passed;
@@ -212,28 +212,42 @@ impl Tools {
         let mut route = self.route(step);
         let mut stopped = None;
         let mut count = 0;
+        // One look at the limits and one step of each counter, if that comes to the same.
+        let together = admits_all(netns, now, sa, packets);
+        let mut payload_bytes_together = 0;
         for (packet, placed) in packets.iter_mut().zip(&mut placed) {
             route = self.route(step);
-            let numbered = transform
-                .place(packet, &route)
-                .map_err(|reason| (reason, errno_of(reason)))
-                .and_then(|place| {
-                    let payload_bytes = place.payload_bytes(packet);
-                    let sequence = self.account(netns, now, sa, step, payload_bytes)?;
-                    Ok(Placed { place, sequence })
-                });
-            match numbered {
-                Ok(numbered) => *placed = numbered,
-                Err(error) => {
-                    stopped = Some(error);
-                    break;
+            if let Err(reason) = transform.place_into(packet, &route, &mut placed.place) {
+                stopped = Some((reason, errno_of(reason)));
+                break;
+            }
+            let payload_bytes = packet.len().saturating_sub(placed.place.payload_at);
+            if together {
+                payload_bytes_together += payload_bytes;
+            } else {
+                match self.account(netns, now, sa, step, payload_bytes) {
+                    Ok(sequence) => placed.sequence = sequence,
+                    Err(error) => {
+                        stopped = Some(error);
+                        break;
+                    }
                 }
             }
             count += 1;
         }
-        let (Some(packets), Some(placed)) = (packets.get_mut(..count), placed.get(..count)) else {
+        let (Some(packets), Some(placed)) = (packets.get_mut(..count), placed.get_mut(..count))
+        else {
             return (0, stopped);
         };
+        if together {
+            let bytes = number(payload_bytes_together);
+            let Some(first) = sa.traffic.number(number(count), bytes, now.real) else {
+                return (0, Some((DropReason::OutSequence, errno::EOVERFLOW)));
+            };
+            for (placed, sequence) in placed.iter_mut().zip(first.0..) {
+                placed.sequence = Sequence(sequence);
+            }
+        }
         match transform.seal_batch(packets, placed, &route, &mut self.scratch) {
             Ok(()) => (count, stopped),
             Err(reason) => (0, Some((reason, errno_of(reason)))),
@@ -269,10 +283,12 @@ impl Tools {
             .ok_or((DropReason::OutUnsupported, errno::EOPNOTSUPP))?;
         *mark = set_mark(*mark, sa);
         let route = self.route(step);
-        let place = transform
-            .place(packet, &route)
+        let mut place = Place::default();
+        transform
+            .place_into(packet, &route, &mut place)
             .map_err(|reason| (reason, errno_of(reason)))?;
-        let sequence = self.account(netns, now, sa, step, place.payload_bytes(packet))?;
+        let payload_bytes = packet.len().saturating_sub(place.payload_at);
+        let sequence = self.account(netns, now, sa, step, payload_bytes)?;
         transform
             .seal(packet, &place, sequence, &route, &mut self.scratch)
             .map_err(|reason| (reason, errno_of(reason)))
@@ -309,21 +325,36 @@ impl Tools {
     }
 
     /// Hands a finished packet to the sink, in fragments if it is too long (`ip_finish_output`).
+    #[inline]
     fn send(
         &mut self,
         netns: &Netns,
         packet: &mut PacketBuf,
-        (mark, in_parts): (u32, bool),
+        (mark, meta): (u32, &OutputMeta),
         bundle: &Bundle,
         sink: &mut Sink<'_>,
     ) -> Verdict {
         let to = departure(packet, mark);
-        let mtu = bytes(bundle.path_mtu);
-        if packet.len() <= mtu {
+        if packet.len() <= bytes(bundle.path_mtu) {
             sink(packet, &to);
             return Verdict::Sent(1);
         }
-        if !(bundle.ignores_df || in_parts || may_be_cut(packet)) {
+        self.send_in_pieces(netns, packet, (&to, meta), bundle, sink)
+    }
+
+    #[cold]
+    fn send_in_pieces(
+        &mut self,
+        netns: &Netns,
+        packet: &mut PacketBuf,
+        (to, meta): (&Departure, &OutputMeta),
+        bundle: &Bundle,
+        sink: &mut Sink<'_>,
+    ) -> Verdict {
+        let mtu = bytes(bundle.path_mtu);
+        // A local packet that was let in is one that may be cut.
+        let own_v6 = to.family == Family::V6 && !meta.forwarded;
+        if !bundle.ignores_df && !own_v6 && !may_be_cut(packet) {
             return Verdict::TooBig {
                 mtu: bundle.path_mtu,
             };
@@ -337,22 +368,27 @@ impl Tools {
         };
         let mut count = 0;
         while cutter.next_into(part) == Some(true) {
-            sink(part, &to);
+            sink(part, to);
             count += 1;
         }
         Verdict::Sent(count)
     }
 }
 
-/// Whether a bundle begins with a tunnel.
-fn tunnels(netns: &Netns, bundle: &Bundle) -> bool {
-    bundle.steps().next().is_some_and(|step| {
-        let sa = netns.sad.by_handle(step.sa);
-        sa.is_some_and(|sa| sa.mode == XFRM_MODE_TUNNEL)
-    })
+/// Whether packets that leave together meet no limit of an SA, nor anybody who listens.
+#[inline]
+fn admits_all(netns: &Netns, now: Now, sa: &Sa, packets: &[PacketBuf]) -> bool {
+    let most_bytes = packets.iter().map(PacketBuf::room).sum();
+    matches!(sa.id.proto, IPPROTO_ESP | IPPROTO_AH)
+        && !netns.listeners.aevents
+        && sa.is_valid()
+        && sa
+            .traffic
+            .admits_all(&sa.lft, number(packets.len()), number(most_bytes), now.real)
 }
 
 /// Counts the end of a packet that a step refused.
+#[cold]
 fn refuse(netns: &Netns, step: &Step, reason: DropReason, errno: i32) -> Verdict {
     match (drop(netns, reason, errno), reason) {
         (_, DropReason::OutTooBig) => Verdict::TooBig {
@@ -365,14 +401,24 @@ fn refuse(netns: &Netns, step: &Step, reason: DropReason, errno: i32) -> Verdict
 /// Whether a packet may not enter a bundle, and what would have been right.
 ///
 /// QUIRK: ipv4_without_df_enters_whole. It is the outer packet that is cut.
+///
+/// Of this host's own packets those of IPv4 without DF may be cut, and of IPv6 all but TCP's, whose
+/// segments Linux makes to fit. A socket that never wants to be cut asks for the MTU itself.
 pub(super) fn too_big(packet: &[u8], meta: &OutputMeta, bundle: &Bundle) -> Option<u32> {
-    const LEAST_V6: u32 = 1280;
     let mtu = match Family::of(packet)? {
-        Family::V4 if meta.forwarded && !may_be_cut(packet) => bundle.mtu,
-        Family::V4 => return None,
+        Family::V4 if may_be_cut(packet) => return None,
+        // What a tunnel makes of it is the tunnel's matter.
+        Family::V4 if !meta.forwarded && bundle.ignores_df => return None,
+        Family::V4 => bundle.mtu,
+        Family::V6 if !meta.forwarded && !is_tcp(packet) => return None,
         Family::V6 => bundle.mtu.max(LEAST_V6),
     };
     (packet.len() > bytes(mtu)).then_some(mtu)
+}
+
+fn is_tcp(packet: &[u8]) -> bool {
+    let place = ip6::upper_layer(packet);
+    place.and_then(|place| packet.get(place.next_header_at)) == Some(&IPPROTO_TCP)
 }
 
 fn may_be_cut(packet: &[u8]) -> bool {
@@ -392,6 +438,10 @@ const fn errno_of(reason: DropReason) -> i32 {
         DropReason::OutNoRoom => errno::ENOMEM,
         _ => errno::EINVAL,
     }
+}
+
+fn number(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 fn bytes(mtu: u32) -> usize {

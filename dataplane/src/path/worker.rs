@@ -6,6 +6,7 @@
 use crate::entropy::Entropy;
 use crate::packet::PacketBuf;
 use crate::packet::reassembly::{Limits, Reassembler};
+use crate::path::admitted::Admitted;
 use crate::path::aggregate::Inner;
 use crate::path::flows::Flows;
 use crate::path::request::Request;
@@ -14,6 +15,7 @@ use crate::transform::Scratch;
 /// One packet thread's part of one namespace.
 pub struct Worker {
     pub(super) flows: Flows,
+    pub(super) admitted: Admitted,
     pub(super) tools: Tools,
     /// What has come out of IPTFS SAs.
     pub(super) inner: Inner,
@@ -47,6 +49,7 @@ impl Worker {
         let [high, low, ..] = entropy.u32().to_be_bytes();
         Self {
             flows: Flows::default(),
+            admitted: Admitted::default(),
             inner: Inner::default(),
             tools: Tools {
                 cpu,

@@ -6,11 +6,11 @@
 //! and request ids: it goes up whenever one of them comes, goes, or changes.
 
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use xfrm_proto::uapi::Address;
 
 use super::Sa;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const SHARDS: usize = 1024;
 

@@ -7,8 +7,6 @@
 //! xfrm_state_clone_and_setup, xfrm_state_migrate_create,
 //! xfrm_state_migrate_install`; `net/xfrm/xfrm_policy.c xfrm_migrate`.
 
-use std::sync::Mutex;
-
 use xfrm_proto::consts::*;
 use xfrm_proto::extack::XfrmError;
 use xfrm_proto::uapi::{Address, EncapTmpl, Mark, Selector, UserMigrate, UserOffload};
@@ -19,6 +17,7 @@ use super::sa::SaOptions;
 use super::{Sa, SaId, Sad, SourceKey, TemplateKey};
 use crate::netns::Context;
 use crate::security::SecurityContext;
+use crate::sync::Mutex;
 
 /// What a clone has that its original has not.
 #[derive(Clone, Copy, Debug)]

@@ -27,6 +27,8 @@ pub mod migrate;
 pub mod replay;
 pub mod sa;
 pub mod spi;
+#[cfg(test)]
+mod tests;
 pub mod traffic;
 pub mod transform;
 pub mod tunnel;
@@ -96,6 +98,11 @@ impl Sad {
             tunnels: Tunnels::default(),
             choices: Choices::default(),
         }
+    }
+
+    /// Changes how much it may hold; what it holds already stays.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// Does what Linux leaves to workers, which run once a request is through:

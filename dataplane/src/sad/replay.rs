@@ -3,8 +3,6 @@
 //! Source: `net/xfrm/xfrm_replay.c xfrm_init_replay`; `net/xfrm/xfrm_user.c
 //! xfrm_alloc_replay_state_esn, xfrm_replay_verify_len, xfrm_update_ae_params`.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-
 use xfrm_proto::consts::*;
 use xfrm_proto::extack::XfrmError;
 use xfrm_proto::uapi::{LifetimeCur, Pod, ReplayState, ReplayStateEsn};
@@ -13,6 +11,7 @@ use zerocopy::IntoBytes;
 use super::sa::Sa;
 use crate::profile::Profile;
 use crate::replay::{Numbers, ReplayWindow, Ring};
+use crate::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::time::BootNanos;
 use crate::transform::Sequence;
 

@@ -5,8 +5,6 @@
 //! the SAD; what packets change ([`Traffic`], [`Sa::window`]) changes under a
 //! shared borrow.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-
 use xfrm_proto::algo::Key;
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{
@@ -23,17 +21,25 @@ use crate::crypto::Algorithm;
 use crate::event::{Aevent, SaExpire};
 use crate::replay::ReplayWindow;
 use crate::security::SecurityContext;
+use crate::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::time::BootNanos;
 
 /// Place of an SA in its SAD; another SA may have it later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SaId(pub(super) u32);
 
-/// An SA, whatever has happened since: it is not found once it is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// An SA, whatever has happened since: it is not found once it is gone. The default is nobody's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SaHandle {
     pub(super) id: SaId,
     pub(super) serial: u64,
+}
+
+impl SaHandle {
+    /// What no other SA of its SAD ever has.
+    pub(crate) const fn serial(self) -> u64 {
+        self.serial
+    }
 }
 
 /// No CPU in particular.

@@ -7,11 +7,10 @@
 //!
 //! Source: `net/xfrm/xfrm_state.c xfrm_state_check_expire`, `struct xfrm_state`.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-
 use xfrm_proto::uapi::{LifetimeCfg, LifetimeCur, Stats};
 
 use crate::replay::{Numbers, Refusal};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::time::{BootNanos, WallSecs};
 use crate::transform::Sequence;
 
@@ -215,6 +214,21 @@ impl Traffic {
             return Limit::Soft;
         }
         Limit::Within
+    }
+
+    /// Marks as used, if all limits are so far away that none is reached by as many packets of
+    /// as many bytes in all; otherwise they are to be checked one by one.
+    #[inline]
+    pub fn admits_all(&self, lft: &LifetimeCfg, packets: u64, bytes: u64, now: WallSecs) -> bool {
+        let bytes = self.bytes.load(Ordering::Relaxed).saturating_add(bytes);
+        let packets = self.packets().saturating_add(packets);
+        let all = self.numbers.are_plenty()
+            && bytes < lft.hard_byte_limit.min(lft.soft_byte_limit)
+            && packets < lft.hard_packet_limit.min(lft.soft_packet_limit);
+        if all && self.use_time.load(Ordering::Relaxed) == 0 {
+            self.use_time.store(now.0, Ordering::Relaxed);
+        }
+        all
     }
 
     /// Counts packets that passed and have no number of this SA's.

@@ -36,79 +36,89 @@ impl Flow {
     /// Fragments show no ports, not even the first one does. `mobility` says whether the type
     /// of a mobility header is looked at.
     #[must_use]
+    #[inline(always)]
     pub fn of_packet(packet: &[u8], mark: u32, ifindex: i32, mobility: bool) -> Option<Self> {
         match Family::of(packet)? {
-            Family::V4 => {
-                let header = ip4::Header::parse(packet)?;
-                let [a, b, c, d] = header.dst;
-                let [e, f, g, h] = header.src;
-                let flow = Self {
-                    family: AF_INET,
-                    daddr: Address::v4(a, b, c, d),
-                    saddr: Address::v4(e, f, g, h),
-                    proto: header.protocol,
-                    mark,
-                    ifindex,
-                    ..Self::default()
-                };
-                if header.is_fragment() {
-                    return Some(flow);
-                }
-                Some(flow.with_transport(packet, header.header_bytes, mobility))
-            }
-            Family::V6 => {
-                let header = ip6::Header::parse(packet)?;
-                let flow = Self {
-                    family: AF_INET6,
-                    daddr: Address(header.dst),
-                    saddr: Address(header.src),
-                    mark,
-                    ifindex,
-                    ..Self::default()
-                };
-                Some(flow.behind_extensions(packet, header.next_header, mobility))
-            }
+            Family::V4 => Self::of_v4(packet, mark, ifindex, mobility),
+            Family::V6 => Self::of_v6(packet, mark, ifindex, mobility),
         }
     }
 
-    fn behind_extensions(self, packet: &[u8], first: u8, mobility: bool) -> Self {
-        let (mut proto, mut at) = (first, ip6::HEADER_BYTES);
-        loop {
-            let flow = Self { proto, ..self };
-            match proto {
-                ip6::HOP_BY_HOP | ip6::ROUTING | ip6::DESTINATION => {
-                    let Some(extension) = ip6::extension(packet, at) else {
-                        return flow;
-                    };
-                    proto = extension.first().copied().unwrap_or(ip6::NONE);
-                    at += extension.len();
-                }
-                ip6::FRAGMENT => {
-                    let proto = packet.get(at).copied().unwrap_or(ip6::FRAGMENT);
-                    return Self { proto, ..self };
-                }
-                _ => return flow.with_transport(packet, at, mobility),
-            }
-        }
-    }
-
-    fn with_transport(self, packet: &[u8], at: usize, mobility: bool) -> Self {
-        let word = |offset| be16(packet, at + offset);
-        let ports = match self.proto {
-            IPPROTO_TCP | IPPROTO_UDP | IPPROTO_UDPLITE | IPPROTO_SCTP => word(2).zip(word(0)),
-            IPPROTO_ICMP | IPPROTO_ICMPV6 => word(0).map(|kind_and_code| (kind_and_code, 0)),
-            IPPROTO_MH if mobility => word(2).map(|kind_and_reserved| (kind_and_reserved, 0)),
-            IPPROTO_GRE => word(0).and_then(|flags| {
-                let key_at = if flags & GRE_CHECKSUM == 0 { 4 } else { 8 };
-                let key = word(key_at).zip(word(key_at + 2));
-                key.filter(|_| flags & GRE_KEY != 0)
-            }),
-            _ => None,
+    #[inline(always)]
+    fn of_v4(packet: &[u8], mark: u32, ifindex: i32, mobility: bool) -> Option<Self> {
+        let header = ip4::Header::parse(packet)?;
+        let [a, b, c, d] = header.dst;
+        let [e, f, g, h] = header.src;
+        let proto = header.protocol;
+        let (dport, sport) = match header.is_fragment() {
+            true => (0, 0),
+            false => ports_at(packet, header.header_bytes, proto, mobility),
         };
-        match ports {
-            Some((dport, sport)) => self.with_ports(dport, sport),
-            None => self,
-        }
+        Some(Self {
+            family: AF_INET,
+            daddr: Address::v4(a, b, c, d),
+            saddr: Address::v4(e, f, g, h),
+            proto,
+            dport,
+            sport,
+            ifindex,
+            mark,
+        })
+    }
+
+    #[inline(never)]
+    fn of_v6(packet: &[u8], mark: u32, ifindex: i32, mobility: bool) -> Option<Self> {
+        let header = ip6::Header::parse(packet)?;
+        let (proto, transport_at) = behind_extensions(packet, header.next_header);
+        let (dport, sport) = match transport_at {
+            None => (0, 0),
+            Some(at) => ports_at(packet, at, proto, mobility),
+        };
+        Some(Self {
+            family: AF_INET6,
+            daddr: Address(header.dst),
+            saddr: Address(header.src),
+            proto,
+            dport,
+            sport,
+            ifindex,
+            mark,
+        })
+    }
+
+    /// All of it, for comparing and hashing: fields that were written one by one are not read
+    /// together, for which the processor would wait.
+    #[inline(always)]
+    pub(crate) fn words(&self) -> [u64; 6] {
+        let &Self {
+            family,
+            daddr,
+            saddr,
+            proto,
+            dport,
+            sport,
+            ifindex,
+            mark,
+        } = self;
+        let [[d0, d1], [s0, s1]] = [halves(daddr), halves(saddr)];
+        let upper = u64::from(family) << 48 | u64::from(proto) << 32;
+        let ports = u64::from(dport) << 16 | u64::from(sport);
+        let came_with = u64::from(ifindex.cast_unsigned()) << 32 | u64::from(mark);
+        [d0, d1, s0, s1, upper | ports, came_with]
+    }
+
+    /// The flow, as seen from here, of the packet that an ICMP error of this flow is about
+    /// (`xfrm_icmp_flow_decode`); `None` for anything but such an error.
+    #[must_use]
+    pub fn of_quoted(&self, packet: &[u8], mobility: bool) -> Option<Self> {
+        let (header_bytes, is_error) = match (self.family, self.proto) {
+            (AF_INET, IPPROTO_ICMP) => (28, matches!(self.sport, 3 | 11)),
+            (AF_INET6, IPPROTO_ICMPV6) => (48, matches!(self.sport, 1..=3)),
+            _ => return None,
+        };
+        let quoted = packet.get(header_bytes..).filter(|_| is_error)?;
+        let flow = Self::of_packet(quoted, self.mark, self.ifindex, mobility)?;
+        Some(flow.reversed())
     }
 
     /// The flow of what is sent in the other direction. Types of ICMP and keys of GRE stay.
@@ -139,19 +149,92 @@ impl Flow {
     /// ICMP its type and code from where the destination port lies, GRE its key swapped.
     #[must_use]
     pub fn with_ports(self, dport: u16, sport: u16) -> Self {
-        let [kind, code] = dport.to_be_bytes();
-        let (sport, dport) = match self.proto {
-            IPPROTO_TCP | IPPROTO_UDP | IPPROTO_UDPLITE | IPPROTO_SCTP => (sport, dport),
-            IPPROTO_ICMP | IPPROTO_ICMPV6 => (u16::from(kind), u16::from(code)),
-            IPPROTO_MH => (u16::from(kind), 0),
-            IPPROTO_GRE => (dport, sport),
-            _ => (0, 0),
-        };
+        let (dport, sport) = shown_ports(self.proto, dport, sport);
         Self {
             dport,
             sport,
             ..self
         }
+    }
+}
+
+/// Equality, word by word.
+#[inline(always)]
+pub(crate) fn equal_words<const N: usize>(one: &[u64; N], other: &[u64; N]) -> bool {
+    let both = one.iter().zip(other);
+    both.fold(0, |differences, (a, b)| differences | (a ^ b)) == 0
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "one half each")]
+const fn halves(address: Address) -> [u64; 2] {
+    let bits = u128::from_le_bytes(address.0);
+    [bits as u64, (bits >> 64) as u64]
+}
+
+/// The upper protocol of an IPv6 packet, and where it begins, if that is there.
+#[inline]
+fn behind_extensions(packet: &[u8], first: u8) -> (u8, Option<usize>) {
+    let (mut proto, mut at) = (first, ip6::HEADER_BYTES);
+    loop {
+        match proto {
+            ip6::HOP_BY_HOP | ip6::ROUTING | ip6::DESTINATION => {
+                let Some(extension) = ip6::extension(packet, at) else {
+                    return (proto, None);
+                };
+                proto = extension.first().copied().unwrap_or(ip6::NONE);
+                at += extension.len();
+            }
+            ip6::FRAGMENT => {
+                let proto = packet.get(at).copied().unwrap_or(ip6::FRAGMENT);
+                return (proto, None);
+            }
+            _ => return (proto, Some(at)),
+        }
+    }
+}
+
+/// Destination and source port, as policies see them, of the transport header at `at`.
+#[inline]
+fn ports_at(packet: &[u8], at: usize, proto: u8, mobility: bool) -> (u16, u16) {
+    match proto {
+        IPPROTO_TCP | IPPROTO_UDP | IPPROTO_UDPLITE | IPPROTO_SCTP => {
+            let ports = packet.get(at..).and_then(|header| header.first_chunk());
+            let &[a, b, c, d] = ports.unwrap_or(&[0; 4]);
+            (u16::from_be_bytes([c, d]), u16::from_be_bytes([a, b]))
+        }
+        IPPROTO_ICMP | IPPROTO_ICMPV6 | IPPROTO_MH | IPPROTO_GRE => {
+            what_stands_for_ports(packet, at, proto, mobility)
+        }
+        _ => (0, 0),
+    }
+}
+
+/// The same, of protocols that have none.
+#[inline(never)]
+fn what_stands_for_ports(packet: &[u8], at: usize, proto: u8, mobility: bool) -> (u16, u16) {
+    let word = |offset| be16(packet, at + offset);
+    let words = match proto {
+        IPPROTO_ICMP | IPPROTO_ICMPV6 => word(0).map(|kind_and_code| (kind_and_code, 0)),
+        IPPROTO_MH if mobility => word(2).map(|kind_and_reserved| (kind_and_reserved, 0)),
+        IPPROTO_GRE => word(0).and_then(|flags| {
+            let key_at = if flags & GRE_CHECKSUM == 0 { 4 } else { 8 };
+            let key = word(key_at).zip(word(key_at + 2));
+            key.filter(|_| flags & GRE_KEY != 0)
+        }),
+        _ => None,
+    };
+    words.map_or((0, 0), |(dport, sport)| shown_ports(proto, dport, sport))
+}
+
+/// [`Flow::with_ports`]: destination and source.
+fn shown_ports(proto: u8, dport: u16, sport: u16) -> (u16, u16) {
+    let [kind, code] = dport.to_be_bytes();
+    match proto {
+        IPPROTO_TCP | IPPROTO_UDP | IPPROTO_UDPLITE | IPPROTO_SCTP => (dport, sport),
+        IPPROTO_ICMP | IPPROTO_ICMPV6 => (u16::from(code), u16::from(kind)),
+        IPPROTO_MH => (0, u16::from(kind)),
+        IPPROTO_GRE => (sport, dport),
+        _ => (0, 0),
     }
 }
 

@@ -137,6 +137,11 @@ impl Spd {
         }
     }
 
+    /// Changes how much it may hold; what it holds already stays.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Indices of policies that came, changed or went since the last call, sockets' own excepted;
     /// the first call names all there are.
     pub fn take_touched(&mut self) -> Vec<u32> {

@@ -1,7 +1,6 @@
 //! A policy as the database keeps it (`struct xfrm_policy`).
 
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{
@@ -11,6 +10,7 @@ use zerocopy::IntoBytes;
 
 use super::flow::Flow;
 use crate::security::SecurityContext;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::time::WallSecs;
 
 /// What tells one policy from another: everything but what it does.

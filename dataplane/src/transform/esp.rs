@@ -13,10 +13,22 @@ use super::{Inbound, MOST_AT_ONCE, Opened, Place, Placed, Sequence};
 use crate::crypto::{EspTransform, Layout, Refusal, Seal};
 use crate::drop_reason::DropReason;
 use crate::packet::encap::{self, Encap};
-use crate::packet::{Family, PacketBuf, ip6, put};
+use crate::packet::{Family, PacketBuf, ip6};
 
 /// Pad length and next header.
 const TRAILER_BYTES: usize = 2;
+/// What padding is, as far as it goes.
+static PADDING: [u8; 255] = {
+    let mut padding = [0; 255];
+    let mut rest: &mut [u8] = &mut padding;
+    let mut value = 0;
+    while let [first, others @ ..] = rest {
+        value += 1;
+        *first = value;
+        rest = others;
+    }
+    padding
+};
 /// Bytes to which ESP aligns whatever the cipher's block is.
 const ALIGNMENT: usize = 4;
 
@@ -78,8 +90,7 @@ impl Esp {
         sequence: Sequence,
         pad_to: u32,
     ) -> Result<(), DropReason> {
-        let frame_at = self.prepare(packet, place, encap, sequence, pad_to)?;
-        let frame = packet.get_mut(frame_at..).ok_or(DropReason::OutNoRoom)?;
+        let frame = self.prepare(packet, place, encap, sequence, pad_to)?;
         self.crypto
             .seal(sequence.0, frame)
             .map_err(|_| DropReason::OutCrypto)?;
@@ -102,9 +113,8 @@ impl Esp {
         let mut count = 0;
         for ((packet, placed), job) in packets.iter_mut().zip(placed).zip(&mut jobs) {
             let Placed { place, sequence } = placed;
-            let frame_at = self.prepare(packet, place, encap, *sequence, pad_to)?;
             job.seq = sequence.0;
-            job.packet = packet.get_mut(frame_at..).ok_or(DropReason::OutNoRoom)?;
+            job.packet = self.prepare(packet, place, encap, *sequence, pad_to)?;
             count += 1;
         }
         self.crypto
@@ -114,23 +124,38 @@ impl Esp {
         both.try_for_each(|(packet, placed)| complete(packet, &placed.place, encap))
     }
 
-    /// Writes header and trailer; where the header is.
-    #[inline]
-    fn prepare(
+    /// Writes header and trailer; everything from the header on.
+    #[inline(always)]
+    fn prepare<'p>(
         &self,
-        packet: &mut PacketBuf,
+        packet: &'p mut PacketBuf,
         place: &Place,
         encap: Option<&Encap>,
         sequence: Sequence,
         pad_to: u32,
-    ) -> Result<usize, DropReason> {
+    ) -> Result<&'p mut [u8], DropReason> {
         let no_room = DropReason::OutNoRoom;
-        let next_header = *packet.get(place.next_header_at).ok_or(no_room)?;
-        let payload_bytes = place.payload_bytes(packet);
+        let payload_bytes = packet.len().saturating_sub(place.payload_at);
         let padded = usize::try_from(pad_to).map_or(payload_bytes, |to| to.max(payload_bytes));
         let body_bytes = (padded + TRAILER_BYTES + self.block_mask) & !self.block_mask;
         let tail_bytes = body_bytes - payload_bytes + self.layout().icv_bytes;
-        let tail = packet.push_back(tail_bytes).ok_or(no_room)?;
+        packet.push_back(tail_bytes).ok_or(no_room)?;
+        let (headers, datagram) = packet
+            .split_at_mut_checked(place.header_at)
+            .ok_or(no_room)?;
+        let protocol = headers.get_mut(place.next_header_at).ok_or(no_room)?;
+        let next_header = std::mem::replace(protocol, IPPROTO_ESP);
+        let mut encap_bytes = 0;
+        if let Some(encap) = encap {
+            *protocol = IPPROTO_UDP;
+            encap.write(datagram).ok_or(DropReason::OutOversize)?;
+            encap_bytes = encap.header_bytes();
+        }
+        let frame = datagram.get_mut(encap_bytes..).ok_or(no_room)?;
+        let header = frame.first_chunk_mut().ok_or(no_room)?;
+        *header = (u64::from(self.spi) << 32 | u64::from(sequence.low())).to_be_bytes();
+        let tail_at = frame.len().checked_sub(tail_bytes);
+        let tail = tail_at.and_then(|at| frame.get_mut(at..)).ok_or(no_room)?;
         fill_trailer(
             tail,
             padded - payload_bytes,
@@ -138,19 +163,7 @@ impl Esp {
             next_header,
         )
         .ok_or(no_room)?;
-
-        let esp_at = place.header_at + encap.map_or(0, Encap::header_bytes);
-        let datagram = packet.get_mut(place.header_at..).ok_or(no_room)?;
-        let mut protocol = IPPROTO_ESP;
-        if let Some(encap) = encap {
-            encap.write(datagram).ok_or(DropReason::OutOversize)?;
-            protocol = IPPROTO_UDP;
-        }
-        put(packet, place.next_header_at, &[protocol]).ok_or(no_room)?;
-        let frame = packet.get_mut(esp_at..).ok_or(no_room)?;
-        put(frame, 0, &self.spi.to_be_bytes()).ok_or(no_room)?;
-        put(frame, 4, &sequence.low().to_be_bytes()).ok_or(no_room)?;
-        Ok(esp_at)
+        Ok(frame)
     }
 
     /// Decrypts (`esp_input`, `esp_input_done2`).
@@ -213,13 +226,15 @@ fn fill_trailer(
     own_bytes: usize,
     next_header: u8,
 ) -> Option<()> {
-    let (tfc, tail) = tail.split_at_mut_checked(tfc_bytes)?;
-    tfc.fill(0);
+    let mut tail = tail;
+    if tfc_bytes > 0 {
+        let (tfc, own) = tail.split_at_mut_checked(tfc_bytes)?;
+        tfc.fill(0);
+        tail = own;
+    }
     let pad_bytes = own_bytes.checked_sub(TRAILER_BYTES)?;
     let (padding, trailer) = tail.split_at_mut_checked(pad_bytes)?;
-    for (byte, value) in padding.iter_mut().zip(1..) {
-        *byte = value;
-    }
+    padding.copy_from_slice(PADDING.get(..pad_bytes)?);
     *trailer.first_chunk_mut()? = [u8::try_from(pad_bytes).ok()?, next_header];
     Some(())
 }

@@ -285,10 +285,24 @@ impl Transform {
     /// # Errors
     /// Whatever makes the mode refuse the packet.
     pub fn place(&self, packet: &mut PacketBuf, route: &Route) -> Result<Place, DropReason> {
+        let mut place = Place::default();
+        self.place_into(packet, route, &mut place)?;
+        Ok(place)
+    }
+
+    /// [`Transform::place`], whose outcome is read where it was written.
+    #[inline(always)]
+    pub(crate) fn place_into(
+        &self,
+        packet: &mut PacketBuf,
+        route: &Route,
+        place: &mut Place,
+    ) -> Result<(), DropReason> {
         match &self.protocol {
-            Protocol::RouteOptimization(header) => header.place(packet),
-            _ => self.mode.place(packet, self.gap, route),
+            Protocol::RouteOptimization(header) => *place = header.place(packet)?,
+            _ => self.mode.place(packet, self.gap, route, place)?,
         }
+        Ok(())
     }
 
     /// Fills the gap: encrypts, authenticates or compresses the payload, and
@@ -299,6 +313,7 @@ impl Transform {
     ///
     /// # Errors
     /// A packet that gets too long, or that the protocol cannot carry.
+    #[inline]
     pub fn seal(
         &self,
         packet: &mut PacketBuf,

@@ -100,6 +100,7 @@ pub struct Place {
 impl Place {
     /// Bytes of payload: what the SA's lifetime counts.
     #[must_use]
+    #[inline]
     pub fn payload_bytes(&self, packet: &[u8]) -> usize {
         packet.len().saturating_sub(self.payload_at)
     }
@@ -179,23 +180,28 @@ impl Fields {
 
     /// Writes them over the header at the front of `packet`, where addresses
     /// (and for IPv4 version and header length) are already; `protocol` is what follows.
-    #[inline]
+    #[inline(always)]
     fn write(&self, packet: &mut [u8], family: Family, protocol: u8) -> Option<()> {
         match family {
             Family::V4 => {
                 let header: &mut [u8; ip4::HEADER_BYTES] = packet.first_chunk_mut()?;
-                header[1] = self.tos;
-                [header[4], header[5]] = self.ident.to_be_bytes();
-                [header[6], header[7]] = self.fragment.to_be_bytes();
-                header[8] = self.hop_limit;
-                header[9] = protocol;
+                let ([first, second, third, ..], _) = header.as_chunks_mut::<4>() else {
+                    return None;
+                };
+                // Length and checksum are filled in at the end.
+                let version = u32::from(first[0]) << 24;
+                *first = (version | u32::from(self.tos) << 16).to_be_bytes();
+                *second = (u32::from(self.ident) << 16 | u32::from(self.fragment)).to_be_bytes();
+                let protocol = u32::from(protocol) << 16;
+                *third = (u32::from(self.hop_limit) << 24 | protocol).to_be_bytes();
             }
             Family::V6 => {
                 let header: &mut [u8; ip6::HEADER_BYTES] = packet.first_chunk_mut()?;
-                let first = 6 << 28 | u32::from(self.tos) << 20 | self.flow_label;
-                [header[0], header[1], header[2], header[3]] = first.to_be_bytes();
-                header[6] = protocol;
-                header[7] = self.hop_limit;
+                let ([first, second, ..], _) = header.as_chunks_mut::<4>() else {
+                    return None;
+                };
+                *first = (6 << 28 | u32::from(self.tos) << 20 | self.flow_label).to_be_bytes();
+                *second = [0, 0, protocol, self.hop_limit];
             }
         }
         Some(())
@@ -235,21 +241,24 @@ impl ModeTransform {
     }
 
     /// Puts the outer header in front of `packet`, and `gap` bytes behind it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn place(
         &self,
         packet: &mut PacketBuf,
         gap: usize,
         route: &Route,
-    ) -> Result<Place, DropReason> {
-        match self.params.mode {
-            Mode::Transport | Mode::RouteOptimization => self.place_transport(packet, gap),
-            Mode::Tunnel => self.place_tunnel(packet, gap, route),
-            Mode::Beet => self.place_beet(packet, gap, route),
-            Mode::Iptfs { .. } => self.place_iptfs(packet, gap, route),
-        }
+        place: &mut Place,
+    ) -> Result<(), DropReason> {
+        *place = match self.params.mode {
+            Mode::Tunnel => return self.place_tunnel(packet, gap, route, place),
+            Mode::Transport | Mode::RouteOptimization => self.place_transport(packet, gap)?,
+            Mode::Beet => self.place_beet(packet, gap, route)?,
+            Mode::Iptfs { .. } => self.place_iptfs(packet, gap, route)?,
+        };
+        Ok(())
     }
 
+    #[inline(never)]
     fn place_transport(&self, packet: &mut PacketBuf, gap: usize) -> Result<Place, DropReason> {
         if Family::of(packet) != Some(self.params.family) {
             return Err(DropReason::OutFamily);
@@ -264,13 +273,14 @@ impl ModeTransform {
         open_gap(packet, at.ok_or(DropReason::OutHeader)?, gap)
     }
 
-    #[inline]
+    #[inline(always)]
     fn place_tunnel(
         &self,
         packet: &mut PacketBuf,
         gap: usize,
         route: &Route,
-    ) -> Result<Place, DropReason> {
+        place: &mut Place,
+    ) -> Result<(), DropReason> {
         let params = &self.params;
         let inner = Fields::extract(packet).ok_or(DropReason::OutHeader)?;
         check_size(packet, &inner, route)?;
@@ -299,14 +309,16 @@ impl ModeTransform {
             .push_front(header_bytes + gap)
             .ok_or(DropReason::OutNoRoom)?;
         self.write_outer(packet, &outer, inner.family.protocol())?;
-        Ok(Place {
+        *place = Place {
             next_header_at: next_header_at(params.family),
             header_at: header_bytes,
             payload_at: header_bytes + gap,
-        })
+        };
+        Ok(())
     }
 
     /// Nothing of the inner packets shows (RFC 9347 3.1).
+    #[inline(never)]
     fn place_iptfs(
         &self,
         packet: &mut PacketBuf,
@@ -337,6 +349,7 @@ impl ModeTransform {
         })
     }
 
+    #[inline(never)]
     fn place_beet(
         &self,
         packet: &mut PacketBuf,
@@ -378,7 +391,7 @@ impl ModeTransform {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_outer(
         &self,
         packet: &mut [u8],
@@ -386,9 +399,7 @@ impl ModeTransform {
         protocol: u8,
     ) -> Result<(), DropReason> {
         let family = self.params.family;
-        let template = self.outer.get(..family.header_bytes());
-        template
-            .and_then(|template| put(packet, 0, template))
+        lay_out(packet, family, &self.outer)
             .and_then(|()| fields.write(packet, family, protocol))
             .ok_or(DropReason::OutNoRoom)
     }
@@ -475,11 +486,10 @@ impl ModeTransform {
             .push_front(family.header_bytes())
             .ok_or(DropReason::InNoRoom)?;
         let template = header_template(family, &params.selector_src, &params.selector_dst);
-        let laid_out = template
-            .get(..family.header_bytes())
-            .and_then(|template| put(packet, 0, template))
-            .and_then(|()| outer.write(packet, family, protocol));
-        laid_out.ok_or(DropReason::InNoRoom)?;
+        let laid_out = lay_out(packet, family, &template);
+        laid_out
+            .and_then(|()| outer.write(packet, family, protocol))
+            .ok_or(DropReason::InNoRoom)?;
         if family == Family::V4 {
             // QUIRK: beet_option_length_wraps. Four bits take the sum, so that 60 bytes of
             // options and more make a header that the next check refuses.
@@ -494,7 +504,7 @@ impl ModeTransform {
 /// Refuses what is longer than the tunnel takes (`xfrm4_tunnel_check_size`,
 /// `xfrm6_tunnel_check_size`).
 #[inline]
-fn check_size(packet: &[u8], fields: &Fields, route: &Route) -> Result<(), DropReason> {
+fn check_size(packet: &PacketBuf, fields: &Fields, route: &Route) -> Result<(), DropReason> {
     const V6_MIN_MTU: u32 = 1280;
     let mtu = match fields.family {
         Family::V4 if fields.fragment & ip4::DF == 0 => return Ok(()),
@@ -558,6 +568,19 @@ const fn next_header_at(family: Family) -> usize {
         Family::V4 => V4_PROTOCOL_AT,
         Family::V6 => ip6::NEXT_HEADER_AT,
     }
+}
+
+/// Puts a header's template at the front of a packet.
+#[inline]
+fn lay_out(packet: &mut [u8], family: Family, template: &[u8; ip6::HEADER_BYTES]) -> Option<()> {
+    match family {
+        Family::V4 => {
+            let header: &mut [u8; ip4::HEADER_BYTES] = packet.first_chunk_mut()?;
+            *header = *template.first_chunk()?;
+        }
+        Family::V6 => *packet.first_chunk_mut()? = *template,
+    }
+    Some(())
 }
 
 /// A header with addresses, version and length, the rest zero.

@@ -86,6 +86,8 @@ const COUNTERS: [(&str, Counter); 5] = [
 pub(super) struct Firewall {
     classifiers: [Classifier; CHAINS.len()],
     defaults: Option<UserPolicyDefault>,
+    /// The host's table is needed whatever policies there are.
+    is_needed: bool,
     /// What the host has shows the present state but for edits.
     installed: bool,
 }
@@ -136,9 +138,16 @@ impl Firewall {
         }
     }
 
+    /// Notes that the host's table is needed whatever policies there are.
+    pub(super) fn set_needed(&mut self) {
+        self.is_needed = true;
+    }
+
     /// Whether all packets may pass as if we were not there.
     pub(super) fn is_idle(&self) -> bool {
-        self.classifiers.iter().all(Classifier::is_empty) && self.default_blocks().all(|it| !it)
+        !self.is_needed
+            && self.classifiers.iter().all(Classifier::is_empty)
+            && self.default_blocks().all(|it| !it)
     }
 
     /// By chain.

@@ -28,7 +28,7 @@
 mod classify;
 mod firewall;
 mod link;
-mod netlink;
+pub(crate) mod netlink;
 mod nft;
 mod routes;
 mod sockets;
@@ -69,35 +69,65 @@ pub(crate) const STATE_MASK: u32 = MARK_MASK | OWN;
 /// Of the mark of such a socket: what tells it from others.
 pub(crate) const OWN_MASK: u32 = 0x0fff_ffff;
 
-/// What this process lacks to carry packets, and how to get it.
-pub(crate) fn missing() -> Option<String> {
-    let what = |name: &str, error: &io::Error, advice: &str| format!("{name}: {error} ({advice})");
+/// Something that carrying packets needs of the host.
+pub(crate) struct Need {
+    pub(crate) name: &'static str,
+    /// What it is for.
+    pub(crate) meaning: &'static str,
+    /// Why it cannot be had, and what can be done.
+    pub(crate) missing: Option<(io::Error, &'static str)>,
+}
+
+/// What this process needs where it is, as far as that can be found out without changing anything.
+pub(crate) fn needs() -> [Need; 3] {
     let device = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/net/tun");
-    if let Err(error) = device {
-        let advice = match error.kind() {
-            io::ErrorKind::PermissionDenied => "as root, or chmod 666 /dev/net/tun",
-            _ => "modprobe tun; in a container, --device /dev/net/tun",
-        };
-        return Some(what("/dev/net/tun", &error, advice));
-    }
-    if let Err(error) = Raw::open(Family::V4, IPPROTO_ESP, BYPASS) {
-        return Some(what(
-            "a raw socket with a mark",
-            &error,
-            "needs CAP_NET_RAW and CAP_NET_ADMIN: sudo, or unshare -rn",
-        ));
-    }
-    match firewall::socket() {
-        Err(error) => Some(what(
-            "nf_tables",
-            &error,
-            "modprobe nf_tables, CONFIG_NF_TABLES_INET",
-        )),
-        Ok(_) => None,
-    }
+    let advice = match device.as_ref().map_err(io::Error::kind) {
+        Err(io::ErrorKind::PermissionDenied) => "as root, or chmod 666 /dev/net/tun",
+        _ => "modprobe tun; in a container, --device /dev/net/tun",
+    };
+    let raw = Raw::open(Family::V4, IPPROTO_ESP, BYPASS);
+    [
+        Need {
+            name: "/dev/net/tun",
+            meaning: "how packets come from the host and go back",
+            missing: device.err().map(|error| (error, advice)),
+        },
+        Need {
+            name: "raw sockets with marks",
+            meaning: "how ESP goes and comes (CAP_NET_RAW, CAP_NET_ADMIN)",
+            missing: raw.err().map(|error| (error, "sudo, or unshare -rn")),
+        },
+        Need {
+            name: "nf_tables",
+            meaning: "how the host picks packets (CAP_NET_ADMIN)",
+            missing: firewall::socket()
+                .err()
+                .map(|error| (error, "modprobe nf_tables, CONFIG_NF_TABLES_INET")),
+        },
+    ]
+}
+
+/// What this process lacks to carry packets, and how to get it.
+pub(crate) fn missing() -> Option<String> {
+    let lacks = |need: Need| {
+        let (error, advice) = need.missing?;
+        Some(format!("{}: {error} ({advice})", need.name))
+    };
+    needs().into_iter().find_map(lacks)
+}
+
+/// Attaches the thread's network namespace for a moment, to see whether that works.
+///
+/// # Errors
+/// The host's.
+pub(crate) fn try_out() -> io::Result<()> {
+    let mut attachment = Attachment::default();
+    attachment.firewall.set_needed();
+    attachment.apply(|work| work())?;
+    attachment.detach(|work| work())
 }
 
 /// Policies of a namespace as the host's packet filter has to show them, attached or not.

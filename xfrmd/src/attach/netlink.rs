@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 
 pub(super) const NLM_F_REQUEST: u16 = 1;
-pub(super) const NLM_F_ACK: u16 = 4;
+pub(crate) const NLM_F_ACK: u16 = 4;
 pub(super) const NLM_F_REPLACE: u16 = 0x100;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
 
@@ -26,14 +26,14 @@ const SEND_BYTES: usize = 256 << 20;
 
 /// Messages for one `send`.
 #[derive(Debug, Default)]
-pub(super) struct Messages {
+pub(crate) struct Messages {
     bytes: Vec<u8>,
     seq: u32,
 }
 
 impl Messages {
     /// Appends a message; `body` writes what follows its header.
-    pub(super) fn push(&mut self, kind: u16, flags: u16, body: impl FnOnce(&mut Body<'_>)) {
+    pub(crate) fn push(&mut self, kind: u16, flags: u16, body: impl FnOnce(&mut Body<'_>)) {
         let start = self.bytes.len();
         self.seq += 1;
         self.bytes.extend_from_slice(&[0; 4]);
@@ -58,16 +58,16 @@ fn set(bytes: &mut [u8], at: usize, value: &[u8]) {
 }
 
 /// What follows a message's header.
-pub(super) struct Body<'a>(&'a mut Vec<u8>);
+pub(crate) struct Body<'a>(&'a mut Vec<u8>);
 
 impl Body<'_> {
     /// A fixed part, whose length is a multiple of four.
-    pub(super) fn fixed(&mut self, bytes: &[u8]) {
+    pub(crate) fn fixed(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
 
     /// An attribute.
-    pub(super) fn attr(&mut self, kind: u16, value: &[u8]) {
+    pub(crate) fn attr(&mut self, kind: u16, value: &[u8]) {
         let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
         self.0.extend_from_slice(&len.to_ne_bytes());
         self.0.extend_from_slice(&kind.to_ne_bytes());
@@ -106,7 +106,7 @@ impl Body<'_> {
 
 /// A netlink socket of ours in some namespace.
 #[derive(Debug)]
-pub(super) struct Socket(OwnedFd);
+pub(crate) struct Socket(OwnedFd);
 
 impl Socket {
     /// In the thread's network namespace.
@@ -117,6 +117,11 @@ impl Socket {
             SockFlag::SOCK_CLOEXEC,
             protocol,
         )?;
+        Self::bound(fd)
+    }
+
+    /// Takes a netlink socket and gives it a port.
+    pub(crate) fn bound(fd: OwnedFd) -> io::Result<Self> {
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         if setsockopt(&fd, sockopt::SndBufForce, &SEND_BYTES).is_err() {
             setsockopt(&fd, sockopt::SndBuf, &SEND_BYTES)?;
@@ -135,7 +140,7 @@ impl Socket {
     }
 
     /// Sends messages; the first error that the host answers.
-    pub(super) fn transact(&self, messages: &Messages) -> io::Result<()> {
+    pub(crate) fn transact(&self, messages: &Messages) -> io::Result<()> {
         let mut failed = Ok(());
         self.exchange(messages, |kind, payload| {
             if kind == NLMSG_ERROR

@@ -15,6 +15,7 @@ use xfrmd::emulator::{Inputs, NetnsId};
 
 use super::connection::{Connection, Reply};
 use super::namespace::{self, Home};
+use super::observe::Observed;
 use super::own_sockets::Own;
 use super::packets::{PacketThreads, Sockets};
 use super::{Daemon, clock, host};
@@ -36,6 +37,8 @@ pub(super) struct Followed {
     encap: Vec<Encap>,
     /// Sockets whose own policies are not to bypass.
     pub(super) own: Vec<Own>,
+    /// What is seen of its packets.
+    observed: Arc<Observed>,
 }
 
 /// A key manager's socket that takes ESP in UDP.
@@ -70,10 +73,17 @@ impl Followed {
             Ok(())
         })?;
         let sockets = sockets.ok_or(io::ErrorKind::Other)?;
-        let threads =
-            PacketThreads::start(daemon.id, &daemon.netns, devices, sockets, &daemon.line)?;
+        let encap = self.encap_sockets();
+        let threads = PacketThreads::start(
+            daemon.id,
+            &daemon.netns,
+            devices,
+            sockets,
+            encap,
+            &daemon.line,
+            &self.observed,
+        )?;
         self.threads = Some(threads);
-        self.tell_ports();
         self.tell_own();
         Ok(())
     }
@@ -91,16 +101,11 @@ impl Followed {
         }
     }
 
-    fn tell_ports(&self) {
+    /// Tells the threads where ESP in UDP comes to.
+    fn tell_ports(&mut self) {
+        let (sockets, bulk) = self.encap_sockets();
         if let Some(threads) = &self.threads {
-            let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|it| it.socket).collect();
-            // Of several with the same port the newest counts.
-            sockets.reverse();
-            sockets.sort_by_key(|it| it.port);
-            sockets.dedup_by_key(|it| it.port);
-            sockets.truncate(udp_encap::MOST_PORTS);
-            let bulk = self.encap.iter().filter_map(|it| it.bulk.clone());
-            threads.set_encap_sockets(sockets, bulk.collect());
+            threads.set_encap_sockets(sockets, bulk);
         }
     }
 
@@ -114,6 +119,31 @@ impl Followed {
             mib.add(counter, packets.saturating_sub(before));
         }
         self.dropped = dropped;
+    }
+
+    /// Sockets that take ESP in UDP, one a port, and ours beside them.
+    fn encap_sockets(&mut self) -> (Vec<EncapSocket>, Vec<Arc<Bulk>>) {
+        // A port where one socket has none of ours beside it is left to raw sockets.
+        let bare = |it: &&Encap| it.bulk.is_none();
+        let bare: Vec<u16> = self
+            .encap
+            .iter()
+            .filter(bare)
+            .map(|it| it.socket.port)
+            .collect();
+        for encap in &mut self.encap {
+            if bare.contains(&encap.socket.port) {
+                encap.bulk = None;
+            }
+        }
+        let mut sockets: Vec<EncapSocket> = self.encap.iter().map(|it| it.socket).collect();
+        // Of several with the same port the newest counts.
+        sockets.reverse();
+        sockets.sort_by_key(|it| it.port);
+        sockets.dedup_by_key(|it| it.port);
+        sockets.truncate(udp_encap::MOST_PORTS);
+        let bulk = self.encap.iter().filter_map(|it| it.bulk.clone());
+        (sockets, bulk.collect())
     }
 
     fn detach(&mut self, home: &Home) {
@@ -268,6 +298,21 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// What is seen of a namespace's packets.
+    pub(super) fn observed(&mut self, id: NetnsId) -> &Arc<Observed> {
+        &self.following.entry(id).or_default().observed
+    }
+
+    /// What is carried of a namespace's packets, if any are.
+    pub(super) fn carried(&self, id: NetnsId) -> Option<serde_json::Value> {
+        let followed = self.following.get(&id)?;
+        Some(serde_json::json!({
+            "attached": followed.attachment.is_attached(),
+            "in": followed.observed.received.to_json(),
+            "out": followed.observed.sent.to_json(),
+        }))
     }
 
     /// Counts what the host's packet filter has dropped for us.

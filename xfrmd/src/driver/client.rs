@@ -1,9 +1,10 @@
-//! Asking a running daemon, as `xfrmd stat`, `explain` and `env` do.
+//! Asking a running daemon, as `xfrmd stat`, `explain`, `capture` and `env` do.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket,
 };
@@ -16,6 +17,22 @@ use super::host;
 pub(crate) fn statistics(address: &Address<'_>) -> Result<Value> {
     let answer = introduced(address, &Request::Stat, &[]).context("asking the daemon")?;
     Ok(serde_json::from_slice(&answer)?)
+}
+
+/// A connection to the daemon of this very process, for another thread.
+pub(crate) struct Inside(OwnedFd);
+
+impl Inside {
+    /// Introduces the connection, which the daemon has at the other end.
+    pub(super) fn new(connection: OwnedFd) -> Self {
+        Self(connection)
+    }
+
+    /// The daemon's statistics.
+    pub(crate) fn statistics(&self) -> io::Result<Value> {
+        let answer = ask(&self.0, &Request::Stat, &[])?;
+        Ok(serde_json::from_slice(&answer)?)
+    }
 }
 
 /// What would become of a packet in this process's network namespace.
@@ -31,8 +48,35 @@ pub(crate) fn explain(address: &Address<'_>, question: &Value) -> Result<Value> 
     Ok(serde_json::from_slice(&answer)?)
 }
 
+/// Where packets of this process's network namespace can be read.
+pub(crate) fn capture(address: &Address<'_>, wanted: &Value) -> Result<OwnedFd> {
+    let own = host::usersock().and_then(|socket| host::netns_cookie(socket.as_fd()))?;
+    let request = Request::Capture { netns: own };
+    let asked = introduction(address).and_then(|connection| {
+        say(&connection, &request, wanted.to_string().as_bytes())?;
+        let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::NONE)?;
+        let mut buffer = [0; 256];
+        let (len, [packets, _]) = host::receive_frame(connection.as_fd(), &mut buffer)?;
+        content(buffer.get(..len).unwrap_or_default())?;
+        packets.ok_or(io::ErrorKind::UnexpectedEof.into())
+    });
+    asked.map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT) => anyhow!("nobody has configured anything in this network namespace"),
+        Some(libc::EOPNOTSUPP) => anyhow!("the daemon carries no packets (--packets)"),
+        Some(libc::EPERM) => anyhow!("only root may see packets"),
+        Some(libc::EBUSY) => anyhow!("there are too many captures already"),
+        _ => anyhow::Error::new(error).context("asking the daemon"),
+    })
+}
+
 /// Asks one thing on a connection of its own.
 fn introduced(address: &Address<'_>, request: &Request, payload: &[u8]) -> io::Result<Vec<u8>> {
+    ask(&introduction(address)?, request, payload)
+}
+
+/// A connection on which anything can be asked.
+fn introduction(address: &Address<'_>) -> io::Result<OwnedFd> {
     let connection = reach(address).map_err(|error| {
         io::Error::new(
             error.kind(),
@@ -49,7 +93,7 @@ fn introduced(address: &Address<'_>, request: &Request, payload: &[u8]) -> io::R
         token,
     };
     ask(&connection, &hello, &[])?;
-    ask(&connection, request, payload)
+    Ok(connection)
 }
 
 fn reach(address: &Address<'_>) -> io::Result<OwnedFd> {
@@ -74,15 +118,24 @@ fn reach(address: &Address<'_>) -> io::Result<OwnedFd> {
 }
 
 fn ask(connection: &OwnedFd, request: &Request, payload: &[u8]) -> io::Result<Vec<u8>> {
-    let frame = [&request.encode(), payload].concat();
-    send(connection.as_raw_fd(), &frame, MsgFlags::MSG_NOSIGNAL)?;
+    say(connection, request, payload)?;
     let mut buffer = vec![0; 1 << 20];
     let len = recv(connection.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-    let frame = buffer.get(..len).unwrap_or_default();
+    content(buffer.get(..len).unwrap_or_default()).map(<[u8]>::to_vec)
+}
+
+fn say(connection: &OwnedFd, request: &Request, payload: &[u8]) -> io::Result<()> {
+    let frame = [&request.encode(), payload].concat();
+    send(connection.as_raw_fd(), &frame, MsgFlags::MSG_NOSIGNAL)?;
+    Ok(())
+}
+
+/// An answer's payload, or its error.
+fn content(frame: &[u8]) -> io::Result<&[u8]> {
     let (answer, payload) =
         Answer::decode(frame).ok_or(io::Error::from(io::ErrorKind::UnexpectedEof))?;
     match i32::try_from(answer.errno) {
-        Ok(0) => Ok(payload.to_vec()),
+        Ok(0) => Ok(payload),
         Ok(errno) => Err(io::Error::from_raw_os_error(errno)),
         Err(_) => Err(io::ErrorKind::InvalidData.into()),
     }

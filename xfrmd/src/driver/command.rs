@@ -5,7 +5,7 @@
 //! on to the command; those of the terminal reach the command anyway.
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -14,12 +14,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{Pid, getuid};
 use xfrm_proto::control::{Address, ENV_CONTROL, Secret};
 
-use super::bypass::Handover;
+use super::program::Reach;
+use super::seccomp::Front;
+use super::seccomp::filter::Handover;
+use super::seccomp::supervisor::Supervisor;
 use super::signals::Signals;
 use super::{Daemon, Owner, Settings, host, listener};
 
@@ -45,12 +49,13 @@ const FORWARDED: [Signal; 9] = [
 const PREFIX: &str = "xfrmd-";
 /// The name of its socket in it.
 const CONTROL: &str = "control";
-/// Our descriptors in the daemon's loop.
-const SIGNALS: usize = 0;
-const BYPASS: usize = 1;
 
-/// A directory of our own, removed at the end.
-struct PrivateDirectory(PathBuf);
+/// A directory of our own, removed at the end. Until then it is locked: another instance that starts could
+/// meet the socket before we listen to it, and would take us for dead.
+struct PrivateDirectory {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
 
 impl PrivateDirectory {
     /// Where programs may be loaded from, and other users get through but see nothing.
@@ -66,8 +71,10 @@ impl PrivateDirectory {
             let path = parent.join(&name);
             match DirBuilder::new().mode(0o711).create(&path) {
                 Ok(()) => {
+                    let lock = Flock::lock(File::open(&path)?, FlockArg::LockSharedNonblock)
+                        .map_err(|(_, errno)| errno)?;
                     remove_left_behind(&parent);
-                    return Ok(Self(path));
+                    return Ok(Self { path, _lock: lock });
                 }
                 Err(error) => last = error,
             }
@@ -78,7 +85,7 @@ impl PrivateDirectory {
 
 impl Drop for PrivateDirectory {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = std::fs::remove_dir_all(&self.path);
     }
 }
 
@@ -92,13 +99,19 @@ fn remove_left_behind(parent: &Path) {
             && entry
                 .metadata()
                 .is_ok_and(|status| status.is_dir() && status.uid() == getuid().as_raw());
-        if ours && listener::is_dead(&entry.path().join(CONTROL)) {
+        if ours && listener::is_dead(&entry.path().join(CONTROL)) && !is_locked(&entry.path()) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
 }
 
-fn is_executable(directory: &Path) -> bool {
+fn is_locked(directory: &Path) -> bool {
+    let locked = |file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err();
+    File::open(directory).map_or(true, locked)
+}
+
+/// Whether programs may be loaded from there.
+pub(crate) fn is_executable(directory: &Path) -> bool {
     statvfs(directory).is_ok_and(|fs| !fs.flags().contains(FsFlags::ST_NOEXEC))
 }
 
@@ -139,8 +152,12 @@ pub(crate) fn preload(shim: &Path, before: Option<OsString>) -> OsString {
 pub(crate) struct Run {
     /// Settings but for the owner.
     pub(crate) settings: Settings,
+    /// How programs reach the instance.
+    pub(crate) front: Front,
     /// The program's file.
     pub(crate) program: PathBuf,
+    /// How the program itself reaches it.
+    pub(crate) reach: Reach,
     /// The command, its name first.
     pub(crate) command: Vec<OsString>,
     /// `TMPDIR`.
@@ -154,7 +171,7 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
     let signals: Vec<Signal> = FORWARDED.into_iter().chain([Signal::SIGCHLD]).collect();
     let signals = Signals::block(&signals)?;
     let directory = PrivateDirectory::new(run.temporary)?;
-    let shim = install_shim(&directory.0)?;
+    let shim = install_shim(&directory.path)?;
     let mut random = [0; 32];
     host::random(&mut random);
     let (token, proof) = random.split_at(16);
@@ -162,8 +179,8 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
         token: token.try_into().unwrap_or_default(),
         proof: proof.try_into().unwrap_or_default(),
     };
-    let path = directory.0.join(CONTROL);
-    let name = path.file_name().map(|_| directory.0.to_string_lossy());
+    let path = directory.path.join(CONTROL);
+    let name = path.file_name().map(|_| directory.path.to_string_lossy());
     let name = name.unwrap_or_default();
     let mut listeners = vec![listener::at_path(&path)?];
     listeners.extend(listener::at_abstract(&name).ok());
@@ -182,7 +199,7 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
         ..run.settings
     };
     let mut daemon = Daemon::new(settings, listeners)?;
-    daemon.watch_for_caller(signals.fd(), SIGNALS)?;
+    daemon.watch_for_caller(signals.fd(), 0)?;
 
     let inside_another = run
         .preload
@@ -192,38 +209,44 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
     if let Some((name, arguments)) = run.command.split_first() {
         command.arg0(name).args(arguments);
     }
-    command
-        .env(ENV_CONTROL, address.to_string())
-        .env("LD_PRELOAD", preload(&shim, run.preload));
+    command.env(ENV_CONTROL, address.to_string());
+    if run.front.preloads() {
+        command.env("LD_PRELOAD", preload(&shim, run.preload));
+    }
     let mask = signals.mask_before();
-    let handover = Arc::new(Handover::new()?);
+    let handover = Arc::new(Handover::new(run.front)?);
     let theirs = Arc::clone(&handover);
     // SAFETY: a few system calls, which a child may make before exec.
     unsafe {
         command.pre_exec(move || {
-            // Without a filter, what is static reaches the host as it would without us.
-            let _ = theirs.set_up();
+            match theirs.set_up() {
+                Err(error) if run.reach == Reach::Supervisor => return Err(error),
+                // Without a filter, what is static reaches the host as it would without us.
+                _ => {}
+            }
             Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?)
         });
     }
-    let mut child = command.spawn()?;
-    let mut bypass = handover.take();
-    match &bypass {
-        Some(bypass) => daemon.watch_for_caller(&bypass.fd(), BYPASS)?,
+    let mut child = command.spawn().map_err(|error| match run.reach {
+        Reach::Supervisor if error.raw_os_error() != Some(libc::ENOENT) => {
+            io::Error::other(format!(
+                "{}: the shim cannot be loaded into it, and a seccomp filter around it: {error}",
+                run.program.display()
+            ))
+        }
+        _ => error,
+    })?;
+    match handover.take() {
+        Some(listener) => {
+            let serving = run.front.supervises().then_some((&*shim, &address));
+            Supervisor::new(listener, serving)?.start()?;
+        }
         None if inside_another => {}
         None => tracing::warn!(
             "the host allows no seccomp filter: static programs that the command starts reach its kernel"
         ),
     }
-    let status = daemon.serve(|index| {
-        Ok(match (index, &mut bypass) {
-            (BYPASS, Some(bypass)) => {
-                bypass.answer_all();
-                ControlFlow::Continue(())
-            }
-            _ => pass_on(&signals, &mut child),
-        })
-    })?;
+    let status = daemon.serve(|_| Ok(pass_on(&signals, &mut child)))?;
     Ok(exit_code(status))
 }
 
@@ -250,4 +273,35 @@ fn exit_code(status: ExitStatus) -> u8 {
         (None, None) => 1,
     };
     u8::try_from(code & 0xff).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_goes_when_its_instance_is_dead_and_not_before_it_listens() {
+        let parent = std::env::temp_dir().join(format!("xfrmd-left-{}", std::process::id()));
+        std::fs::create_dir_all(&parent).unwrap();
+        let directory = PrivateDirectory::new(Some(parent.clone())).unwrap();
+        let path = directory.path.clone();
+        let (kind, flags) = (SockType::SeqPacket, SockFlag::empty());
+        let early = socket(AddressFamily::Unix, kind, flags, None).unwrap();
+        let control = path.join(CONTROL);
+        bind(early.as_raw_fd(), &UnixAddr::new(&control).unwrap()).unwrap();
+        assert!(listener::is_dead(&control));
+        let refusing = parent.join("xfrmd-refusing");
+        std::fs::create_dir(&refusing).unwrap();
+        drop(listener::at_path(&refusing.join(CONTROL)).unwrap());
+        remove_left_behind(&parent);
+        assert!(path.exists());
+        assert!(!refusing.exists());
+        drop(directory);
+        assert!(!path.exists());
+        std::fs::remove_dir_all(parent).unwrap();
+    }
 }

@@ -10,18 +10,25 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use dataplane::spd::SocketKey;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
-use nix::sys::socket::{SockFlag, accept4, getsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, accept4, getsockopt, setsockopt, socketpair, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
 use xfrm_proto::control::{Answer, Request, Socket, VERSION};
 use xfrm_proto::extack::AckOptions;
 use xfrmd::emulator::{Inputs, NetnsId, Peer};
 
+use super::client::Inside;
 use super::files::WriteError;
 use super::privilege::Credentials;
 use super::{Daemon, Owner, Source, clock, host};
 
 /// Sockets that a client without privileges can show before it must show them again.
 const MOST_PROVEN: usize = 256;
+/// How long a thread of ours waits for an answer.
+const INSIDE_SECONDS: i64 = 10;
 /// The largest datagram that comes as a file.
 const LARGEST_DATAGRAM: u64 = 64 << 20;
 
@@ -141,7 +148,31 @@ impl Daemon {
         }
     }
 
-    fn admit(&mut self, fd: OwnedFd) -> io::Result<()> {
+    /// A client inside this process, for another thread.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(crate) fn inside_client(&mut self) -> io::Result<Inside> {
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )?;
+        setsockopt(
+            &theirs,
+            sockopt::ReceiveTimeout,
+            &TimeVal::seconds(INSIDE_SECONDS),
+        )?;
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let index = self.admit(ours)?;
+        if let Some(Some(connection)) = self.connections.get_mut(index) {
+            connection.introduced = true;
+        }
+        Ok(Inside::new(theirs))
+    }
+
+    fn admit(&mut self, fd: OwnedFd) -> io::Result<usize> {
         let peer = getsockopt(&fd, sockopt::PeerCredentials)?;
         let free = self.connections.iter().position(Option::is_none);
         let index = free.unwrap_or(self.connections.len());
@@ -176,7 +207,7 @@ impl Daemon {
         } else {
             self.connections.push(Some(connection));
         }
-        Ok(())
+        Ok(index)
     }
 
     pub(super) fn serve_connection(&mut self, index: usize, events: EpollFlags) {
@@ -304,6 +335,7 @@ impl Daemon {
             Request::Show { socket, encap } => self.show(connection, socket, encap, fds),
             Request::Stat => Reply::Content(self.statistics().to_string().into_bytes()),
             Request::Explain { netns } => self.explain(connection, netns, payload),
+            Request::Capture { netns } => self.capture(connection, netns, payload),
             Request::Speaker { port } => match self.speaks_from(port) {
                 true => Reply::Answer(Answer::default()),
                 false => Reply::error(libc::ENOENT),

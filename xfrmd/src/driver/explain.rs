@@ -6,13 +6,16 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use dataplane::DropReason;
 use dataplane::mib::Counter;
 use dataplane::packet::buffer::MAX_PACKET;
 use dataplane::packet::{PacketBuf, ip4, ip6};
-use dataplane::path::explain::{Candidate, Considered, Explanation, Found, Outcome, Tried};
+use dataplane::path::explain::{
+    Candidate, Check, Considered, Examined, Explanation, Found, Objection, Outcome, Tried,
+};
 use dataplane::path::{InputMeta, OutputMeta, Worker};
 use dataplane::sad::Misfit;
-use dataplane::spd::Flow;
+use dataplane::spd::{Flow, Mismatch};
 use serde_json::{Value, json};
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{Address, XfrmId};
@@ -33,11 +36,7 @@ impl Daemon {
         netns: u64,
         question: &[u8],
     ) -> Reply {
-        let permitted = match self.settings.owner {
-            Owner::System => connection.peer.uid == 0,
-            Owner::Private { .. } => true,
-        };
-        if !permitted {
+        if !self.shows_all_to(connection) {
             return Reply::error(libc::EPERM);
         }
         let Ok(question) = serde_json::from_slice::<Value>(question) else {
@@ -46,6 +45,14 @@ impl Daemon {
         match self.answer(netns, &question) {
             Ok(answer) => Reply::Content(answer.to_string().into_bytes()),
             Err(error) => Reply::error(error.raw_os_error().unwrap_or(libc::EINVAL)),
+        }
+    }
+
+    /// Whether the client may learn of all packets and SAs.
+    pub(super) fn shows_all_to(&self, connection: &Connection) -> bool {
+        match self.settings.owner {
+            Owner::System => connection.peer.uid == 0,
+            Owner::Private { .. } => true,
         }
     }
 
@@ -79,7 +86,6 @@ impl Daemon {
                 socket: None,
                 forwarded: !routes.is_local(flow.family, flow.saddr),
                 bypasses: false,
-                in_parts: false,
                 loopback: false,
                 mtu,
                 hop_limit,
@@ -201,29 +207,37 @@ fn smallest_packet(
 }
 
 fn described(explanation: &Explanation) -> Value {
-    let flow = &explanation.flow;
     json!({
-        "flow": {
-            "source": shown(flow.saddr, flow.family),
-            "destination": shown(flow.daddr, flow.family),
-            "protocol": flow.proto,
-            "source_port": flow.sport,
-            "destination_port": flow.dport,
-            "mark": flow.mark,
-            "ifindex": flow.ifindex,
-        },
-        "direction": match explanation.dir {
-            XFRM_POLICY_OUT => "out",
-            XFRM_POLICY_FWD => "fwd",
-            _ => "in",
-        },
+        "flow": flow(&explanation.flow),
+        "direction": direction(explanation.dir),
         "policies": explanation.considered.iter().map(policy).collect::<Vec<_>>(),
         "policies_not_listed": explanation.passed_over,
         "templates": explanation.tried.iter().map(template).collect::<Vec<_>>(),
         "passed": explanation.passed.iter().map(|sa| named(sa, None)).collect::<Vec<_>>(),
+        "checks": explanation.checks.iter().map(check).collect::<Vec<_>>(),
         "outcome": outcome(&explanation.outcome),
         "counter": explanation.counter().map(Counter::name),
     })
+}
+
+fn flow(flow: &Flow) -> Value {
+    json!({
+        "source": shown(flow.saddr, flow.family),
+        "destination": shown(flow.daddr, flow.family),
+        "protocol": flow.proto,
+        "source_port": flow.sport,
+        "destination_port": flow.dport,
+        "mark": flow.mark,
+        "ifindex": flow.ifindex,
+    })
+}
+
+const fn direction(dir: u8) -> &'static str {
+    match dir {
+        XFRM_POLICY_OUT => "out",
+        XFRM_POLICY_FWD => "fwd",
+        _ => "in",
+    }
 }
 
 fn outcome(outcome: &Outcome) -> Value {
@@ -259,7 +273,7 @@ fn policy(considered: &Considered) -> Value {
         "if_id": key.if_id,
         "action": if policy.action == XFRM_POLICY_ALLOW { "allow" } else { "block" },
         "templates": policy.templates.len(),
-        "mismatch": considered.mismatch.map(dataplane::spd::Mismatch::text),
+        "mismatch": considered.mismatch.map(Mismatch::text),
         "chosen": considered.chosen,
     })
 }
@@ -295,6 +309,50 @@ fn template(tried: &Tried) -> Value {
         "found": found,
         "sa": sa,
     })
+}
+
+/// Policies held against the SAs that brought a packet.
+fn check(check: &Check) -> Value {
+    let selector = |(sa, mismatch): &(XfrmId, Option<Mismatch>)| {
+        judged(sa, "mismatch", mismatch.map(Mismatch::text))
+    };
+    let unnamed = check.unnamed.iter();
+    json!({
+        "flow": flow(&check.flow),
+        "direction": direction(check.dir),
+        "selectors": check.selectors.iter().map(selector).collect::<Vec<_>>(),
+        "templates": check.templates.iter().map(examined).collect::<Vec<_>>(),
+        "unnamed": unnamed.map(|sa| named(sa, None)).collect::<Vec<_>>(),
+        "refusal": check.refusal.map(DropReason::text),
+    })
+}
+
+fn examined(examined: &Examined) -> Value {
+    let template = &examined.template;
+    let sa = |(sa, objection): &(XfrmId, Option<Objection>)| {
+        judged(sa, "objection", objection.map(Objection::text))
+    };
+    json!({
+        "policy": examined.policy,
+        "source": shown(template.saddr, template.family),
+        "destination": shown(template.id.daddr, template.family),
+        "protocol": template.id.proto,
+        "spi": template.id.spi.get(),
+        "reqid": template.reqid,
+        "mode": template.mode,
+        "optional": template.optional != 0,
+        "sas": examined.sas.iter().map(sa).collect::<Vec<_>>(),
+        "sa": examined.served_by().map(|sa| named(&sa, None)),
+    })
+}
+
+/// An SA, and what is against it.
+fn judged(sa: &XfrmId, what: &str, against: Option<&str>) -> Value {
+    let mut value = named(sa, None);
+    if let Some(value) = value.as_object_mut() {
+        value.insert(what.into(), against.into());
+    }
+    value
 }
 
 fn candidate(sa: &Candidate, family: u16) -> Value {

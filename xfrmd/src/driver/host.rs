@@ -82,12 +82,17 @@ pub(crate) fn port(fd: BorrowedFd<'_>) -> io::Result<u32> {
 
 /// A socket of the kind that clients hold, in the thread's network namespace, not bound.
 pub(crate) fn usersock() -> io::Result<OwnedFd> {
+    netlink_socket(NETLINK_USERSOCK)
+}
+
+/// A netlink socket in the thread's network namespace, not bound.
+pub(crate) fn netlink_socket(protocol: c_int) -> io::Result<OwnedFd> {
     // SAFETY: plain integers; the descriptor is new and ours.
     unsafe {
         let fd = libc::socket(
             libc::AF_NETLINK,
             libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-            NETLINK_USERSOCK,
+            protocol,
         );
         checked(fd as isize)?;
         Ok(OwnedFd::from_raw_fd(fd))

@@ -14,14 +14,15 @@
 //! * [`namespace`]: entering namespaces, learning of their end.
 //! * [`privilege`]: who may configure.
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
+//! * [`observe`]: how many packets there are, and captures of them.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
-//! * [`command`], [`program`], [`bypass`]: `xfrmd run`.
+//! * [`command`], [`program`], [`seccomp`]: `xfrmd run`.
 //! * [`explain`]: what would become of a packet.
+//! * [`service`]: what a service manager gives us and is told.
 //! * [`client`]: `xfrmd stat`, `explain` and `env`.
 
 mod attaching;
-mod bypass;
 pub(crate) mod client;
 mod clock;
 pub(crate) mod command;
@@ -33,11 +34,14 @@ pub(crate) mod host;
 mod instance;
 pub(crate) mod listener;
 mod namespace;
+mod observe;
 mod outbox;
 mod own_sockets;
 mod packets;
 mod privilege;
 pub(crate) mod program;
+pub(crate) mod seccomp;
+pub(crate) mod service;
 pub(crate) mod signals;
 mod statistics;
 
@@ -216,6 +220,13 @@ impl Daemon {
             inquiries,
             frame: vec![0; LARGEST_FRAME],
         })
+    }
+
+    /// Changes what may be there at most, from now on: what is there stays.
+    pub(crate) fn set_limits(&mut self, limits: Limits, max_connections: usize) {
+        self.settings.limits = limits;
+        self.settings.max_connections = max_connections;
+        self.emulator.set_limits(limits);
     }
 
     /// Waits for a descriptor of the caller's too.

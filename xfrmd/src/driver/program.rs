@@ -1,9 +1,8 @@
-//! Which programs can be run with the shim.
+//! Which programs can be run, and how they reach the instance.
 //!
-//! The dynamic linker loads it. A program without one, of another architecture
-//! or C library, or that gains privileges when it starts (the linker then
-//! ignores the variable), would silently talk to the host's kernel; it is
-//! refused, with the reason.
+//! The dynamic linker loads it. A program without one, or of another C library, is for the
+//! supervisor, where the front has one. What neither can serve (another architecture, privileges
+//! gained when it starts) would silently talk to the host's kernel; it is refused, with the reason.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -14,6 +13,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access, getegid, geteuid};
+
+use super::seccomp::Front;
 
 /// Interpreters of interpreters: the kernel goes no deeper.
 const DEEPEST_SCRIPT: usize = 5;
@@ -55,10 +56,18 @@ impl fmt::Display for Refusal {
         match self {
             Self::NotFound => f.write_str("command not found"),
             Self::NotExecutable(error) => write!(f, "cannot be executed: {error}"),
-            Self::Static => write!(f, "statically linked: {CONSEQUENCE}"),
+            Self::Static => write!(
+                f,
+                "statically linked: {CONSEQUENCE} (--front auto serves it)"
+            ),
             Self::Privileged(how) => write!(f, "{how}: {CONSEQUENCE}"),
             Self::OtherMachine => write!(f, "for another architecture: {CONSEQUENCE}"),
-            Self::OtherLibc => write!(f, "not linked with the GNU C library: {CONSEQUENCE}"),
+            Self::OtherLibc => {
+                write!(
+                    f,
+                    "not linked with the GNU C library: {CONSEQUENCE} (--front seccomp serves it)"
+                )
+            }
         }
     }
 }
@@ -88,8 +97,17 @@ pub(crate) fn find(name: &OsStr, search: Option<OsString>) -> Result<PathBuf, Re
     Err(unusable.unwrap_or(Refusal::NotFound))
 }
 
-/// Whether the shim can be loaded into it.
-pub(crate) fn check(path: &Path) -> Result<(), Refusal> {
+/// How a program reaches the instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// The shim is loaded into it.
+    Shim,
+    /// The supervisor answers its calls; it must not run without the filter.
+    Supervisor,
+}
+
+/// How it reaches the instance, if it can.
+pub(crate) fn check(path: &Path, front: Front) -> Result<Reach, Refusal> {
     let mut path = path.to_path_buf();
     for _ in 0..DEEPEST_SCRIPT {
         let file = File::open(&path).map_err(Refusal::NotExecutable)?;
@@ -100,7 +118,7 @@ pub(crate) fn check(path: &Path) -> Result<(), Refusal> {
             .read_to_end(&mut head)
             .map_err(Refusal::NotExecutable)?;
         let Some(line) = head.strip_prefix(b"#!") else {
-            return check_elf(&file, &head);
+            return check_elf(&file, &head, front);
         };
         let line = line.split(|&byte| byte == b'\n').next().unwrap_or_default();
         let interpreter = line
@@ -134,7 +152,7 @@ fn check_privileges(path: &Path, file: &File) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_elf(file: &File, head: &[u8]) -> Result<(), Refusal> {
+fn check_elf(file: &File, head: &[u8], front: Front) -> Result<Reach, Refusal> {
     let not_a_program = || Refusal::NotExecutable(io::Error::from_raw_os_error(libc::ENOEXEC));
     if !head.starts_with(b"\x7fELF") {
         return Err(not_a_program());
@@ -144,12 +162,20 @@ fn check_elf(file: &File, head: &[u8]) -> Result<(), Refusal> {
     if (class, machine) != own {
         return Err(Refusal::OtherMachine);
     }
-    let interpreter = interpreter(file, head).ok_or(Refusal::Static)?;
-    // musl's linker would try to load the shim and fail.
-    if cfg!(target_env = "gnu") && interpreter.windows(7).any(|part| part == b"ld-musl") {
-        return Err(Refusal::OtherLibc);
+    if !front.preloads() {
+        return Ok(Reach::Supervisor);
     }
-    Ok(())
+    match interpreter(file, head) {
+        None if front.supervises() => Ok(Reach::Supervisor),
+        None => Err(Refusal::Static),
+        // musl's linker would try to load the shim and fail.
+        Some(linker)
+            if cfg!(target_env = "gnu") && linker.windows(7).any(|part| part == b"ld-musl") =>
+        {
+            Err(Refusal::OtherLibc)
+        }
+        Some(_) => Ok(Reach::Shim),
+    }
 }
 
 /// Word size and machine of an ELF header.
@@ -198,7 +224,8 @@ mod tests {
 
     #[test]
     fn this_program_could_be_run() {
-        check(&std::env::current_exe().unwrap()).unwrap();
+        let reach = check(&std::env::current_exe().unwrap(), Front::Auto);
+        assert_eq!(reach.unwrap(), Reach::Shim);
     }
 
     #[test]
@@ -207,11 +234,17 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("script");
         std::fs::write(&path, "#!/bin/sh -e\ntrue\n").unwrap();
-        check(&path).unwrap();
+        check(&path, Front::Preload).unwrap();
         std::fs::write(&path, "no program\n").unwrap();
-        assert!(matches!(check(&path), Err(Refusal::NotExecutable(_))));
+        assert!(matches!(
+            check(&path, Front::Auto),
+            Err(Refusal::NotExecutable(_))
+        ));
         std::fs::write(&path, format!("#! {}\n", path.display())).unwrap();
-        assert!(matches!(check(&path), Err(Refusal::NotExecutable(_))));
+        assert!(matches!(
+            check(&path, Front::Auto),
+            Err(Refusal::NotExecutable(_))
+        ));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 

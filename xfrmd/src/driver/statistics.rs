@@ -19,12 +19,19 @@ impl Daemon {
             "version": env!("CARGO_PKG_VERSION"),
             "kernel": self.settings.profile.name,
             "shim": self.settings.shim,
-            "clients": self.connections.iter().flatten().count() + 1,
+            "clients": self.clients(),
             "namespaces": instances
                 .iter()
                 .map(|instance| self.statistics_of(instance.id, instance))
                 .collect::<Vec<_>>(),
         })
+    }
+
+    /// Connections of client processes, but for the one that asks.
+    fn clients(&self) -> usize {
+        let own = i32::try_from(std::process::id()).ok();
+        let connections = self.connections.iter().flatten();
+        connections.filter(|it| Some(it.peer.pid) != own).count()
     }
 
     fn statistics_of(&self, id: NetnsId, instance: &Instance) -> Value {
@@ -50,6 +57,7 @@ impl Daemon {
                 "socket_out": spd.outscnt,
                 "socket_fwd": spd.fwdscnt,
             },
+            "carried": self.carried(id),
             "counters": counters,
         })
     }

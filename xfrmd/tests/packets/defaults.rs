@@ -3,7 +3,7 @@
 use std::net::{TcpStream, UdpSocket};
 
 use crate::cases::{A, B, Pair, SECRET, SOON, echo, is_protected, sas, transfer, udp};
-use crate::net::{Namespace, Wire};
+use crate::namespaces::{Namespace, Wire};
 
 /// Cases of this module.
 pub(crate) static CASES: &[(&str, fn())] = &[

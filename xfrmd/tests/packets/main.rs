@@ -13,8 +13,12 @@
     reason = "all of this is test code: a panic is a failed test"
 )]
 
+mod bulk;
+mod capture;
 mod cases;
 mod defaults;
+#[path = "../namespaces/mod.rs"]
+mod namespaces;
 mod net;
 mod own;
 mod ways;
@@ -40,7 +44,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("namespace") => {
-            net::hold_namespace();
+            namespaces::hold();
             return ExitCode::SUCCESS;
         }
         Some("key-manager") => {

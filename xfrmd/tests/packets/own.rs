@@ -10,7 +10,7 @@ use xfrm_proto::uapi::{UserPolicyInfo, UserTmpl};
 use zerocopy::IntoBytes;
 
 use crate::cases::{A, B, Pair, SECRET, SOON, echo, is_protected, udp};
-use crate::net::{Namespace, Wire, protocols};
+use crate::namespaces::{Namespace, Wire, protocols};
 
 /// Cases of this module.
 pub(crate) static CASES: &[(&str, fn())] = &[
@@ -280,7 +280,7 @@ fn receiver() {
     let (one, two) = (log("one"), log("two"));
     for (port, reqid, log) in [(7000, 1, &one), (7001, 2, &two)] {
         pair.xb.sh(&format!(
-            "{} own receiver {B}:{port} {reqid} {log} > /dev/null 2>&1 < /dev/null &",
+            "timeout 60 {} own receiver {B}:{port} {reqid} {log} > /dev/null 2>&1 < /dev/null &",
             me()
         ));
         wait_for(log, "ready");
@@ -325,7 +325,7 @@ fn listener() {
     pair.sas("transport", A, B);
     let ready = log("listener");
     pair.xb.sh(&format!(
-        "{} own listener {B}:7000 {ready} > /dev/null 2>&1 < /dev/null &",
+        "timeout 60 {} own listener {B}:7000 {ready} > /dev/null 2>&1 < /dev/null &",
         me()
     ));
     wait_for(&ready, "ready");

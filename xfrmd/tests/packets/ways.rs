@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use crate::cases::{
     A, B, Pair, SOON, WAIT, echo, echo_learning, is_protected, past_policies, ping, transfer, udp,
 };
-use crate::net::{Namespace, Wire};
+use crate::namespaces::{Namespace, Wire};
 
 /// Cases of this module.
 pub(crate) static CASES: &[(&str, fn())] = &[

@@ -218,7 +218,7 @@ fn refused_programs() {
         .unwrap();
     file.write_all(&head).unwrap();
     drop(file);
-    let output = outcome(xfrmd().args(["run", "--"]).arg(&path));
+    let output = outcome(xfrmd().args(["run", "--front", "preload", "--"]).arg(&path));
     assert_eq!(output.status.code(), Some(126));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(
@@ -302,17 +302,24 @@ fn bypassing_programs() {
         "for n in 1 2; do env -u LD_PRELOAD {me} process unshimmed; done; {me} process unshimmed",
         me = me.get_program().to_string_lossy()
     );
-    let run = |command: &mut Command| {
-        let output = outcome(command.args(["run", "--", "sh", "-c", &script]));
-        let said = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(said, "errno 93\nerrno 93\nok\n");
+    let run = |command: &mut Command, front| {
+        let output = outcome(command.args(["run", "--front", front, "--", "sh", "-c", &script]));
         let why = String::from_utf8(output.stderr).unwrap();
+        (String::from_utf8(output.stdout).unwrap(), why)
+    };
+    let refused = |(said, why): (String, String)| {
+        assert_eq!(said, "errno 93\nerrno 93\nok\n");
         assert_eq!(why.matches("the shim is not in it").count(), 2, "{why}");
     };
-    run(&mut xfrmd());
-    run(as_nobody(&mut xfrmd()));
+    refused(run(&mut xfrmd(), "preload"));
+    refused(run(as_nobody(&mut xfrmd()), "preload"));
     // Inside another instance it is the outer one that notices.
-    run(xfrmd().args(["run", "--"]).arg(xfrmd().get_program()));
+    let mut outer = xfrmd();
+    outer.args(["run", "--front", "preload", "--"]);
+    refused(run(outer.arg(xfrmd().get_program()), "auto"));
+    let served = ("ok\nok\nok\n".to_owned(), String::new());
+    assert_eq!(run(&mut xfrmd(), "auto"), served);
+    assert_eq!(run(as_nobody(&mut xfrmd()), "auto"), served);
 }
 
 fn stat_and_env() {
@@ -343,13 +350,17 @@ fn explained_packets() {
          ip xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 proto tcp dport 22 dir out action block
          {program} explain -j out 10.1.0.5:4000 10.2.0.7:80 tcp; echo ,
          {program} explain -j out 10.1.0.5:4000 10.2.0.7:22 tcp; echo ,
+         ip link set lo up
+         ip xfrm policy add dst 127.0.0.1 dir in tmpl src 10.0.0.2 proto esp reqid 9 mode tunnel
+         {program} explain -j in 10.2.0.7:80 127.0.0.1:4000 tcp; echo ,
          {program} explain out 10.1.0.5 10.2.0.7 >&2
+         {program} explain in 10.2.0.7 127.0.0.1 >&2
          {program} stat -j"
     );
     let output = outcome(xfrmd().args(["run", "--", "unshare", "-n", "sh", "-c", &script]));
     let said = String::from_utf8(output.stdout).unwrap();
     let answers: serde_json::Value = serde_json::from_str(&format!("[{said}]")).unwrap();
-    let [missing, blocked, stat] = &answers.as_array().unwrap()[..] else {
+    let [missing, blocked, bare, stat] = &answers.as_array().unwrap()[..] else {
         panic!("{said}")
     };
     assert_eq!(missing["counter"], "XfrmOutNoStates");
@@ -362,11 +373,18 @@ fn explained_packets() {
     assert_eq!(blocked["outcome"]["errno"], 1);
     assert_eq!(blocked["counter"], "XfrmOutPolBlock");
     assert_eq!(blocked["policies"][0]["action"], "block");
+    assert_eq!(bare["counter"], "XfrmInTmplMismatch");
+    let check = &bare["checks"][0];
+    assert_eq!(check["direction"], "in");
+    assert_eq!(check["templates"][0]["reqid"], 9);
+    assert_eq!(check["templates"][0]["sa"], serde_json::Value::Null);
+    assert_eq!(check["refusal"], bare["outcome"]["reason"]);
     let plain = String::from_utf8(output.stderr).unwrap();
     assert!(
         plain.contains("verdict: dropped, there is no SA"),
         "{plain}"
     );
+    assert!(plain.contains("    no SA serves it\n"), "{plain}");
     let counters = stat["namespaces"][0]["counters"].as_object().unwrap();
     assert!(counters.values().all(|count| count == 0), "{said}");
 }
@@ -448,8 +466,8 @@ fn killed_clients() {
         std::thread::sleep(Duration::from_micros(300 * delay));
         agent.kill();
     }
-    assert!(before.contains("\"clients\": 1"));
-    shared.until(|stat| stat.contains("\"clients\": 1"));
+    assert!(before.contains("\"clients\": 0"));
+    shared.until(|stat| stat.contains("\"clients\": 0"));
     // The same ports again, and no dump is in the way.
     let mut agent = Agent::start(&mut shared.client(me()));
     assert_eq!(agent.does("dump 3"), "ok");

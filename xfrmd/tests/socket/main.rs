@@ -80,11 +80,18 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let clients = client::CASES
         .iter()
-        .map(|&(name, need, _)| trial(name, need, move || client::start(name, need)));
+        .map(|&(name, need, _)| trial(name, need, move || client::start(name, need, "preload")));
+    let supervised = client::CASES
+        .iter()
+        .filter(|case| !client::NOT_SUPERVISED.contains(&case.0))
+        .map(|&(name, need, _)| {
+            let start = move || client::start(name, need, "seccomp");
+            trial(&format!("supervised::{name}"), need, start)
+        });
     let others = daemon::CASES
         .iter()
         .map(|&(name, need, body)| trial(name, need, body));
-    let trials = clients.chain(others).collect();
+    let trials = clients.chain(supervised).chain(others).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     let _ = std::fs::remove_dir_all(process::copies());
     conclusion.exit_code()

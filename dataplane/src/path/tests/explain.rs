@@ -2,7 +2,7 @@
 
 use super::input::Remote;
 use super::*;
-use crate::path::explain::{Explanation, Found, Outcome};
+use crate::path::explain::{Explanation, Found, Objection, Outcome};
 use crate::path::{InputMeta, Received};
 use crate::sad::Misfit;
 use crate::spd::{Flow, Mismatch};
@@ -127,4 +127,107 @@ fn an_arrival_is_explained_as_often_as_one_likes() {
         host.explain_arrival(&udp(80, 9)).counter(),
         Some(Counter::InTmplMismatch)
     );
+}
+
+/// What comes out of an SA, before a policy that wants something else.
+fn refused(change: impl FnOnce(&mut UserTmpl)) -> Explanation {
+    let mut host = Host::new();
+    host.add_policy(policy(&[template()]));
+    let mut wanted = template();
+    change(&mut wanted);
+    host.add_sa(1, |_| {});
+    host.accept(&[wanted]);
+    assert_eq!(host.send(&udp(80, 9)), Verdict::Sent(1));
+    let wire = host.sent[0].0.clone();
+    let told = host.explain_arrival(&wire);
+    assert!(host.counters().is_empty());
+    let Outcome::Drop { reason, .. } = told.outcome else {
+        panic!("{told:?}")
+    };
+    assert_eq!(host.take(&wire), Received::Dropped(reason));
+    assert_eq!(told.checks.last().unwrap().refusal, Some(reason));
+    told
+}
+
+#[test]
+fn each_objection_of_a_template_is_explained() {
+    type Change = fn(&mut UserTmpl);
+    let cases: [(Objection, Change); 6] = [
+        (Objection::Protocol, |wanted| wanted.id.proto = IPPROTO_AH),
+        (Objection::Spi, |wanted| wanted.id.spi = 2.into()),
+        (Objection::Reqid, |wanted| wanted.reqid = 7),
+        (Objection::Mode, |wanted| wanted.mode = XFRM_MODE_BEET),
+        (Objection::Algorithm, |wanted| wanted.aalgos = 0),
+        (Objection::Source, |wanted| wanted.saddr = REMOTE),
+    ];
+    for (objection, change) in cases {
+        let told = refused(change);
+        assert_eq!(told.counter(), Some(Counter::InTmplMismatch));
+        let [check] = &told.checks[..] else {
+            panic!("{told:?}")
+        };
+        assert_eq!((check.dir, check.flow.dport), (XFRM_POLICY_FWD, 80));
+        let met = told.passed[0];
+        assert_eq!(check.selectors, [(met, None)]);
+        let [examined] = &check.templates[..] else {
+            panic!("{check:?}")
+        };
+        assert_eq!(examined.sas, [(met, Some(objection))]);
+        assert_eq!(examined.served_by(), None);
+    }
+}
+
+#[test]
+fn a_selector_that_is_not_for_the_packet_is_explained() {
+    let mut sender = Host::new();
+    sender.add_policy(policy(&[template()]));
+    sender.add_sa(1, |_| {});
+    assert_eq!(sender.send(&udp(80, 9)), Verdict::Sent(1));
+    let mut host = Host::new();
+    host.add_sa(1, |request| {
+        request.info.sel = Selector {
+            dport: 22.into(),
+            dport_mask: 0xffff.into(),
+            family: AF_INET,
+            ..Selector::default()
+        };
+    });
+    host.accept(&[template()]);
+    let wire = sender.sent[0].0.clone();
+    let told = host.explain_arrival(&wire);
+    assert_eq!(told.counter(), Some(Counter::InStateMismatch));
+    let check = &told.checks[0];
+    let expected = [(told.passed[0], Some(Mismatch::DestinationPort))];
+    assert_eq!(check.selectors, expected);
+    assert!(check.templates.is_empty());
+    assert_eq!(host.take(&wire), Received::Dropped(DropReason::InSelector));
+}
+
+#[test]
+fn a_tunnel_that_no_template_names_is_explained() {
+    let mut host = Host::new();
+    host.add_policy(policy(&[template()]));
+    host.add_sa(1, |_| {});
+    host.accept(&[]);
+    assert_eq!(host.send(&udp(80, 9)), Verdict::Sent(1));
+    let wire = host.sent[0].0.clone();
+    let told = host.explain_arrival(&wire);
+    let check = &told.checks[0];
+    assert_eq!(check.unnamed, told.passed);
+    assert_eq!(check.refusal, Some(DropReason::InTemplate));
+    assert_eq!(host.take(&wire), Received::Dropped(DropReason::InTemplate));
+}
+
+#[test]
+fn a_template_that_is_served_is_explained() {
+    let mut host = Host::new();
+    host.add_policy(policy(&[template()]));
+    host.add_sa(1, |_| {});
+    host.accept(&[template()]);
+    assert_eq!(host.send(&udp(80, 9)), Verdict::Sent(1));
+    let wire = host.sent[0].0.clone();
+    let told = host.explain_arrival(&wire);
+    let check = &told.checks[0];
+    assert_eq!(check.refusal, None);
+    assert_eq!(check.templates[0].served_by(), Some(told.passed[0]));
 }

@@ -163,6 +163,51 @@ fn forwarding_asks_the_main_input_policy() {
     );
 }
 
+/// What is remembered of a flow is worth nothing for other SAs, nor once a table has changed.
+#[test]
+fn flows_that_were_let_in_are_asked_again() {
+    let mut host = Host::new();
+    let mut guard = policy(&[template()]);
+    guard.key.dir = XFRM_POLICY_FWD;
+    let id = host.add_policy(guard.clone());
+    let sa = host.add_sa(1, null);
+    host.add_sa(2, |request| {
+        null(request);
+        request.info.reqid = 9;
+    });
+    let by = |spi, seq| esp(spi, seq, IPPROTO_IPIP, &udp(53, 4));
+    for seq in 1..4 {
+        host.wait(1_000);
+        assert_eq!(host.take(&by(1, seq)), Received::Forward);
+        let used = host.netns.spd.get(id).unwrap().used.secs();
+        assert_eq!(used, host.now().real.0);
+    }
+    let refused = Received::Dropped(DropReason::InTemplate);
+    assert_eq!(host.take(&by(2, 1)), refused);
+    assert_eq!(host.take(&udp(53, 4)), refused);
+
+    let mut block = guard.clone();
+    block.action = XFRM_POLICY_BLOCK;
+    let now = host.now();
+    host.netns.spd.insert(block, false, now).unwrap();
+    let blocked = Received::Dropped(DropReason::InPolicyBlock);
+    assert_eq!(host.take(&by(1, 4)), blocked);
+    host.netns.spd.insert(guard, false, now).unwrap();
+    assert_eq!(host.take(&by(1, 5)), Received::Forward);
+
+    host.netns.sad.get_mut(sa).unwrap().sel = Selector {
+        daddr: Address::v4(10, 9, 0, 0),
+        prefixlen_d: 16,
+        family: AF_INET,
+        ..Selector::default()
+    };
+    let unfit = Received::Dropped(DropReason::InSelector);
+    assert_eq!(host.take(&by(1, 6)), unfit);
+    host.netns.sad.delete(sa);
+    let unknown = Received::Dropped(DropReason::InNoStates);
+    assert_eq!(host.take(&by(1, 7)), unknown);
+}
+
 #[test]
 fn icmp_errors_for_this_host_are_not_understood() {
     let mut quoted = udp(53, 4);

@@ -93,7 +93,6 @@ impl Host {
                 socket: None,
                 forwarded: false,
                 bypasses: false,
-                in_parts: false,
                 loopback: false,
                 mtu: 1500,
                 hop_limit: 64,

@@ -383,3 +383,57 @@ fn a_remembered_flow_follows_the_tables() {
         Verdict::TooBig { .. }
     ));
 }
+
+/// A router's ICMP error about a packet from 10.2.0.1 to 10.1.0.1.
+fn error_about_reply() -> Vec<u8> {
+    let mut about = udp(4000, 8);
+    let (source, destination) = ([10, 2, 0, 1], [10, 1, 0, 1]);
+    about[12..16].copy_from_slice(&source);
+    about[16..20].copy_from_slice(&destination);
+    ip4::finish(&mut about).unwrap();
+    let mut error = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 1, 0, 0];
+    error.extend([10, 1, 0, 9]);
+    error.extend(source);
+    error.extend([3, 1, 0, 0, 0, 0, 0, 0]);
+    error.extend(about);
+    ip4::finish(&mut error).unwrap();
+    error
+}
+
+fn udp_policy(flags: u8) -> Policy {
+    let mut policy = policy(&[template()]);
+    policy.key.selector.proto = IPPROTO_UDP;
+    policy.flags = flags;
+    policy
+}
+
+#[test]
+fn a_forwarded_error_follows_what_it_is_about() {
+    let mut host = Host::new();
+    host.meta.forwarded = true;
+    host.add_policy(udp_policy(XFRM_POLICY_ICMP));
+    let sa = host.add_sa(1, |_| {});
+    let error = error_about_reply();
+    assert_eq!(host.send(&error), Verdict::Sent(1));
+    assert_eq!(host.open(&[sa]), error);
+    // Not when it is this host's own.
+    host.meta.forwarded = false;
+    assert_eq!(host.send(&error), Verdict::Plain);
+}
+
+#[test]
+fn errors_that_go_plain_are_counted() {
+    let mut host = Host::new();
+    host.meta.forwarded = true;
+    host.add_policy(udp_policy(0));
+    assert_eq!(host.send(&error_about_reply()), Verdict::Plain);
+    assert_eq!(host.counters(), [("OutNoStates".to_owned(), 1)].into());
+    assert_eq!(names(&host.events()), ["acquire 1"]);
+    // With an SA, but a policy that is not for errors, nothing happens at all.
+    let mut host = Host::new();
+    host.meta.forwarded = true;
+    host.add_policy(udp_policy(0));
+    host.add_sa(1, |_| {});
+    assert_eq!(host.send(&error_about_reply()), Verdict::Plain);
+    assert!(host.counters().is_empty() && host.events().is_empty());
+}

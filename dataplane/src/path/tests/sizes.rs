@@ -61,25 +61,6 @@ fn ipv4_without_df_enters_whole() {
 }
 
 #[test]
-fn transport_mode_packets_with_df_are_too_big_behind_it() {
-    let mut host = Host::new();
-    let transport = UserTmpl {
-        mode: XFRM_MODE_TRANSPORT,
-        ..template()
-    };
-    host.add_policy(policy(&[transport]));
-    host.add_sa(1, |sa| {
-        sa.info.mode = XFRM_MODE_TRANSPORT;
-        sa.info.saddr = Address::v4(10, 1, 0, 1);
-        sa.info.id.daddr = Address::v4(10, 2, 0, 1);
-    });
-    assert_eq!(host.send(&with_df(udp(1, 1400))), Verdict::Sent(1));
-    let too_big = Verdict::TooBig { mtu: 1500 };
-    assert_eq!(host.send(&with_df(udp(1, 1465))), too_big);
-    assert_eq!(host.send(&udp(1, 1465)), Verdict::Sent(2));
-}
-
-#[test]
 fn ipv6_is_never_cut_on_its_way() {
     let mut host = Host::new();
     let mut v6 = policy(&[template()]);
@@ -92,7 +73,6 @@ fn ipv6_is_never_cut_on_its_way() {
     assert_eq!(host.send(&udp6(INNER - 48)), Verdict::Sent(1));
     assert_eq!(host.open(&[sa]), udp6(INNER - 48));
     let too_big = Verdict::TooBig { mtu: 1446 };
-    assert_eq!(host.send(&udp6(INNER - 47)), too_big);
     host.meta.forwarded = true;
     assert_eq!(host.send(&udp6(INNER - 47)), too_big);
     assert!(host.counters().is_empty());
@@ -283,4 +263,70 @@ fn a_batch_is_what_its_packets_are() {
         opened
     });
     assert_eq!(opened[0], opened[1]);
+}
+
+#[test]
+fn a_local_packet_in_transport_mode_is_too_big_before_it_is_numbered() {
+    let mut host = Host::new();
+    let transport = UserTmpl {
+        mode: XFRM_MODE_TRANSPORT,
+        ..template()
+    };
+    host.add_policy(policy(&[transport]));
+    let id = host.add_sa(1, |sa| {
+        sa.info.mode = XFRM_MODE_TRANSPORT;
+        sa.info.saddr = Address::v4(10, 1, 0, 1);
+        sa.info.id.daddr = Address::v4(10, 2, 0, 1);
+    });
+    let too_big = Verdict::TooBig { mtu: 1466 };
+    assert_eq!(host.send(&with_df(udp(1, 1466 - 27))), too_big);
+    assert_eq!(host.sa(id).traffic.last_sent(), Sequence(0));
+    assert_eq!(host.send(&with_df(udp(1, 1466 - 28))), Verdict::Sent(1));
+    assert!(host.sent[0].0.len() <= 1500);
+    // Without DF it is the sealed packet that is cut.
+    assert_eq!(host.send(&udp(1, 1466)), Verdict::Sent(2));
+}
+
+/// A policy for all of IPv6, and its SA in tunnel mode.
+fn v6_tunnel(host: &mut Host) -> SaId {
+    let mut policy = policy(&[template()]);
+    policy.key.selector = Selector {
+        family: AF_INET6,
+        ..Selector::default()
+    };
+    host.add_policy(policy);
+    host.add_sa(1, |request| request.info.flags |= XFRM_STATE_AF_UNSPEC)
+}
+
+#[test]
+fn a_local_ipv6_datagram_is_cut_before_its_tunnel() {
+    let mut host = Host::new();
+    let sa = v6_tunnel(&mut host);
+    let whole = udp6(3000);
+    assert_eq!(host.send(&whole), Verdict::Sent(3));
+    assert_eq!(host.sa(sa).traffic.lifetime().packets, 3);
+    let mut payload = Vec::new();
+    for nth in 0..3 {
+        let sent = host.sent.remove(0);
+        assert!(sent.0.len() <= 1500, "{nth}");
+        host.sent.push(sent);
+        let inner = host.open(&[sa]);
+        assert_eq!(inner[6], ip6::FRAGMENT);
+        payload.extend_from_slice(&inner[48..]);
+    }
+    assert_eq!(payload, whole[40..]);
+}
+
+#[test]
+fn local_tcp_and_forwarded_packets_of_ipv6_are_too_big() {
+    let mut host = Host::new();
+    v6_tunnel(&mut host);
+    let mut tcp = udp6(1472);
+    tcp[6] = IPPROTO_TCP;
+    let Verdict::TooBig { mtu } = host.send(&tcp) else {
+        panic!("it went")
+    };
+    host.meta.forwarded = true;
+    assert_eq!(host.send(&udp6(1472)), Verdict::TooBig { mtu });
+    assert!(host.sent.is_empty());
 }

@@ -11,7 +11,9 @@ use std::sync::PoisonError;
 use super::sockets::Receivers;
 use super::{Command, HOST, Road, buffers, readable, wait_for};
 use crate::attach::HostRoutes;
+use crate::capture::record::{Direction, Layer};
 use crate::driver::clock;
+use crate::driver::observe::Observed;
 use crate::driver::outbox::Outbox;
 
 /// Descriptors in front of the receivers'.
@@ -109,18 +111,44 @@ impl Inbound {
                 continue;
             }
             let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
-            let now = clock::now();
+            road.observed
+                .received
+                .add(batch.get(..count).unwrap_or_default());
+            let arrival = Arrival {
+                netns: &netns,
+                now: clock::now(),
+                routes: &road.routes,
+                watched: road.observed.watch(),
+            };
             for packet in batch.iter_mut().take(count) {
-                let mut meta = InputMeta::default();
-                let routes = &road.routes;
-                host.receive(&mut road.worker, &netns, now, packet, &mut meta, routes);
+                host.receive(&mut road.worker, &arrival, packet);
             }
-            host.receive_inner(&mut road.worker, &netns, now, &road.routes);
+            host.receive_inner(&mut road.worker, &arrival);
             drop(netns);
             host.flush(road);
         }
         road.ask();
         more
+    }
+}
+
+/// What a packet from the wire meets.
+pub(super) struct Arrival<'a> {
+    pub(super) netns: &'a Netns,
+    pub(super) now: Now,
+    pub(super) routes: &'a HostRoutes,
+    /// Somebody captures.
+    pub(super) watched: Option<&'a Observed>,
+}
+
+impl Arrival<'_> {
+    fn receive(
+        &self,
+        worker: &mut Worker,
+        packet: &mut PacketBuf,
+        meta: &mut InputMeta,
+    ) -> Received {
+        worker.receive(self.netns, self.now, packet, meta, self.routes)
     }
 }
 
@@ -137,37 +165,36 @@ impl ToHost {
         self.outbox.push(packet, HOST);
     }
 
-    fn receive(
-        &mut self,
-        worker: &mut Worker,
-        netns: &Netns,
-        now: Now,
-        packet: &mut PacketBuf,
-        meta: &mut InputMeta,
-        routes: &HostRoutes,
-    ) {
-        match worker.receive(netns, now, packet, meta, routes) {
-            Received::Local | Received::Forward => self.push(packet),
-            Received::Kept | Received::Consumed | Received::Inner => {}
-            Received::Dropped(reason) => tracing::trace!(?reason, "dropped"),
+    fn receive(&mut self, worker: &mut Worker, arrival: &Arrival<'_>, packet: &mut PacketBuf) {
+        let passage = arrival.watched.map(|it| it.begin(Direction::In, packet));
+        let received = arrival.receive(worker, packet, &mut InputMeta::default());
+        if let Some(passage) = passage {
+            passage.arrives(&received, packet);
         }
+        self.deliver(&received, packet);
     }
 
     /// Receives what came out of IPTFS payloads.
-    pub(super) fn receive_inner(
-        &mut self,
-        worker: &mut Worker,
-        netns: &Netns,
-        now: Now,
-        routes: &HostRoutes,
-    ) {
+    pub(super) fn receive_inner(&mut self, worker: &mut Worker, arrival: &Arrival<'_>) {
         if !worker.has_inner() {
             return;
         }
         let mut packet = PacketBuf::with_capacity(dataplane::packet::buffer::MAX_PACKET);
         let mut meta = InputMeta::default();
         while worker.next_inner(&mut packet, &mut meta) {
-            self.receive(worker, netns, now, &mut packet, &mut meta, routes);
+            let received = arrival.receive(worker, &mut packet, &mut meta);
+            if let Some(watched) = arrival.watched {
+                watched.alone(Direction::In, Layer::Inner, &packet);
+            }
+            self.deliver(&received, &mut packet);
+        }
+    }
+
+    fn deliver(&mut self, received: &Received, packet: &mut PacketBuf) {
+        match received {
+            Received::Local | Received::Forward => self.push(packet),
+            Received::Kept | Received::Consumed | Received::Inner => {}
+            Received::Dropped(reason) => tracing::trace!(?reason, "dropped"),
         }
     }
 

@@ -35,6 +35,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
 
 use super::clock::HostEntropy;
+use super::observe::Observed;
 use crate::attach::{Devices, EncapSocket, HostRoutes, OwnSocket};
 use inbound::Inbound;
 use outbound::Outbound;
@@ -43,7 +44,7 @@ use sockets::{Receivers, Senders};
 /// A thread that is overwhelmed is not waited for.
 const LONGEST_DRAIN: Duration = Duration::from_secs(1);
 /// Packets of one round.
-const BATCH: usize = 64;
+const BATCH: usize = 128;
 
 /// Packets to the device all go the same way.
 const HOST: Departure = Departure {
@@ -142,23 +143,29 @@ pub(super) struct PacketThreads {
 }
 
 impl PacketThreads {
-    /// Starts them.
+    /// Starts them, with what [`PacketThreads::set_encap_sockets`] would tell them later.
     pub(super) fn start(
         id: NetnsId,
         netns: &Arc<RwLock<Netns>>,
         devices: Devices,
         sockets: Sockets,
+        (encap, bulk): (Vec<EncapSocket>, Vec<Arc<Bulk>>),
         line: &Line,
+        observed: &Arc<Observed>,
     ) -> io::Result<Self> {
         let Devices { tun, marked } = devices;
         let tun = Arc::new(tun);
         let Sockets {
-            receivers,
-            senders,
+            mut receivers,
+            mut senders,
             routes: [routes_out, routes_in],
             namespace,
         } = sockets;
-        let road = |routes, number| -> io::Result<_> {
+        let ports: Vec<u16> = encap.iter().map(|it| it.port).collect();
+        receivers.set_ports(&ports, &bulk);
+        senders.set_bulk(bulk);
+        let road = |routes: HostRoutes, number| -> io::Result<_> {
+            routes.set_encap_sockets(encap.clone());
             let (sender, commands) = channel();
             let wake = Arc::new(wake_up_call()?);
             let ours = Arc::clone(&wake);
@@ -171,6 +178,7 @@ impl PacketThreads {
                 commands,
                 wake,
                 line: line.clone(),
+                observed: Arc::clone(observed),
             };
             Ok((road, sender, ours))
         };
@@ -278,6 +286,7 @@ struct Road {
     commands: Receiver<Command>,
     wake: Arc<EventFd>,
     line: Line,
+    observed: Arc<Observed>,
 }
 
 impl Road {

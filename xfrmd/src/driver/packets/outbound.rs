@@ -13,11 +13,13 @@ use nix::poll::PollTimeout;
 use xfrm_proto::consts::{AF_INET, AF_INET6};
 use xfrm_proto::uapi::Address;
 
-use super::inbound::ToHost;
+use super::inbound::{Arrival, ToHost};
 use super::sockets::Senders;
 use super::{Command, Road, buffers, readable, wait_for};
 use crate::attach::{HostRoutes, LEAST_MTU_V6, OWN, OWN_MASK, STATE_MASK};
+use crate::capture::record::{Direction, Layer};
 use crate::driver::clock;
+use crate::driver::observe::Observed;
 use crate::driver::outbox::Outbox;
 
 /// Descriptors in front of those of errors.
@@ -118,13 +120,14 @@ impl Outbound {
     fn retry(&mut self, queues: Vec<Queue>) {
         let Self { road, wire, .. } = self;
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
+        let watched = road.observed.watch();
         for queue in queues {
             road.worker.retry(
                 &netns,
                 clock::now(),
                 queue,
                 &road.routes,
-                &mut |packet, to| wire.push(packet, *to),
+                &mut |packet, to| push_late(wire, watched, packet, *to),
             );
         }
     }
@@ -134,12 +137,19 @@ impl Outbound {
             road, wire, host, ..
         } = self;
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
-        let now = clock::now();
+        let arrival = Arrival {
+            netns: &netns,
+            now: clock::now(),
+            routes: &road.routes,
+            watched: road.observed.watch(),
+        };
         for &sa in sas {
             road.worker
-                .run_iptfs(&netns, now, sa, &mut |packet, to| wire.push(packet, *to));
+                .run_iptfs(&netns, arrival.now, sa, &mut |packet, to| {
+                    push_late(wire, arrival.watched, packet, *to);
+                });
         }
-        host.receive_inner(&mut road.worker, &netns, now, &road.routes);
+        host.receive_inner(&mut road.worker, &arrival);
     }
 
     /// What routers say of packets of SAs.
@@ -160,7 +170,7 @@ impl Outbound {
                 .read()
                 .unwrap_or_else(PoisonError::into_inner);
             for packet in batch.iter().take(count) {
-                if let Some(learned) = netns.learn_mtu(packet, 0) {
+                if let Some(learned) = netns.learn_mtu(packet, 0, &self.road.routes) {
                     self.road.routes.learn(&learned, clock::boot());
                 }
             }
@@ -185,6 +195,7 @@ impl Outbound {
             wire,
             host,
             ident,
+            watched: road.observed.watch(),
         };
         let mut more = true;
         while more && passage.wire.len() < ENOUGH {
@@ -223,10 +234,13 @@ impl Outbound {
             ..
         } = self;
         host.flush(road);
-        wire.drain(|to, packets| match senders.send(to, packets) {
-            Ok(sent) if sent.too_long > 0 => road.routes.forget(),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "a socket for outgoing packets"),
+        wire.drain(|to, packets| {
+            road.observed.sent.add(packets);
+            match senders.send(to, packets) {
+                Ok(sent) if sent.too_long > 0 => road.routes.forget(),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "a socket for outgoing packets"),
+            }
         });
         road.ask();
     }
@@ -239,6 +253,16 @@ struct Passage<'a> {
     wire: &'a mut Outbox,
     host: &'a mut ToHost,
     ident: &'a mut u16,
+    /// Somebody captures.
+    watched: Option<&'a Observed>,
+}
+
+/// Puts a packet with others that has waited for its SA, or in it.
+fn push_late(wire: &mut Outbox, watched: Option<&Observed>, packet: &mut PacketBuf, to: Departure) {
+    if let Some(watched) = watched {
+        watched.alone(Direction::Out, Layer::Outer, packet);
+    }
+    wire.push(packet, to);
 }
 
 impl Passage<'_> {
@@ -271,8 +295,7 @@ impl Passage<'_> {
             ifindex,
             socket: sender.map(|own| own.key),
             // A sender on this host too learns the SAs' MTU from an error, not from its route.
-            forwarded: true,
-            in_parts,
+            forwarded: !in_parts,
             bypasses: false,
             loopback: false,
             mtu: way.mtu,
@@ -285,9 +308,18 @@ impl Passage<'_> {
         let Self {
             netns, now, wire, ..
         } = self;
-        let mut sink = |packet: &mut PacketBuf, to: &Departure| wire.push(packet, *to);
+        let mut passage = self.watched.map(|it| it.begin(Direction::Out, packet));
+        let mut sink = |packet: &mut PacketBuf, to: &Departure| {
+            if let Some(passage) = &mut passage {
+                passage.see(Layer::Outer, packet);
+            }
+            wire.push(packet, *to);
+        };
         let verdict =
             worker.output_offloaded(netns, *now, packet, &meta, offload, routes, &mut sink);
+        if let Some(passage) = passage {
+            passage.leaves(&verdict);
+        }
         match verdict {
             Verdict::TooBig { mtu } => {
                 // To ourselves we cannot be the sender.

@@ -60,18 +60,32 @@ impl Receivers {
         })
     }
 
-    /// Takes ESP in UDP for these ports, and from these sockets.
+    /// Takes ESP in UDP for these ports: from these sockets, and where there is none for a port
+    /// and family, from raw ones. Nothing may come from both.
     pub(super) fn set_ports(&mut self, ports: &[u16], bulk: &[Arc<Bulk>]) {
-        self.bulk
-            .retain(|it| bulk.iter().any(|bulk| std::ptr::eq(&**bulk, it.bulk())));
-        for bulk in bulk {
-            if !self.bulk.iter().any(|it| std::ptr::eq(&**bulk, it.bulk())) {
-                self.bulk.push(BulkReceiver::new(Arc::clone(bulk)));
+        for udp in &self.udp {
+            let has_bulk = |port| {
+                let is_it = |it: &Arc<Bulk>| it.family() == udp.family() && it.port() == port;
+                bulk.iter().any(is_it)
+            };
+            let raw = ports.iter().copied().filter(|&port| !has_bulk(port));
+            let raw: Vec<u16> = raw.collect();
+            if let Err(error) = udp.set_ports(&raw) {
+                tracing::error!(%error, ?raw, "no ESP in UDP for these ports");
             }
         }
-        for udp in &self.udp {
-            if let Err(error) = udp.set_ports(ports) {
-                tracing::error!(%error, ?ports, "no ESP in UDP for these ports");
+        let knows =
+            |it: &BulkReceiver<Arc<Bulk>>, other: &Arc<Bulk>| std::ptr::eq(&**other, it.bulk());
+        self.bulk
+            .retain(|it| bulk.iter().any(|other| knows(it, other)));
+        for other in bulk {
+            if !self.bulk.iter().any(|it| knows(it, other)) {
+                let mut receiver = BulkReceiver::new(Arc::clone(other));
+                // A raw socket has received it too.
+                if let Err(error) = receiver.discard() {
+                    tracing::debug!(%error, "receiving");
+                }
+                self.bulk.push(receiver);
             }
         }
     }

@@ -1,0 +1,184 @@
+//! What the input and output of a userspace tunnel cost by themselves: forwarders between a TUN
+//! device and the wire that look at nothing and encrypt nothing.
+//!
+//! They are *opaque*: what the device gives, up to 64 KiB with its virtio header, goes over the wire
+//! in pieces of 1,400 bytes as it is, and into the other device. No segmentation, no checksums, no
+//! headers per packet: the upper bound of this kind of input and output.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+
+use anyhow::{Context as _, Result, bail};
+use dataplane::io::PacketIo as _;
+use dataplane::io::raw::Raw;
+use dataplane::io::tun::Tun;
+use dataplane::packet::{Family, PacketBuf, ip4};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt,
+    sockopt,
+};
+
+/// The forwarder's device.
+pub(crate) const DEVICE: &str = "fw0";
+const PORT: u16 = 7777;
+const PIECE_BYTES: u16 = 1400;
+/// For experiments (RFC 3692).
+const PROTOCOL: u8 = 253;
+const ROOM_BYTES: usize = 8 << 20;
+const FRAME_BYTES: usize = 1 << 16;
+/// In front of the first piece of a frame over raw IP: its length. That piece has an identification.
+const LENGTH_BYTES: usize = 4;
+
+fn wait(fd: &impl AsFd) -> Result<()> {
+    poll(
+        &mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)],
+        PollTimeout::NONE,
+    )?;
+    Ok(())
+}
+
+/// Of this program, started again.
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    let [kind, own, other] = args else {
+        bail!("forward KIND OWN OTHER");
+    };
+    let (own, other): (Ipv4Addr, Ipv4Addr) = (own.parse()?, other.parse()?);
+    let tun = Tun::open(DEVICE)?;
+    let socket = UdpSocket::bind((own, PORT))?;
+    socket.set_nonblocking(true)?;
+    setsockopt(&socket, sockopt::RcvBufForce, &ROOM_BYTES)?;
+    setsockopt(&socket, sockopt::SndBufForce, &ROOM_BYTES)?;
+    setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
+    println!("ready");
+    std::thread::scope(|scope| {
+        match kind.as_str() {
+            "udp" => {
+                let (socket, tun) = (&socket, &tun);
+                scope.spawn(move || udp_out(tun, socket, other));
+                scope.spawn(move || udp_in(tun, socket));
+            }
+            "raw" => {
+                let (mut out, mut back) = (
+                    Raw::open(Family::V4, 255, 0)?,
+                    Raw::open(Family::V4, PROTOCOL, 0)?,
+                );
+                let tun = &tun;
+                scope.spawn(move || raw_out(tun, &mut out, own, other));
+                scope.spawn(move || raw_in(tun, &mut back));
+            }
+            _ => bail!("udp or raw"),
+        }
+        let _ = std::io::stdin().lines().count();
+        std::process::exit(0);
+    })
+}
+
+fn udp_out(tun: &Tun, socket: &UdpSocket, to: Ipv4Addr) -> Result<()> {
+    let mut frame = vec![0; FRAME_BYTES];
+    let to = SockaddrIn::from(SocketAddrV4::new(to, PORT));
+    loop {
+        let Ok(len) = nix::unistd::read(tun.fd(), &mut frame) else {
+            wait(&tun.fd())?;
+            continue;
+        };
+        let parts = [IoSlice::new(frame.get(..len).unwrap_or_default())];
+        let gso = [ControlMessage::UdpGsoSegments(&PIECE_BYTES)];
+        let gso = if len > usize::from(PIECE_BYTES) {
+            &gso[..]
+        } else {
+            &[]
+        };
+        let flags = MsgFlags::empty();
+        let _ = sendmsg(socket.as_raw_fd(), &parts, gso, flags, Some(&to));
+    }
+}
+
+fn udp_in(tun: &Tun, socket: &UdpSocket) -> Result<()> {
+    let mut frame = vec![0; FRAME_BYTES];
+    let mut control = nix::cmsg_space!(i32);
+    loop {
+        let received = {
+            let mut parts = [IoSliceMut::new(&mut frame)];
+            let received = recvmsg::<SockaddrIn>(
+                socket.as_raw_fd(),
+                &mut parts,
+                Some(&mut control),
+                MsgFlags::MSG_DONTWAIT,
+            );
+            received.map(|it| {
+                let _ = it.cmsgs().map(|all| {
+                    all.filter(|it| matches!(it, ControlMessageOwned::UdpGroSegments(_)))
+                        .count()
+                });
+                it.bytes
+            })
+        };
+        match received {
+            // A virtual link keeps together what was sent together.
+            Ok(len) => {
+                let _ = nix::unistd::write(tun.fd(), frame.get(..len).unwrap_or_default());
+            }
+            Err(Errno::EAGAIN) => wait(socket)?,
+            Err(error) => return Err(error).context("receiving"),
+        }
+    }
+}
+
+fn raw_out(tun: &Tun, raw: &mut Raw, from: Ipv4Addr, to: Ipv4Addr) -> Result<()> {
+    let mut frame = vec![0; LENGTH_BYTES + FRAME_BYTES];
+    let mut pieces: Vec<_> = (0..64).map(|_| PacketBuf::with_capacity(2048)).collect();
+    loop {
+        let room = frame.get_mut(LENGTH_BYTES..).unwrap_or_default();
+        let Ok(len) = nix::unistd::read(tun.fd(), room) else {
+            wait(&tun.fd())?;
+            continue;
+        };
+        frame[..LENGTH_BYTES].copy_from_slice(&u32::try_from(len)?.to_be_bytes());
+        let bytes = frame.get(..LENGTH_BYTES + len).unwrap_or_default();
+        let mut count = 0;
+        for (piece, part) in pieces
+            .iter_mut()
+            .zip(bytes.chunks(usize::from(PIECE_BYTES)))
+        {
+            piece.fill(part);
+            piece.push_front(ip4::HEADER_BYTES).context("headroom")?;
+            let begins = u8::from(count == 0);
+            let header = [0x45, 0, 0, 0, 0, begins, 0x40, 0, 64, PROTOCOL, 0, 0];
+            piece[..12].copy_from_slice(&header);
+            piece[12..16].copy_from_slice(&from.octets());
+            piece[16..20].copy_from_slice(&to.octets());
+            ip4::finish(piece).context("a header")?;
+            count += 1;
+        }
+        raw.send(pieces.get(..count).unwrap_or_default());
+    }
+}
+
+fn raw_in(tun: &Tun, raw: &mut Raw) -> Result<()> {
+    let mut pieces: Vec<_> = (0..64).map(|_| PacketBuf::with_capacity(2048)).collect();
+    let mut frame = Vec::with_capacity(FRAME_BYTES);
+    let mut wanted = 0;
+    loop {
+        let count = raw.receive(&mut pieces)?;
+        if count == 0 {
+            wait(&raw.fd())?;
+        }
+        for piece in pieces.iter().take(count) {
+            let mut bytes = piece.get(ip4::HEADER_BYTES..).unwrap_or_default();
+            if piece.get(5) == Some(&1)
+                && let Some((length, rest)) = bytes.split_first_chunk()
+            {
+                wanted = usize::try_from(u32::from_be_bytes(*length))?;
+                bytes = rest;
+                frame.clear();
+            }
+            frame.extend_from_slice(bytes);
+            if frame.len() == wanted {
+                let _ = nix::unistd::write(tun.fd(), &frame);
+            }
+        }
+    }
+}

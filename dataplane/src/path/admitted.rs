@@ -1,0 +1,104 @@
+//! Which flows policies have let in, so that only their first packet is held against them.
+//!
+//! What a check depends on is the flow, the SAs that brought it, and the tables:
+//! all of it is in the key, or in the generations that each place knows.
+
+use xfrm_proto::consts::{IPPROTO_ICMP, IPPROTO_ICMPV6, XFRM_MAX_DEPTH};
+
+use crate::drop_reason::DropReason;
+use crate::path::check::Question;
+use crate::path::flows::Memory;
+use crate::path::lookup::Policies;
+use crate::path::sec_path::SecPath;
+use crate::spd::SocketKey;
+
+/// Words of a key in front of the SAs.
+const OWN_WORDS: usize = 9;
+const WORDS: usize = OWN_WORDS + XFRM_MAX_DEPTH;
+
+#[derive(Debug)]
+struct Admission {
+    /// Generations of both databases.
+    generations: [u64; 2],
+    /// Policies to be marked as used by every packet.
+    policies: Policies,
+    /// What of the sec path has been held against them.
+    verified: usize,
+}
+
+/// The flows of one worker.
+#[derive(Debug, Default)]
+pub(super) struct Admitted {
+    memory: Memory<WORDS, Admission>,
+}
+
+impl Admitted {
+    /// [`Question::check`], of which a pass is remembered.
+    #[inline]
+    pub(super) fn check(
+        &mut self,
+        question: &Question<'_>,
+        path: &mut SecPath,
+    ) -> Result<(), DropReason> {
+        let netns = question.netns;
+        let (Some(now), Some(key)) = (question.used, key(question, path)) else {
+            return question.check(path).map(drop);
+        };
+        let generations = [netns.spd.generation(), netns.sad.choices.all()];
+        if let Some(admission) = self.memory.find(&key)
+            && admission.generations == generations
+        {
+            for &policy in admission.policies.iter().flatten() {
+                netns.spd.mark_used(policy, now);
+            }
+            path.verified = admission.verified;
+            return Ok(());
+        }
+        let policies = question.check(path)?;
+        let admission = Admission {
+            generations,
+            policies,
+            verified: path.verified,
+        };
+        self.memory.put(key, admission);
+        Ok(())
+    }
+}
+
+/// All that the check looks at; `None` where that is more, because errors are judged by the
+/// packet that they are about.
+#[inline]
+fn key(question: &Question<'_>, path: &SecPath) -> Option<[u64; WORDS]> {
+    let &Question {
+        netns: _,
+        used: _,
+        packet: _,
+        flow,
+        dir,
+        socket,
+        if_id,
+    } = question;
+    if matches!(flow.proto, IPPROTO_ICMP | IPPROTO_ICMPV6) {
+        return None;
+    }
+    let mut key = [0; WORDS];
+    let (own, sas) = key.split_first_chunk_mut::<OWN_WORDS>()?;
+    let [d0, d1, s0, s1, upper, came_with] = flow.words();
+    let lengths = (path.len() as u64) << 16 | path.verified as u64;
+    let socket_is_there = u64::from(socket.is_some()) << 8 | u64::from(dir);
+    *own = [
+        d0,
+        d1,
+        s0,
+        s1,
+        upper,
+        came_with,
+        u64::from(if_id) << 32 | socket_is_there,
+        socket.map_or(0, |SocketKey(key)| key),
+        lengths,
+    ];
+    for (word, sa) in sas.iter_mut().zip(path.serials()) {
+        *word = sa;
+    }
+    Some(key)
+}

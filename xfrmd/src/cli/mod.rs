@@ -1,0 +1,248 @@
+//! The command line: the daemon, `xfrmd run`, and what asks a running daemon.
+
+mod daemon;
+mod documents;
+mod options;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser as _;
+use serde_json::Value;
+use xfrm_proto::control::{Address, ENV_CONTROL};
+
+use crate::config::{self, Config};
+use crate::driver::client;
+use crate::driver::command::{self, Run};
+use crate::driver::program;
+use crate::driver::seccomp::Front;
+use crate::driver::{Owner, Settings};
+use crate::explain::{self, Question};
+use crate::{attach, doctor, log, metrics};
+use options::{Action, Cli, SocketOption, TableOptions};
+
+/// What a configuration means to the daemon, whoever's it is.
+fn settings(config: &Config) -> Settings {
+    Settings {
+        profile: config.kernel,
+        limits: config.limits,
+        max_connections: config.max_clients,
+        packets: config.packets && packets_can_be_carried(),
+        owner: Owner::System,
+        shim: None,
+    }
+}
+
+/// Says what is missing, if something is; requests are answered all the same.
+fn packets_can_be_carried() -> bool {
+    let missing = attach::missing();
+    if let Some(missing) = &missing {
+        eprintln!("xfrmd: no packets are carried, only requests answered: {missing}");
+    }
+    missing.is_none()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the command line reads the environment"
+)]
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+/// Parses the command line and does what it says.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        None => daemon::run(&cli.daemon),
+        Some(Action::Run {
+            tables,
+            front,
+            command,
+        }) => run(&tables, front, command),
+        Some(Action::Env { socket }) => environment(&socket),
+        Some(Action::Doctor { json }) => examine(json),
+        Some(Action::Stat {
+            json,
+            prometheus,
+            socket,
+        }) => statistics(&socket, json, prometheus),
+        Some(Action::Explain {
+            question,
+            json,
+            socket,
+        }) => explained(&socket, &question, json),
+        Some(Action::Capture { wanted, socket }) => with_daemon(&socket, |address| {
+            client::capture(address, &wanted.as_json())
+        })
+        .and_then(|packets| wanted.receive(&packets)),
+        Some(Action::Config { file }) => {
+            config::load(file.config.as_deref()).and_then(|config| write(&config.to_file()))
+        }
+        Some(Action::Completions { shell }) => documents::completions(shell),
+        Some(Action::Man { directory }) => documents::man(&directory),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("xfrmd: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<ExitCode> {
+    let Some(name) = command.first() else {
+        bail!("no command");
+    };
+    let wanted = variable("XFRMD_LOG").map(|wanted| wanted.to_string_lossy().into_owned());
+    log::start(wanted.as_deref().unwrap_or("warn"), log::Format::Text)?;
+    let mut config = Config::default();
+    tables.apply(&mut config);
+    let checked = program::find(name, variable("PATH"))
+        .and_then(|program| program::check(&program, front).map(|reach| (program, reach)));
+    let (program, reach) = match checked {
+        Ok(checked) => checked,
+        Err(refusal) => {
+            eprintln!("xfrmd: {}: {refusal}", name.to_string_lossy());
+            return Ok(refusal.exit_code().into());
+        }
+    };
+    let code = command::run(Run {
+        settings: settings(&config),
+        front,
+        program,
+        reach,
+        command,
+        temporary: variable("TMPDIR").map(PathBuf::from),
+        preload: variable("LD_PRELOAD"),
+    })?;
+    Ok(code.into())
+}
+
+/// The daemon that a command is about: the one named, the one of this process, or the system's.
+fn with_daemon<T>(
+    socket: &SocketOption,
+    work: impl FnOnce(&Address<'_>) -> Result<T>,
+) -> Result<T> {
+    use std::os::unix::ffi::OsStrExt as _;
+    if let Some(path) = &socket.socket {
+        let path = std::path::absolute(path)?;
+        return work(&Address {
+            path: path.as_os_str().as_bytes(),
+            abstract_name: &[],
+            pid: 0,
+            secret: None,
+        });
+    }
+    match variable(ENV_CONTROL) {
+        Some(text) => work(&Address::parse(text.as_bytes()).context(ENV_CONTROL)?),
+        None => work(&Address::SYSTEM),
+    }
+}
+
+fn environment(socket: &SocketOption) -> Result<ExitCode> {
+    with_daemon(socket, |address| {
+        let statistics = client::statistics(address)?;
+        let Some(shim) = statistics.get("shim").and_then(Value::as_str) else {
+            bail!("the daemon has found no place for the shim");
+        };
+        let preload = command::preload(Path::new(shim), variable("LD_PRELOAD"));
+        let mut out = std::io::stdout().lock();
+        writeln!(
+            out,
+            "export LD_PRELOAD={}",
+            quoted(&preload.to_string_lossy())
+        )?;
+        writeln!(out, "export {ENV_CONTROL}={}", quoted(&address.to_string()))?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// One word of a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+fn statistics(socket: &SocketOption, json: bool, prometheus: bool) -> Result<ExitCode> {
+    let statistics = with_daemon(socket, client::statistics)?;
+    if prometheus {
+        return write(&metrics::text(&statistics));
+    }
+    print(&statistics, json, plain)
+}
+
+fn examine(json: bool) -> Result<ExitCode> {
+    let report = doctor::examine();
+    print(&report.to_json(), json, doctor::plain)?;
+    Ok(report.exit_code().into())
+}
+
+fn explained(socket: &SocketOption, question: &Question, json: bool) -> Result<ExitCode> {
+    let question = question.as_json()?;
+    let answer = with_daemon(socket, |address| client::explain(address, &question))?;
+    print(&answer, json, explain::plain)
+}
+
+fn print(answer: &Value, json: bool, plain: fn(&Value) -> String) -> Result<ExitCode> {
+    let text = if json {
+        format!("{answer:#}\n")
+    } else {
+        plain(answer)
+    };
+    write(&text)
+}
+
+fn write(text: &str) -> Result<ExitCode> {
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Statistics for people: counters that are not 0, and everything else.
+fn plain(statistics: &Value) -> String {
+    let mut out = format!(
+        "xfrmd {} as Linux {}, {} clients\n",
+        field(statistics, "version"),
+        field(statistics, "kernel"),
+        field(statistics, "clients"),
+    );
+    let namespaces = statistics.get("namespaces").and_then(Value::as_array);
+    for namespace in namespaces.into_iter().flatten() {
+        let own = if namespace.get("own") == Some(&Value::Bool(true)) {
+            " (the daemon's)"
+        } else {
+            ""
+        };
+        out += &format!(
+            "namespace {}{own}: {} users\n  states {}\n  policies",
+            field(namespace, "cookie"),
+            field(namespace, "users"),
+            field(namespace, "states"),
+        );
+        let table = |name| namespace.get(name).and_then(Value::as_object);
+        for (name, count) in table("policies").into_iter().flatten() {
+            out += &format!(" {name} {count}");
+        }
+        out.push('\n');
+        for (name, count) in table("carried").into_iter().flatten() {
+            if count.is_object() {
+                let (packets, bytes) = (field(count, "packets"), field(count, "bytes"));
+                out += &format!("  carried {name} {packets} packets {bytes} bytes\n");
+            }
+        }
+        for (name, value) in table("counters").into_iter().flatten() {
+            if value.as_u64() != Some(0) {
+                out += &format!("  {name} {value}\n");
+            }
+        }
+    }
+    out
+}
+
+fn field(object: &Value, name: &str) -> String {
+    match object.get(name) {
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+        None => String::new(),
+    }
+}

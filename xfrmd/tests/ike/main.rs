@@ -1,0 +1,112 @@
+//! IKE daemons: network namespaces joined by a veth pair, in each an `xfrmd run --packets` with an
+//! unmodified strongSwan or libreswan under it, traffic through what they agree on, and a packet socket
+//! on the wire that must see nothing else.
+//!
+//! Every case: no plaintext on the wire, nothing lost but where a case says so, and the same counters at
+//! both ends. strongSwan comes from `install.sh`, libreswan from the distribution; without them, without
+//! root or `/dev/net/tun`, cases are reported as ignored with the reason, or fail under
+//! `XFRMD_REQUIRE_ALL=1`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    clippy::undocumented_unsafe_blocks,
+    reason = "all of this is test code: a panic is a failed test"
+)]
+
+mod cases;
+mod charon;
+mod flow;
+mod host;
+mod kernel;
+#[path = "../namespaces/mod.rs"]
+#[allow(dead_code, reason = "each test takes what it needs")]
+mod namespaces;
+mod pluto;
+mod sas;
+mod wire;
+
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// What a case cannot do without.
+#[derive(Clone, Copy)]
+enum Need {
+    /// strongSwan 5.9.
+    Charon5,
+    /// strongSwan 6.0.
+    Charon6,
+    /// libreswan.
+    Pluto,
+    /// Linux of a release, as compat-tests run it.
+    Kernel(&'static str),
+}
+
+fn missing(need: Need) -> Option<&'static str> {
+    let there = |path: &str| Path::new(path).exists();
+    match need {
+        Need::Kernel(release) => (!there(&kernel::linux(release)))
+            .then_some("needs a reference kernel: compat-tests/kernel/install.sh"),
+        Need::Charon5 => (!there(&format!("{}/swanctl", charon::home("5.9"))))
+            .then_some("needs strongSwan 5.9: xfrmd/tests/ike/install.sh 5.9"),
+        Need::Charon6 => (!there(&format!("{}/swanctl", charon::home("6.0"))))
+            .then_some("needs strongSwan 6.0: xfrmd/tests/ike/install.sh 6.0"),
+        Need::Pluto => (!there(&format!("{}/pluto", pluto::PROGRAMS)))
+            .then_some("needs libreswan: apt-get install libreswan"),
+    }
+}
+
+fn missing_in_general() -> Option<&'static str> {
+    let ip = Command::new("ip").arg("-V").stdout(Stdio::null()).status();
+    if !nix::unistd::geteuid().is_root() {
+        Some("needs root: run the tests with sudo")
+    } else if ip.is_err() {
+        Some("needs ip: apt-get install iproute2")
+    } else if std::fs::File::open("/dev/net/tun").is_err() {
+        Some("needs /dev/net/tun: modprobe tun")
+    } else {
+        None
+    }
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match &words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["namespace"] => {
+            namespaces::hold();
+            return ExitCode::SUCCESS;
+        }
+        ["answer", address, ports] => {
+            flow::answer_alone(address, ports.parse().unwrap());
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
+    }
+    let mut arguments = Arguments::from_args();
+    // Daemons mostly wait for each other.
+    arguments.test_threads.get_or_insert(4);
+    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
+    let in_general = missing_in_general();
+    let trials = cases::CASES
+        .iter()
+        .map(|&(name, needs, body)| {
+            let missing = in_general.or_else(|| needs.iter().copied().find_map(missing));
+            let name = match missing {
+                Some(reason) if !required => format!("{name} ({reason})"),
+                _ => name.to_owned(),
+            };
+            Trial::test(name, move || match missing {
+                Some(reason) => Err(Failed::from(reason)),
+                None => {
+                    body();
+                    Ok(())
+                }
+            })
+            .with_ignored_flag(missing.is_some() && !required)
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,80 @@
+//! Operating it: the doctor, the configuration, signals, socket activation, logs, metrics, man pages
+//! and completions, each as an operator meets it.
+//!
+//! A case that lacks something is reported as ignored with the reason, or fails under
+//! `XFRMD_REQUIRE_ALL=1`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    clippy::undocumented_unsafe_blocks,
+    reason = "all of this is test code: a panic is a failed test"
+)]
+
+mod cases;
+mod package;
+mod service;
+
+use std::process::{Command, ExitCode, Stdio};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// What a case needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    Nothing,
+    Root,
+    /// Root, and these programs, of that Debian package.
+    Program(&'static str, &'static str),
+}
+
+impl Need {
+    fn missing(self) -> Option<String> {
+        let root = nix::unistd::geteuid().is_root();
+        match self {
+            Self::Nothing => None,
+            _ if !root => Some("needs root: run the tests with sudo".into()),
+            Self::Program(program, package) if !is_installed(program) => {
+                Some(format!("needs {program}: apt-get install {package}"))
+            }
+            Self::Root | Self::Program(..) => None,
+        }
+    }
+}
+
+fn is_installed(program: &str) -> bool {
+    Command::new("sh")
+        .args(["-c", &format!("command -v {program}")])
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// A case: name, need, body.
+pub(crate) type Case = (&'static str, Need, fn());
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
+    let trials = cases::CASES
+        .iter()
+        .map(|&(name, need, body)| {
+            let missing = need.missing();
+            let name = match &missing {
+                Some(reason) if !required => format!("{name} ({reason})"),
+                _ => name.to_owned(),
+            };
+            let ignored = missing.is_some() && !required;
+            Trial::test(name, move || match missing {
+                Some(reason) => Err(Failed::from(reason)),
+                None => {
+                    body();
+                    Ok(())
+                }
+            })
+            .with_ignored_flag(ignored)
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
