@@ -9,6 +9,8 @@ pub(crate) enum Target {
     AtMost(f64),
     /// At least this.
     AtLeast(f64),
+    /// Nothing: the figure is for comparing runs.
+    Nothing,
 }
 
 /// A figure.
@@ -23,6 +25,15 @@ pub(crate) struct Figure {
 }
 
 impl Figure {
+    /// Of one packet, where it was measured of several.
+    pub(crate) fn each_of(self, packets: usize) -> Self {
+        Self {
+            ours: self.ours / packets as f64,
+            yardstick: self.yardstick / packets as f64,
+            ..self
+        }
+    }
+
     fn ratio(&self) -> f64 {
         self.ours / self.yardstick
     }
@@ -31,6 +42,7 @@ impl Figure {
         match self.target {
             Target::AtMost(limit) => self.ratio() <= limit,
             Target::AtLeast(limit) => self.ratio() >= limit,
+            Target::Nothing => true,
         }
     }
 }
@@ -40,10 +52,11 @@ impl fmt::Display for Figure {
         let (sign, limit) = match self.target {
             Target::AtMost(limit) => ("<=", limit),
             Target::AtLeast(limit) => (">=", limit),
+            Target::Nothing => ("", f64::NAN),
         };
         write!(
             f,
-            "{:<38} {:>10} {:<3} {:>10} {:<3} ({}) {:>8}x  target {sign} {}x  {}",
+            "{:<38} {:>10} {:<3} {:>10} {:<3} ({}) {:>8}x",
             self.name,
             number(self.ours),
             self.unit,
@@ -51,6 +64,13 @@ impl fmt::Display for Figure {
             self.unit,
             self.against,
             number(self.ratio()),
+        )?;
+        if limit.is_nan() {
+            return Ok(());
+        }
+        write!(
+            f,
+            "  target {sign} {}x  {}",
             number(limit),
             if self.met() { "met" } else { "MISSED" },
         )

@@ -16,6 +16,7 @@ mod scale;
 mod sockets;
 mod stopwatch;
 mod transport;
+mod tunnel;
 mod wire;
 
 use std::process::ExitCode;
@@ -77,7 +78,7 @@ const BENCHES: &[Bench] = &[
     },
     Bench {
         name: "path",
-        about: "a packet's whole way beside the bare cipher; lookups; two workers",
+        about: "a packet's whole way, out and in, beside the bare cipher; two workers; instructions",
         run: path::run,
     },
     Bench {
@@ -91,7 +92,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.split_first() {
         Some((first, rest)) if first == "client" => client_main(rest),
-        Some((first, rest)) if first == "packets" => path::packets(rest),
+        Some((first, rest)) if first == "packets" => tunnel::packets(rest),
         Some((first, rest)) if first == "wire" && !rest.is_empty() => {
             wire::part(rest).map(|()| true)
         }

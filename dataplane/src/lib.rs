@@ -13,6 +13,7 @@
 //! * [`packet`]: packets as bytes; [`transform`]: what an SA does to them;
 //!   [`replay`]: sequence numbers; [`drop_reason`]: why a packet died.
 //! * [`io`]: where packets come from and go to.
+//! * [`keep`]: state that outlives the process.
 //! * [`security`]: security contexts.
 //! * [`mib`], [`sysctl`]: counters and settings, under Linux's names.
 #![deny(unsafe_code)]
@@ -22,6 +23,7 @@ pub mod drop_reason;
 pub mod entropy;
 pub mod event;
 pub mod io;
+pub mod keep;
 pub mod mib;
 pub mod netns;
 pub mod packet;

@@ -3,6 +3,7 @@
 //! Order and names are those of `net/xfrm/xfrm_proc.c`; which of them a
 //! release has, its [`Profile`] says.
 
+use crate::keep;
 use crate::profile::Profile;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -105,28 +106,54 @@ counters! {
 /// The counters of one namespace; packets count under a shared borrow.
 #[derive(Debug)]
 pub struct Mib {
-    values: Box<[AtomicU64]>,
+    values: Words,
+}
+
+#[derive(Debug)]
+enum Words {
+    Own(Box<[AtomicU64]>),
+    /// In memory that outlives the process.
+    Lent(&'static [AtomicU64]),
 }
 
 impl Default for Mib {
     fn default() -> Self {
         Self {
-            values: Counter::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+            values: Words::Own(Counter::ALL.iter().map(|_| AtomicU64::new(0)).collect()),
         }
     }
 }
 
 impl Mib {
+    fn of(&self, counter: Counter) -> Option<&AtomicU64> {
+        match &self.values {
+            Words::Own(values) => values.get(counter as usize),
+            Words::Lent(values) => values.get(counter as usize),
+        }
+    }
+
+    /// Goes on counting in `words`, from where it is.
+    pub(crate) fn move_to(&mut self, words: &'static [AtomicU64]) {
+        match &self.values {
+            Words::Own(values) => keep::copy(values, words),
+            Words::Lent(values) => keep::copy(values, words),
+        }
+        self.recall(words);
+    }
+
+    /// Goes on from what `words` say.
+    pub(crate) fn recall(&mut self, words: &'static [AtomicU64]) {
+        self.values = Words::Lent(words);
+    }
+
     /// Counts one.
     pub fn count(&self, counter: Counter) {
-        if let Some(value) = self.values.get(counter as usize) {
-            value.fetch_add(1, Ordering::Relaxed);
-        }
+        self.add(counter, 1);
     }
 
     /// Counts many.
     pub fn add(&self, counter: Counter, many: u64) {
-        if let Some(value) = self.values.get(counter as usize) {
+        if let Some(value) = self.of(counter) {
             value.fetch_add(many, Ordering::Relaxed);
         }
     }
@@ -134,7 +161,7 @@ impl Mib {
     /// How often it was counted.
     #[must_use]
     pub fn value(&self, counter: Counter) -> u64 {
-        let value = self.values.get(counter as usize);
+        let value = self.of(counter);
         value.map_or(0, |value| value.load(Ordering::Relaxed))
     }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::entropy::Entropy;
 use crate::event::Event;
+use crate::keep::Keeping;
 use crate::mib::Mib;
 use crate::path::aggregate::IptfsTimers;
 use crate::path::hold::Holds;
@@ -51,6 +52,7 @@ pub struct Netns {
     pub(crate) holds: Holds,
     pub(crate) aevent_timers: AeventTimers,
     pub(crate) iptfs_timers: IptfsTimers,
+    pub(crate) keeping: Keeping,
 }
 
 /// Whether key managers listen; without, some events are not even prepared.
@@ -77,6 +79,7 @@ impl Netns {
             holds: Holds::default(),
             aevent_timers: AeventTimers::default(),
             iptfs_timers: IptfsTimers::default(),
+            keeping: Keeping::default(),
         }
     }
 

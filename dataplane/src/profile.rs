@@ -21,6 +21,8 @@ pub struct Profile {
     pub dump_done_names_attribute: bool,
     /// SA_PCPU on a message that has no use for it is an error.
     pub rejects_misplaced_pcpu: bool,
+    /// `XFRM_POLICY_CPU_ACQUIRE` is honoured: a CPU without an SA of its own asks for one.
+    pub acquires_for_cpus: bool,
     /// IPComp sends a compressed payload that, with its header, is just as long as the plain one.
     pub ipcomp_may_keep_length: bool,
     /// Bytes by which a decompressed payload must be longer than the compressed one.
@@ -100,6 +102,7 @@ pub static V6_1: Profile = Profile {
     extack_everywhere: false,
     dump_done_names_attribute: false,
     rejects_misplaced_pcpu: false,
+    acquires_for_cpus: false,
     ipcomp_may_keep_length: false,
     ipcomp_least_growth_bytes: 4,
     hz: 250,
@@ -142,6 +145,7 @@ pub static V6_12: Profile = Profile {
     extack_everywhere: true,
     dump_done_names_attribute: true,
     rejects_misplaced_pcpu: false,
+    acquires_for_cpus: true,
     ipcomp_may_keep_length: false,
     ipcomp_least_growth_bytes: 4,
     hz: 250,
@@ -184,6 +188,7 @@ pub static V7_2: Profile = Profile {
     extack_everywhere: true,
     dump_done_names_attribute: true,
     rejects_misplaced_pcpu: true,
+    acquires_for_cpus: true,
     ipcomp_may_keep_length: true,
     ipcomp_least_growth_bytes: 1,
     hz: 250,

@@ -7,7 +7,7 @@
 //! A packet is checked before its crypto, checked again after it (others may
 //! have come through in the meantime), then marked as seen. An SA keeps its
 //! window behind a lock ([`crate::sad::Sa::window`]) and its output number in
-//! an atomic ([`Numbers`]); messages read from these and write to them.
+//! an atomic that [`Numbers`] bounds; messages read from these and write to them.
 //!
 //! QUIRK: window_of_zero_checks_nothing. Nor does it follow the numbers.
 
@@ -152,6 +152,44 @@ impl ReplayWindow {
         }
     }
 
+    /// The highest number and, of a window of 32 bits, what of it was seen, in one word.
+    pub(crate) fn top(&self) -> u64 {
+        match self {
+            Self::Legacy { seq, bitmap, .. } => u64::from(*seq) << 32 | u64::from(*bitmap),
+            Self::Bitmap(ring) | Self::Esn(ring) => Sequence::new(ring.seq_hi, ring.seq).0,
+        }
+    }
+
+    /// The bitmap beside it, two words in one.
+    pub(crate) fn bits(&self) -> impl Iterator<Item = u64> + '_ {
+        let bitmap = match self {
+            Self::Legacy { .. } => &[],
+            Self::Bitmap(ring) | Self::Esn(ring) => &*ring.bitmap,
+        };
+        let word = |pair: &[u32], at| u64::from(pair.get(at).copied().unwrap_or(0));
+        bitmap
+            .chunks(2)
+            .map(move |pair| word(pair, 1) << 32 | word(pair, 0))
+    }
+
+    /// The reverse of [`ReplayWindow::top`] and [`ReplayWindow::bits`].
+    pub(crate) fn recall(&mut self, top: u64, mut bits: impl Iterator<Item = u64>) {
+        match self {
+            Self::Legacy { seq, bitmap, .. } => {
+                (*seq, *bitmap) = (Sequence(top).high(), Sequence(top).low());
+            }
+            Self::Bitmap(ring) | Self::Esn(ring) => {
+                (ring.seq_hi, ring.seq) = (Sequence(top).high(), Sequence(top).low());
+                for pair in ring.bitmap.chunks_mut(2) {
+                    let both = Sequence(bits.next().unwrap_or(0));
+                    for (word, value) in pair.iter_mut().zip([both.low(), both.high()]) {
+                        *word = value;
+                    }
+                }
+            }
+        }
+    }
+
     /// Whether it looks at numbers at all.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -286,76 +324,75 @@ impl ReplayWindow {
 /// between looking and counting.
 const NEAR_END: u64 = 1 << 24;
 
-/// The number that an SA sent last.
+/// How far the number that an SA sent last may go; the number itself is the SA's
+/// ([`crate::sad::traffic::Traffic`]).
 ///
 /// Without ESN the low half is `oseq`, and the high half makes IVs differ: it
 /// goes up when the low half wraps (`XFRM_SA_XFLAG_OSEQ_MAY_WRAP`) or is set back.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Numbers {
-    last: AtomicU64,
-    /// Nothing beyond this is sent.
-    end: u64,
+    /// They end where the low half does.
+    pub bounded: bool,
 }
 
 impl Numbers {
-    /// Counts on from `last`. `may_wrap` is `XFRM_SA_XFLAG_OSEQ_MAY_WRAP`, which ESN does not ask.
+    /// Of an SA; `may_wrap` is `XFRM_SA_XFLAG_OSEQ_MAY_WRAP`, which ESN does not ask.
     #[must_use]
-    pub const fn new(last: Sequence, esn: bool, may_wrap: bool) -> Self {
+    pub const fn of(esn: bool, may_wrap: bool) -> Self {
         Self {
-            last: AtomicU64::new(last.0),
-            end: if esn || may_wrap {
-                u64::MAX
-            } else {
-                last.0 | 0xffff_ffff
-            },
+            bounded: !esn && !may_wrap,
         }
     }
 
-    /// The number sent last.
-    #[must_use]
-    pub fn last(&self) -> Sequence {
-        Sequence(self.last.load(Ordering::Relaxed))
+    /// Nothing beyond this is sent.
+    const fn end(self, last: u64) -> u64 {
+        if self.bounded {
+            last | 0xffff_ffff
+        } else {
+            u64::MAX
+        }
     }
 
     /// Whether there is no number left.
     #[must_use]
-    pub fn are_used_up(&self) -> bool {
-        self.last().0 >= self.end
+    pub const fn are_used_up(self, last: Sequence) -> bool {
+        last.0 >= self.end(last.0)
     }
 
-    /// Whether there are as many left as anybody takes at once.
+    /// Whether there are as many left after `last` as anybody takes at once.
     #[inline]
-    pub(crate) fn are_plenty(&self) -> bool {
-        self.last.load(Ordering::Relaxed) < self.end.saturating_sub(NEAR_END)
+    pub(crate) const fn are_plenty(self, last: u64) -> bool {
+        last < self.end(last).saturating_sub(NEAR_END)
     }
 
     /// Takes `count` numbers and gives the first (`xfrm_replay_overflow`); `None`, and none
     /// taken, when there are not as many left.
     #[inline]
-    pub fn take(&self, count: u64) -> Option<Sequence> {
-        if self.are_plenty() {
-            return Some(Sequence(self.last.fetch_add(count, Ordering::Relaxed) + 1));
+    pub fn take(self, sent: &AtomicU64, count: u64) -> Option<Sequence> {
+        if self.are_plenty(sent.load(Ordering::Relaxed)) {
+            return Some(Sequence(sent.fetch_add(count, Ordering::Relaxed) + 1));
         }
-        self.take_near_end(count)
+        self.take_near_end(sent, count)
     }
 
     #[cold]
-    fn take_near_end(&self, count: u64) -> Option<Sequence> {
-        let next = |last: u64| last.checked_add(count).filter(|next| *next <= self.end);
-        let last = self
-            .last
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    fn take_near_end(self, sent: &AtomicU64, count: u64) -> Option<Sequence> {
+        let next = |last: u64| {
+            last.checked_add(count)
+                .filter(|next| *next <= self.end(last))
+        };
+        let last = sent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         Some(Sequence(last.ok()? + 1))
     }
 
-    /// Sets `oseq` and, with ESN, `oseq_hi`.
-    pub fn set(&mut self, low: u32, high: u32, esn: bool, may_wrap: bool) {
-        let last = Sequence(*self.last.get_mut());
+    /// The number that follows `last` when `oseq` and, with ESN, `oseq_hi` are set.
+    #[must_use]
+    pub fn set(last: Sequence, low: u32, high: u32, esn: bool) -> Sequence {
         let high = match esn {
             true => high,
             false => last.high().wrapping_add(u32::from(low < last.low())),
         };
-        *self = Self::new(Sequence::new(high, low), esn, may_wrap);
+        Sequence::new(high, low)
     }
 }
 
@@ -393,6 +430,28 @@ mod tests {
             window,
             bitmap: vec![0; usize::try_from(window.div_ceil(32)).unwrap()].into(),
         })
+    }
+
+    #[test]
+    fn a_window_is_recalled() {
+        let mut odd = ring(96, 0x5_0000_0000);
+        odd.bitmap = [1, 2, 3].into();
+        let legacy = ReplayWindow::Legacy {
+            window: 32,
+            seq: 0xffff_fff0,
+            bitmap: 0xdead_beef,
+        };
+        for window in [
+            legacy,
+            ReplayWindow::Bitmap(odd.clone()),
+            ReplayWindow::Esn(odd),
+        ] {
+            let mut empty = window.clone();
+            empty.recall(0, std::iter::empty());
+            assert_ne!(empty, window);
+            empty.recall(window.top(), window.bits());
+            assert_eq!(empty, window);
+        }
     }
 
     fn receive(replay: &mut ReplayWindow, low: u32) -> Result<Sequence, Refusal> {
@@ -488,30 +547,32 @@ mod tests {
 
     #[test]
     fn output_numbers_end() {
-        let numbers = Numbers::new(Sequence(0xffff_fffd), false, false);
-        assert_eq!(numbers.take(3), None);
-        assert_eq!(numbers.take(2), Some(Sequence(0xffff_fffe)));
-        assert_eq!(numbers.take(1), None);
-        assert_eq!(numbers.last(), Sequence(0xffff_ffff));
-        let wraps = Numbers::new(Sequence(0xffff_ffff), false, true);
-        assert_eq!(wraps.take(1).map(Sequence::low), Some(0));
-        let esn = Numbers::new(Sequence::new(7, u32::MAX), true, false);
-        assert_eq!(esn.take(1), Some(Sequence(8 << 32)));
-        let last = Numbers::new(Sequence(u64::MAX - 1), true, true);
-        assert_eq!(last.take(1), Some(Sequence(u64::MAX)));
-        assert_eq!(last.take(1), None);
+        let begin =
+            |last: Sequence, esn, may_wrap| (Numbers::of(esn, may_wrap), AtomicU64::new(last.0));
+        let (numbers, sent) = begin(Sequence(0xffff_fffd), false, false);
+        assert_eq!(numbers.take(&sent, 3), None);
+        assert_eq!(numbers.take(&sent, 2), Some(Sequence(0xffff_fffe)));
+        assert_eq!(numbers.take(&sent, 1), None);
+        assert_eq!(sent.into_inner(), 0xffff_ffff);
+        let (wraps, sent) = begin(Sequence(0xffff_ffff), false, true);
+        assert_eq!(wraps.take(&sent, 1).map(Sequence::low), Some(0));
+        let (esn, sent) = begin(Sequence::new(7, u32::MAX), true, false);
+        assert_eq!(esn.take(&sent, 1), Some(Sequence(8 << 32)));
+        let (last, sent) = begin(Sequence(u64::MAX - 1), true, true);
+        assert_eq!(last.take(&sent, 1), Some(Sequence(u64::MAX)));
+        assert_eq!(last.take(&sent, 1), None);
     }
 
     /// What makes IVs is not used twice when a client sets the number back.
     #[test]
     fn a_number_set_back_has_another_high_half() {
-        let mut numbers = Numbers::new(Sequence(100), false, false);
-        numbers.set(120, 0, false, false);
-        assert_eq!(numbers.take(1), Some(Sequence(121)));
-        numbers.set(3, 0, false, false);
-        assert_eq!(numbers.take(1), Some(Sequence::new(1, 4)));
-        numbers.set(u32::MAX, 0, false, false);
-        assert_eq!(numbers.take(1), None);
+        let set = |last, low| Numbers::set(last, low, 0, false);
+        let up = set(Sequence(100), 120);
+        assert_eq!(up, Sequence(120));
+        let back = set(Sequence(121), 3);
+        assert_eq!(back, Sequence::new(1, 3));
+        let end = set(back, u32::MAX);
+        assert!(Numbers::of(false, false).are_used_up(end));
     }
 
     /// Numbers that wander about `start`, with replays and jumps.

@@ -74,6 +74,11 @@ impl SecurityContext {
         &self.0
     }
 
+    /// One whose string and NUL were kept.
+    pub(crate) fn recall(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+
     fn of(text: &[u8]) -> Self {
         Self(text.iter().copied().chain([0]).collect())
     }

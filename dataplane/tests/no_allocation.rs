@@ -16,13 +16,12 @@ use dataplane::drop_reason::DropReason;
 use dataplane::netns::Limits;
 use dataplane::packet::{Family, PacketBuf, ip4};
 use dataplane::path::{
-    Departure, Destination, Host, InputMeta, OutputMeta, Owner, PathInfo, Received, RouteQuery,
-    Routes, Verdict, Worker,
+    Departure, InputMeta, OneRoute, OutputMeta, PathInfo, Received, Verdict, Worker,
 };
 use dataplane::profile::V7_2;
 use dataplane::sad::construct::SaRequest;
 use dataplane::sad::sa::IptfsConfig;
-use dataplane::spd::{Flow, Policy, Templates};
+use dataplane::spd::{Policy, Templates};
 use dataplane::time::BootNanos;
 use dataplane::transform::ah::{Ah, AhParams};
 use dataplane::transform::esp::Esp;
@@ -210,38 +209,14 @@ fn transforms_allocate_nothing() {
     }
 }
 
-/// The host's routes: one for everything.
-struct OneRoute;
-
-impl Routes for OneRoute {
-    fn generation(&self) -> u64 {
-        0
-    }
-
-    fn route(&self, _query: &RouteQuery) -> Result<PathInfo, i32> {
-        Ok(PathInfo {
-            mtu: 1500,
-            hop_limit: 64,
-        })
-    }
-
-    fn source(&self, _query: &RouteQuery) -> Result<Address, i32> {
-        Err(101)
-    }
-}
-
-impl Host for OneRoute {
-    fn destination(&self, _family: u16, address: Address) -> Option<Destination> {
-        Some(Destination {
-            is_local: address == Address::v4(192, 0, 2, 2),
-            ifindex: 1,
-        })
-    }
-
-    fn owner(&self, _flow: &Flow) -> Option<Owner> {
-        None
-    }
-}
+/// The host that packets go to, and come from.
+const HOST: OneRoute = OneRoute {
+    local: Address::v4(192, 0, 2, 2),
+    path: PathInfo {
+        mtu: 1500,
+        hop_limit: 64,
+    },
+};
 
 /// An SA of AES-128-GCM from 192.0.2.1 to 192.0.2.2.
 fn tunnel(spi: u32) -> SaRequest<'static> {
@@ -371,11 +346,11 @@ fn a_worker_allocates_nothing() {
                 pieces += 1;
                 arriving.fill(packet);
             };
-            let verdict = worker.output(&netns, now, &mut buffer, &meta, &OneRoute, &mut sink);
+            let verdict = worker.output(&netns, now, &mut buffer, &meta, &HOST, &mut sink);
             assert_eq!(verdict, Verdict::Sent(pieces));
             if pieces == 1 {
                 let mut meta = InputMeta::default();
-                let received = worker.receive(&netns, now, &mut arriving, &mut meta, &OneRoute);
+                let received = worker.receive(&netns, now, &mut arriving, &mut meta, &HOST);
                 assert_eq!(received, Received::Forward);
                 assert_eq!(*arriving, *inner);
             }

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use dataplane::keep::{Kept, Kind, Record, Shelf, Unreadable};
 use dataplane::netns::{Limits, Listeners};
 use dataplane::spd::SocketKey;
 use dataplane::{BootNanos, Context, Entropy, Netns, Now, Profile};
@@ -66,6 +67,40 @@ impl Namespace {
     }
 }
 
+/// What belongs to no namespace, as it is kept.
+const MACHINE: Record = Record {
+    netns: 0,
+    kind: Kind::Machine,
+    place: 0,
+};
+
+/// Where state is put that is to outlive the process.
+#[derive(Default)]
+struct Keeper {
+    shelf: Option<Box<dyn Shelf>>,
+    /// The machine's image.
+    machine: [u8; 8],
+}
+
+impl Keeper {
+    /// Puts what has changed of a namespace, before anybody can see it.
+    fn keep(&mut self, id: NetnsId, netns: &mut Netns, machine: [u32; 2]) {
+        let Some(shelf) = &mut self.shelf else { return };
+        netns.keep(id.0, shelf.as_mut());
+        self.keep_machine(machine);
+    }
+
+    fn keep_machine(&mut self, [next_netns, acqseq]: [u32; 2]) {
+        let Some(shelf) = &mut self.shelf else { return };
+        let machine = u64::from(next_netns) << 32 | u64::from(acqseq);
+        if machine.to_le_bytes() != self.machine {
+            self.machine = machine.to_le_bytes();
+            shelf.put(MACHINE, &self.machine);
+        }
+        shelf.commit();
+    }
+}
+
 /// Every namespace's XFRM.
 pub struct Emulator {
     profile: &'static Profile,
@@ -74,6 +109,7 @@ pub struct Emulator {
     next_netns: u32,
     acqseq: u32,
     outbox: Outbox,
+    keeper: Keeper,
 }
 
 impl Emulator {
@@ -87,7 +123,59 @@ impl Emulator {
             next_netns: 0,
             acqseq: 0,
             outbox: Outbox::default(),
+            keeper: Keeper::default(),
         }
+    }
+
+    /// The machine whose state was put on a shelf. It has the namespaces that it had, without
+    /// sockets in them.
+    ///
+    /// # Errors
+    /// The first record that makes no sense.
+    pub fn recall(
+        profile: &'static Profile,
+        limits: Limits,
+        records: &[Kept<'_>],
+    ) -> Result<Self, Unreadable> {
+        let mut emulator = Self::new(profile, limits);
+        let mut namespaces: BTreeMap<NetnsId, Vec<Kept<'_>>> = BTreeMap::new();
+        for kept in records {
+            match kept.record.kind {
+                Kind::Machine => {
+                    let image = <[u8; 8]>::try_from(kept.image);
+                    emulator.keeper.machine = image.map_err(|_| Unreadable(kept.record))?;
+                    let [a, b, c, d, e, f, g, h] = emulator.keeper.machine;
+                    emulator.acqseq = u32::from_le_bytes([a, b, c, d]);
+                    emulator.next_netns = u32::from_le_bytes([e, f, g, h]);
+                }
+                Kind::Driver => {}
+                Kind::Netns | Kind::Sa | Kind::Policy => {
+                    let id = NetnsId(kept.record.netns);
+                    namespaces.entry(id).or_default().push(*kept);
+                }
+            }
+        }
+        for (id, records) in namespaces {
+            let netns = Netns::recall(profile, limits, &records)?;
+            emulator.next_netns = emulator.next_netns.max(id.0.saturating_add(1));
+            emulator.insert(id, netns);
+        }
+        Ok(emulator)
+    }
+
+    /// Puts all state on a shelf from now on: whenever something has changed, before anybody is
+    /// told of it.
+    pub fn keep_on(&mut self, shelf: Box<dyn Shelf>) {
+        self.keeper.shelf = Some(shelf);
+        let machine = [self.next_netns, self.acqseq];
+        for (&id, ns) in &self.namespaces {
+            self.keeper.keep(id, &mut ns.write(), machine);
+        }
+    }
+
+    /// The shelf, for records of the driver's own.
+    pub fn shelf(&mut self) -> Option<&mut (dyn Shelf + 'static)> {
+        self.keeper.shelf.as_deref_mut()
     }
 
     /// Changes what namespaces may hold at most; what they hold already stays.
@@ -110,17 +198,29 @@ impl Emulator {
     pub fn create_netns(&mut self) -> NetnsId {
         let id = NetnsId(self.next_netns);
         self.next_netns += 1;
-        let namespace = Namespace {
-            netns: Arc::new(RwLock::new(Netns::new(self.profile, self.limits))),
-            sockets: Sockets::default(),
-        };
-        self.namespaces.insert(id, namespace);
+        self.insert(id, Netns::new(self.profile, self.limits));
+        let machine = [self.next_netns, self.acqseq];
+        if let Some(ns) = self.namespaces.get(&id) {
+            self.keeper.keep(id, &mut ns.write(), machine);
+        }
         id
     }
 
-    /// Forgets a namespace and all that is in it.
+    fn insert(&mut self, id: NetnsId, netns: Netns) {
+        let namespace = Namespace {
+            netns: Arc::new(RwLock::new(netns)),
+            sockets: Sockets::default(),
+        };
+        self.namespaces.insert(id, namespace);
+    }
+
+    /// Forgets a namespace and all that is in it. No packet passes it any more.
     pub fn destroy_netns(&mut self, id: NetnsId) {
-        self.namespaces.remove(&id);
+        let ended = self.namespaces.remove(&id);
+        if let (Some(ns), Some(shelf)) = (ended, &mut self.keeper.shelf) {
+            ns.write().forget(id.0, shelf.as_mut());
+            shelf.commit();
+        }
     }
 
     /// A namespace's engine, for counters and sizes.
@@ -129,7 +229,16 @@ impl Emulator {
         self.namespaces.get(&id).map(Namespace::read)
     }
 
-    /// A namespace's engine, for sysctls.
+    /// Changes a namespace's settings.
+    pub fn change<T>(&mut self, id: NetnsId, change: impl FnOnce(&mut Netns) -> T) -> Option<T> {
+        let machine = [self.next_netns, self.acqseq];
+        let mut netns = self.namespaces.get(&id)?.write();
+        let changed = change(&mut netns);
+        self.keeper.keep(id, &mut netns, machine);
+        Some(changed)
+    }
+
+    /// A namespace's engine, for what packets wait for.
     pub fn netns_mut(&mut self, id: NetnsId) -> Option<RwLockWriteGuard<'_, Netns>> {
         self.namespaces.get(&id).map(Namespace::write)
     }
@@ -160,6 +269,8 @@ impl Emulator {
             datagram,
         );
         netns.run_workers();
+        let machine = [self.next_netns, self.acqseq];
+        self.keeper.keep(peer.netns, &mut netns, machine);
         deliver_events(&mut netns, &mut self.outbox, peer.netns);
     }
 
@@ -204,10 +315,9 @@ impl Emulator {
         option_family: u16,
         value: Option<&[u8]>,
     ) -> Result<(), i32> {
-        match self.namespaces.get_mut(&netns) {
-            Some(ns) => policy_option(&mut ns.write(), now, socket, family, option_family, value),
-            None => Ok(()),
-        }
+        let set =
+            |netns: &mut Netns| policy_option(netns, now, socket, family, option_family, value);
+        self.change(netns, set).unwrap_or(Ok(()))
     }
 
     /// Tells how many sockets of any namespace listen to `group` (1 to 32).
@@ -236,6 +346,8 @@ impl Emulator {
         };
         let mut netns = ns.write();
         let passed = pass(&mut netns, &mut cx);
+        let machine = [self.next_netns, self.acqseq];
+        self.keeper.keep(id, &mut netns, machine);
         deliver_events(&mut netns, &mut self.outbox, id);
         Some(passed)
     }
@@ -250,6 +362,8 @@ impl Emulator {
             };
             let mut netns = ns.write();
             netns.handle_timeout(&mut cx);
+            let machine = [self.next_netns, self.acqseq];
+            self.keeper.keep(id, &mut netns, machine);
             deliver_events(&mut netns, &mut self.outbox, id);
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! No key is in them: what holds one shows nothing of it when it is printed (`xfrm_proto::algo::Key`).
 
+use std::io::IsTerminal as _;
+
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
@@ -48,6 +50,7 @@ pub(crate) fn start(filter: &str, format: Format) -> Result<Logging> {
     let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(filter);
     Ok(match format {
         Format::Text => {

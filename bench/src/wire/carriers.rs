@@ -3,11 +3,11 @@
 use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::forward;
 use super::net::{Pair, Running, Talk, WIRE};
@@ -45,7 +45,7 @@ impl Carrier {
     /// Gives a tunnel's devices their addresses.
     fn configure(&self, device: &str, more: &str) -> Result<()> {
         for (end, own, other) in [(0, 0, 1), (1, 1, 0)] {
-            let end = self.pair.ends.get(end).context("two ends")?;
+            let end = &self.pair.ends[end];
             end.sh(&format!(
                 "ip addr add {}/32 dev {device}; ip link set {device} mtu {TUNNEL_MTU} {more} up; \
                  ip route add {}/32 dev {device}",
@@ -64,12 +64,13 @@ impl Carrier {
     pub(crate) fn forwarder(name: &'static str, kind: &str) -> Result<Self> {
         let mut carrier = Self::new(name, INNER[1])?;
         for (end, own, other) in [(0, 0, 1), (1, 1, 0)] {
-            let end = carrier.pair.ends.get(end).context("two ends")?;
+            let end = &carrier.pair.ends[end];
             let me = std::env::current_exe()?;
             let mut command = end.command(&me.to_string_lossy());
             command.args(["wire", "forward", kind, WIRE[own], WIRE[other]]);
             let mut talk = Talk::start(&mut command)?;
             talk.line()?;
+            carrier.pids.push(talk.pid());
             carrier._talks.push(talk);
         }
         // A frame must fit one datagram's pieces.
@@ -81,7 +82,7 @@ impl Carrier {
     pub(crate) fn ours(name: &'static str, encap: bool, count: usize) -> Result<Self> {
         let mut carrier = Self::new(name, INNER[1])?;
         for (end, own, other) in [(0, 0, 1), (1, 1, 0)] {
-            let end = carrier.pair.ends.get(end).context("two ends")?;
+            let end = &carrier.pair.ends[end];
             end.sh(&format!(
                 "ip addr add {0}/32 dev lo; ip route add {1}/32 via {2} src {0}",
                 INNER[own], INNER[other], WIRE[other]
@@ -103,7 +104,7 @@ impl Carrier {
     }
 
     /// wireguard-go or boringtun, if the program is there.
-    pub(crate) fn wireguard(name: &'static str, program: &PathBuf, args: &[&str]) -> Result<Self> {
+    pub(crate) fn wireguard(name: &'static str, program: &Path, args: &[&str]) -> Result<Self> {
         // Curve25519: private and public.
         const KEYS: [[&str; 2]; 2] = [
             [
@@ -117,7 +118,7 @@ impl Carrier {
         ];
         let mut carrier = Self::new(name, INNER[1])?;
         for (at, other) in [(0, 1), (1, 0)] {
-            let end = carrier.pair.ends.get(at).context("two ends")?;
+            let end = &carrier.pair.ends[at];
             // The control socket's name is the device's, in a folder that all namespaces share.
             let device = format!("wgb{}{at}", std::process::id() % 10_000);
             let control = PathBuf::from(format!("/var/run/wireguard/{device}.sock"));
@@ -143,14 +144,17 @@ impl Carrier {
             let len = stream.read(&mut answer)?;
             let answer = String::from_utf8_lossy(answer.get(..len).unwrap_or_default());
             anyhow::ensure!(answer.contains("errno=0"), "{name}: {answer}");
-            end.sh(&format!("ip link set {device} name wg0"))?;
+            end.sh(&format!(
+                "for try in $(seq 500); do ip link show {device} > /dev/null 2>&1 && break; \
+                 sleep 0.01; done; ip link set {device} down; ip link set {device} name wg0"
+            ))?;
         }
         carrier.configure("wg0", "")?;
         Ok(carrier)
     }
 }
 
-fn connect(control: &PathBuf) -> Result<UnixStream> {
+fn connect(control: &Path) -> Result<UnixStream> {
     for _ in 0..500 {
         if let Ok(stream) = UnixStream::connect(control) {
             return Ok(stream);

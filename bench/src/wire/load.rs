@@ -23,8 +23,8 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// Gbit/s of one TCP stream.
-pub(crate) fn tcp(pair: &Pair, to: IpAddr, time: Duration) -> Result<f64> {
+/// Gbit/s of one TCP stream, and the bytes of all of it.
+pub(crate) fn tcp(pair: &Pair, to: IpAddr, time: Duration) -> Result<(f64, u64)> {
     let [a, b] = &pair.ends;
     let listener = b.inside(|| Ok(TcpListener::bind((to, 0))?))?;
     let target = listener.local_addr()?;
@@ -46,21 +46,24 @@ pub(crate) fn tcp(pair: &Pair, to: IpAddr, time: Duration) -> Result<f64> {
     })
 }
 
-fn receive(listener: &TcpListener, time: Duration) -> Result<f64> {
+fn receive(listener: &TcpListener, time: Duration) -> Result<(f64, u64)> {
     let (mut stream, _) = listener.accept()?;
     stream.set_read_timeout(Some(WAIT))?;
     let mut buffer = vec![0; 256 << 10];
     let begin = now();
+    let mut lead = 0;
     while now() - begin < LEAD {
-        anyhow::ensure!(stream.read(&mut buffer)? > 0, "the sender has ended");
+        lead += u64::try_from(stream.read(&mut buffer)?)?;
     }
     let begin = now();
     let mut bytes = 0_u64;
     loop {
-        bytes += u64::try_from(stream.read(&mut buffer)?)?;
+        let len = stream.read(&mut buffer)?;
+        anyhow::ensure!(len > 0, "the sender has ended");
+        bytes += u64::try_from(len)?;
         let elapsed = now() - begin;
         if elapsed >= time {
-            return Ok(gbits(bytes, elapsed));
+            return Ok((gbits(bytes, elapsed), lead + bytes));
         }
     }
 }
@@ -160,10 +163,7 @@ pub(crate) fn ping(pair: &Pair, to: IpAddr, count: usize) -> Result<f64> {
             request[2..4].copy_from_slice(&check);
             let begin = now();
             socket.send_to(&request, SocketAddr::new(to, 0))?;
-            loop {
-                let Ok((len, _)) = socket.recv_from(&mut buffer) else {
-                    break;
-                };
+            while let Ok((len, _)) = socket.recv_from(&mut buffer) {
                 let reply = buffer.get(20..len).unwrap_or_default();
                 if reply.first() == Some(&0) && reply.get(4..8) == request.get(4..8) {
                     times.push((now() - begin).as_secs_f64() * 1e6);

@@ -6,6 +6,10 @@
     unsafe_code,
     reason = "a socket option that a client sets through the shim"
 )]
+#![allow(
+    clippy::indexing_slicing,
+    reason = "two ends, and headers of fixed length: a panic is a failed bench"
+)]
 
 mod carriers;
 mod forward;
@@ -25,6 +29,10 @@ use carriers::Carrier;
 const ROUNDS: usize = 5;
 const TIME: Duration = Duration::from_millis(1500);
 const PINGS: usize = 300;
+/// `USER_HZ` is 100 everywhere.
+const TICK_MICROS: f64 = 10_000.0;
+/// Payload of a packet, about.
+const PACKET_BYTES: f64 = 1400.0;
 
 const PLAIN: usize = 0;
 const FORWARD_UDP: usize = 1;
@@ -39,6 +47,8 @@ struct Measured {
     tcp: Vec<f64>,
     udp: Vec<f64>,
     ping: Vec<f64>,
+    /// CPU time that the carrier's processes take for a packet of TCP, in microseconds.
+    cpu: Vec<f64>,
 }
 
 /// Parts of this program that are started again.
@@ -76,7 +86,12 @@ fn measure(carriers: &[Carrier]) -> Result<Vec<Measured>> {
     for round in 1..=ROUNDS {
         for (carrier, measured) in carriers.iter().zip(&mut all) {
             let Carrier { name, pair, to, .. } = carrier;
-            let tcp = load::tcp(pair, *to, TIME).with_context(|| format!("{name}: TCP"))?;
+            let before = ticks(&carrier.pids)?;
+            let (tcp, bytes) =
+                load::tcp(pair, *to, TIME).with_context(|| format!("{name}: TCP"))?;
+            let used = ticks(&carrier.pids)? - before;
+            #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+            let cpu = used as f64 * TICK_MICROS / (bytes as f64 / PACKET_BYTES);
             let udp = load::udp(pair, *to, TIME).with_context(|| format!("{name}: UDP"))?;
             let ping = load::ping(pair, *to, PINGS).with_context(|| format!("{name}: ping"))?;
             eprintln!(
@@ -85,6 +100,7 @@ fn measure(carriers: &[Carrier]) -> Result<Vec<Measured>> {
             measured.tcp.push(tcp);
             measured.udp.push(udp);
             measured.ping.push(ping);
+            measured.cpu.push(cpu);
         }
     }
     Ok(all)
@@ -160,10 +176,28 @@ pub(crate) fn run() -> Result<Vec<Figure>> {
     let tcp: fn(&Measured) -> &Vec<f64> = |it| &it.tcp;
     let udp: fn(&Measured) -> &Vec<f64> = |it| &it.udp;
     let ping: fn(&Measured) -> &Vec<f64> = |it| &it.ping;
+    let cpu: fn(&Measured) -> &Vec<f64> = |it| &it.cpu;
     let least = Target::AtLeast;
     let speed = "Gb/s";
+    let known = Target::AtMost(f64::INFINITY);
     let mut figures = vec![
         figure("TCP, ESP in UDP", speed, tcp, OURS_UDP, PLAIN, least(0.0)),
+        figure(
+            "CPU a packet of TCP, ESP in UDP",
+            "us",
+            cpu,
+            OURS_UDP,
+            FORWARD_UDP,
+            known,
+        ),
+        figure(
+            "CPU a packet of TCP, ESP",
+            "us",
+            cpu,
+            OURS_ESP,
+            FORWARD_RAW,
+            known,
+        ),
         figure(
             "TCP, ESP in UDP",
             speed,

@@ -175,6 +175,11 @@ impl ModelHost {
         }
     }
 
+    /// A worker that knows nothing, as after a restart.
+    pub(super) fn forget(&mut self) {
+        self.worker = Worker::new(0, Box::new(SeededEntropy::new(3)));
+    }
+
     pub(super) fn take(&mut self, link: Link) -> Option<Vec<u8>> {
         self.world.links[link as usize].pop_front()
     }

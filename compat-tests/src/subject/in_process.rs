@@ -5,14 +5,16 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use dataplane::netns::{Context, Limits};
 use dataplane::spd::SocketKey;
-use dataplane::{BootNanos, Netns, Now, Profile, SeededEntropy, WallSecs};
+use dataplane::{BootNanos, Entropy, Netns, Now, Profile, SeededEntropy, WallSecs};
 use xfrm_proto::consts::errno;
 use xfrm_proto::extack::AckOptions;
 use xfrmd::emulator::{Destination, Emulator, Inputs, NetnsId, Peer};
+use xfrmd::store::{Found, Store};
 
 use super::host::ModelHost;
 use super::packets::{Datagram as UdpDatagram, Link, Packets, UdpOptions};
@@ -37,6 +39,66 @@ pub struct InProcess {
     sockets: Vec<Queue>,
     udp_families: Vec<u16>,
     host: ModelHost,
+    deaths: Option<Deaths>,
+}
+
+/// When it is killed, and what is left of it then.
+struct Deaths {
+    profile: &'static Profile,
+    state: OwnedFd,
+    entropy: SeededEntropy,
+    count: u32,
+}
+
+/// Each leaves a mapping behind.
+const MOST_DEATHS: u32 = 6;
+
+impl InProcess {
+    /// One that is killed and goes on from what it left, between steps that `seed` chooses.
+    #[must_use]
+    pub fn mortal(profile: &'static Profile, seed: u64) -> Self {
+        let mut subject = Self::new(profile);
+        let state = Store::file().expect("memory");
+        let copy = state.try_clone().expect("a descriptor");
+        let (store, _) = Store::open(copy, profile).expect("an empty store");
+        subject.emulator.keep_on(Box::new(store));
+        subject.deaths = Some(Deaths {
+            profile,
+            state,
+            entropy: SeededEntropy::new(seed),
+            count: 0,
+        });
+        subject
+    }
+
+    /// How often it was killed.
+    #[must_use]
+    pub fn deaths(&self) -> u32 {
+        self.deaths.as_ref().map_or(0, |deaths| deaths.count)
+    }
+
+    fn perhaps_die(&mut self) {
+        let ports = self.sockets.iter().map(|queue| queue.options.port);
+        let dumps = ports
+            .filter(|&port| self.emulator.is_dumping(self.netns, port))
+            .count();
+        let Some(deaths) = &mut self.deaths else {
+            return;
+        };
+        // A dump under way ends with the daemon.
+        if dumps > 0 || deaths.count >= MOST_DEATHS || deaths.entropy.below(6) != 0 {
+            return;
+        }
+        deaths.count += 1;
+        let copy = deaths.state.try_clone().expect("a descriptor");
+        let (store, found) = Store::open(copy, deaths.profile).expect("its own store");
+        let records: Vec<_> = found.iter().map(Found::kept).collect();
+        self.emulator = Emulator::recall(deaths.profile, Limits::default(), &records)
+            .expect("what it had kept itself");
+        self.emulator.keep_on(Box::new(store));
+        self.host.forget();
+        self.tell_listeners();
+    }
 }
 
 impl InProcess {
@@ -53,6 +115,7 @@ impl InProcess {
             sockets: Vec::new(),
             udp_families: Vec::new(),
             host: ModelHost::new(),
+            deaths: None,
         }
     }
 
@@ -107,6 +170,7 @@ impl InProcess {
         &mut self,
         act: impl FnOnce(&mut ModelHost, &mut Netns, &mut Context<'_>) -> T,
     ) -> T {
+        self.perhaps_die();
         let now = self.now();
         let inputs = Inputs {
             now,
@@ -192,6 +256,7 @@ impl Subject for InProcess {
         if datagram.is_empty() {
             return Err(errno::ENODATA);
         }
+        self.perhaps_die();
         let peer = self.peer(socket);
         let now = self.now();
         let inputs = Inputs {
@@ -237,25 +302,30 @@ impl Subject for InProcess {
         value: Option<&[u8]>,
     ) -> Result<(), Errno> {
         let family = self.udp_families[socket.0];
+        self.perhaps_die();
         let (now, key) = (self.now(), SocketKey(socket.0 as u64));
         self.emulator
             .set_socket_policy(now, self.netns, key, family, option_family, value)
     }
 
     fn set_sysctl(&mut self, name: &str, value: u32) -> Result<(), Errno> {
-        let mut netns = self.emulator.netns_mut(self.netns).ok_or(errno::ENOENT)?;
-        let sysctls = &mut netns.sysctls;
-        match name {
-            "xfrm_aevent_etime" => sysctls.aevent_etime = value,
-            "xfrm_aevent_rseqth" => sysctls.aevent_rseqth = value,
-            "xfrm_larval_drop" => sysctls.larval_drop = value as i32,
-            "xfrm_acq_expires" => sysctls.acq_expires = value,
-            _ => return Err(errno::ENOENT),
-        }
-        Ok(())
+        let set = |netns: &mut Netns| {
+            let sysctls = &mut netns.sysctls;
+            match name {
+                "xfrm_aevent_etime" => sysctls.aevent_etime = value,
+                "xfrm_aevent_rseqth" => sysctls.aevent_rseqth = value,
+                "xfrm_larval_drop" => sysctls.larval_drop = value as i32,
+                "xfrm_acq_expires" => sysctls.acq_expires = value,
+                _ => return Err(errno::ENOENT),
+            }
+            Ok(())
+        };
+        let changed = self.emulator.change(self.netns, set);
+        changed.unwrap_or(Err(errno::ENOENT))
     }
 
     fn sleep(&mut self, time: Duration) {
+        self.perhaps_die();
         let end = self.clock + time;
         loop {
             let due = self

@@ -25,6 +25,8 @@ mod auth;
 mod cbc;
 mod cipher;
 mod comp;
+#[cfg(test)]
+mod esp_vectors;
 mod gcm;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use super::gcm::Gcm;
 use super::*;
 use crate::{Entropy, SeededEntropy};
 
-fn hex(text: &str) -> Vec<u8> {
+pub(super) fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text
         .bytes()
         .filter(|b| !b.is_ascii_whitespace())
@@ -20,7 +20,7 @@ fn hex(text: &str) -> Vec<u8> {
 }
 
 /// What makes the IV come out as wanted.
-struct Always(u64);
+pub(super) struct Always(pub(super) u64);
 
 impl Entropy for Always {
     fn u64(&mut self) -> u64 {
@@ -95,7 +95,7 @@ fn hmac_md5_and_sha1_of_rfc_2202() {
     );
 }
 
-/// RFC 4231 case 1; RFC 4868 2.7.2.1 AUTH256-1.
+/// RFC 4231 case 1; RFC 4868 2.7.2 AUTH256-1, AUTH384-1, AUTH512-1.
 #[test]
 fn hmac_sha2_of_rfc_4231_and_4868() {
     use AuthAlgorithm::{HmacSha256, HmacSha384, HmacSha512};
@@ -104,6 +104,18 @@ fn hmac_sha2_of_rfc_4231_and_4868() {
         &[0x0b; 32],
         b"Hi There",
         "198a607eb44bfbc69903a0f1cf2bbdc5",
+    );
+    check_mac(
+        HmacSha384,
+        &[0x0b; 48],
+        b"Hi There",
+        "b6a8d5636f5c6a7224f9977dcf7ee6c7fb6d0c48cbdee973",
+    );
+    check_mac(
+        HmacSha512,
+        &[0x0b; 64],
+        b"Hi There",
+        "637edc6e01dce7e6742a99451aae82df23da3e92439e590e43e761b33e910fb8",
     );
     check_mac(
         HmacSha256,
@@ -219,7 +231,7 @@ fn check_cipher(algorithm: CipherAlgorithm, key: &str, iv: &str, plain: &str, ci
     assert_eq!(packet[prefix..], hex(plain), "{algorithm:?}");
 }
 
-/// RFC 3602 4, cases 1 and 2; NIST SP 800-38A F.2.3 and F.2.5.
+/// RFC 3602 4, cases 1 to 4; NIST SP 800-38A F.2.3 and F.2.5.
 #[test]
 fn aes_cbc_of_rfc_3602_and_nist() {
     use CipherAlgorithm::AesCbc;
@@ -236,6 +248,24 @@ fn aes_cbc_of_rfc_3602_and_nist() {
         "562e17996d093d28ddb3ba695a2e6f58",
         "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",
         "d296cd94c2cccf8a3a863028b5e1dc0a7586602d253cfff91b8266bea6d61ab1",
+    );
+    check_cipher(
+        AesCbc,
+        "6c3ea0477630ce21a2ce334aa746c2cd",
+        "c782dc4c098c66cbd9cd27d825682c81",
+        "5468697320697320612034382d62797465206d657373616765202865786163746c
+         7920332041455320626c6f636b7329",
+        "d0a02b3836451753d493665d33f0e8862dea54cdb293abc7506939276772f8d5
+         021c19216bad525c8579695d83ba2684",
+    );
+    check_cipher(
+        AesCbc,
+        "56e47a38c5598974bc46903dba290349",
+        "8ce82eefbea0da3c44699ed7db51b7d9",
+        "a0a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b7b8b9babbbcbdbebf
+         c0c1c2c3c4c5c6c7c8c9cacbcccdcecfd0d1d2d3d4d5d6d7d8d9dadbdcdddedf",
+        "c30e32ffedc0774e6aff6af0869f71aa0f3af07a9a31a9c684db207eb0ef8e4e
+         35907aa632c3ffdf868bb7b29d3d46ad83ce9f9a102ee99d49a53e87f4c3da55",
     );
     let (iv, plain) = (
         "000102030405060708090a0b0c0d0e0f",

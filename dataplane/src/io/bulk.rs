@@ -49,6 +49,8 @@ pub struct Receptions {
     at: usize,
     count: usize,
     done: usize,
+    /// The socket had no more.
+    drained: bool,
 }
 
 impl Default for Receptions {
@@ -59,6 +61,7 @@ impl Default for Receptions {
             at: 0,
             count: 0,
             done: 0,
+            drained: false,
         }
     }
 }
@@ -218,10 +221,13 @@ impl<T: AsRef<Bulk>> BulkReceiver<T> {
     /// # Errors
     /// The host's.
     pub fn discard(&mut self) -> io::Result<()> {
-        while self.refill()? {
+        loop {
+            self.receptions.drained = false;
+            if !self.refill()? {
+                return Ok(());
+            }
             self.receptions.at = self.receptions.count;
         }
-        Ok(())
     }
 
     /// Receives if nothing is left; false when nothing waits.
@@ -232,10 +238,11 @@ impl<T: AsRef<Bulk>> BulkReceiver<T> {
             receptions,
             at,
             count,
+            drained,
             ..
         } = receptions;
-        if *at < *count {
-            return Ok(true);
+        if *at < *count || *drained {
+            return Ok(*at < *count);
         }
         let bulk = bulk.as_ref();
         (*at, *count) = (0, 0);
@@ -244,6 +251,7 @@ impl<T: AsRef<Bulk>> BulkReceiver<T> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             other => {
                 *count = other?;
+                *drained = *count < RECEPTIONS;
                 Ok(*count > 0)
             }
         }
@@ -253,6 +261,7 @@ impl<T: AsRef<Bulk>> BulkReceiver<T> {
 impl<T: AsRef<Bulk>> PacketIo for BulkReceiver<T> {
     fn receive(&mut self, packets: &mut [PacketBuf]) -> io::Result<usize> {
         let mut filled = 0;
+        self.receptions.drained = false;
         while let Some(rest) = packets.get_mut(filled..)
             && self.refill()?
         {

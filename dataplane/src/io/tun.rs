@@ -10,7 +10,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::vnet;
@@ -46,6 +46,16 @@ impl Tun {
             .custom_flags(libc::O_NONBLOCK)
             .open("/dev/net/tun")?;
         let cuts_udp = sys::make_tun(device.as_fd(), name)?;
+        Ok(Self { device, cuts_udp })
+    }
+
+    /// Goes on with the descriptor of another one.
+    ///
+    /// # Errors
+    /// The host's: it is no device any more.
+    pub fn adopt(device: OwnedFd) -> io::Result<Self> {
+        let cuts_udp = sys::set_offloads(device.as_fd())?;
+        let device = device.into();
         Ok(Self { device, cuts_udp })
     }
 

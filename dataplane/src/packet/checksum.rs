@@ -1,6 +1,8 @@
 //! The Internet checksum (RFC 1071, RFC 1624).
 
-use super::Family;
+use xfrm_proto::consts::{IPPROTO_TCP, IPPROTO_UDP};
+
+use super::{Family, be16, put};
 
 /// A sum under way: 16-bit words in one's complement, not folded yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,6 +98,26 @@ pub fn addresses(packet: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// Makes the checksum of TCP or UDP right that begins at `at` in an IP packet and ends with it. Other
+/// protocols, UDP without a checksum, and what makes no sense stay as they are.
+pub fn renew_transport(packet: &mut [u8], protocol: u8, at: usize) -> Option<()> {
+    let transport_bytes = packet.len().checked_sub(at)?;
+    let (field, bytes) = match protocol {
+        IPPROTO_TCP => (at + 16, transport_bytes),
+        IPPROTO_UDP if be16(packet, at + 6)? == 0 => return None,
+        IPPROTO_UDP => (at + 6, usize::from(be16(packet, at + 4)?)),
+        _ => return None,
+    };
+    put(packet, field, &[0; 2])?;
+    let transport = packet.get(at..)?.get(..bytes)?;
+    let sum = pseudo_header(addresses(packet)?, protocol, bytes).bytes(transport);
+    let check = match sum.finish() {
+        0 => 0xffff,
+        check => check,
+    };
+    put(packet, field, &check.to_be_bytes())
+}
+
 /// A checksum after one of its words changed (RFC 1624, equation 3).
 #[must_use]
 pub fn replace_word(check: u16, old: u16, new: u16) -> u16 {
@@ -112,7 +134,44 @@ mod tests {
         assert_eq!(checksum(&[0, 1, 0xf2, 3, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
     }
 
+    /// A UDP datagram over IPv4 whose sum is right, if there is one.
+    fn datagram(addresses: [u8; 8], payload: &[u8], with_sum: bool) -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
+        packet.extend(addresses);
+        packet.extend([1, 2, 3, 4]);
+        let bytes = u16::try_from(payload.len() + 8).unwrap();
+        packet.extend(bytes.to_be_bytes());
+        packet.extend([0; 2]);
+        packet.extend(payload);
+        if with_sum {
+            let sum = pseudo_header(&addresses, 17, usize::from(bytes)).bytes(&packet[20..]);
+            packet[26..28].copy_from_slice(&sum.finish().to_be_bytes());
+        }
+        packet
+    }
+
+    #[test]
+    fn other_addresses_have_another_sum() {
+        let (here, there) = ([10, 0, 5, 1, 10, 0, 0, 2], [192, 0, 2, 1, 10, 0, 0, 2]);
+        for payload in [&b""[..], b"odd", b"even"] {
+            let mut packet = datagram(here, payload, true);
+            packet[12..20].copy_from_slice(&there);
+            renew_transport(&mut packet, 17, 20).unwrap();
+            assert_eq!(packet, datagram(there, payload, true));
+            let mut without = datagram(here, payload, false);
+            assert_eq!(renew_transport(&mut without, 17, 20), None);
+            assert_eq!(without, datagram(here, payload, false));
+        }
+    }
+
     proptest! {
+        #[test]
+        fn anything_can_be_renewed(mut packet in proptest::collection::vec(any::<u8>(), 0..80), protocol in 0u8..20, at in 0usize..90) {
+            let len = packet.len();
+            renew_transport(&mut packet, protocol, at);
+            prop_assert_eq!(packet.len(), len);
+        }
+
         #[test]
         fn a_replaced_word_is_as_if_summed_anew(mut bytes in proptest::collection::vec(any::<u8>(), 8..64), at in 0usize..3, new: u16) {
             let check = checksum(&bytes);

@@ -167,4 +167,28 @@ mod tests {
         other[9] = 1;
         assert_eq!(classify(&other, kind), Datagram::Ike);
     }
+
+    #[test]
+    fn raw_sockets_get_joined_datagrams() {
+        let esp = |spi: u8, number: u32, bytes: usize| {
+            let mut packet = vec![0x5a; bytes];
+            packet[..4].copy_from_slice(&[spi; 4]);
+            packet[4..8].copy_from_slice(&number.to_be_bytes());
+            packet
+        };
+        let join = |parts: &[Vec<u8>]| joined_bytes(&parts.concat());
+        assert_eq!(join(&[esp(1, 7, 1400)]), None);
+        assert_eq!(join(&[esp(1, 7, 100), esp(1, 8, 60)]), Some(100));
+        let many: Vec<_> = (0..40)
+            .map(|number| esp(1, u32::MAX - 20 + number, 400))
+            .collect();
+        assert_eq!(join(&many), Some(400));
+        // One was lost before; another SA's or an older one is no evidence.
+        assert_eq!(join(&[esp(1, 7, 100), esp(1, 9, 100)]), Some(100));
+        assert_eq!(join(&[esp(1, 7, 100), esp(2, 8, 100)]), None);
+        assert_eq!(join(&[esp(1, 7, 100), esp(1, 6, 100)]), None);
+        for bytes in 0..24 {
+            assert_eq!(joined_bytes(&vec![1; bytes]), None);
+        }
+    }
 }

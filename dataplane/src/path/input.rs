@@ -14,6 +14,7 @@ use xfrm_proto::uapi::{Address, BeU16, UserMapping};
 use crate::drop_reason::DropReason;
 use crate::event::Event;
 use crate::netns::Netns;
+use crate::packet::checksum::renew_transport;
 use crate::packet::{Family, PacketBuf, be16};
 use crate::path::bundle::set_mark;
 use crate::path::receive::InputMeta;
@@ -66,6 +67,7 @@ impl Worker {
             None => inbound.spi(packet)?.ok_or(DropReason::InHeaderShort)?,
         };
         let mut encap = approach.encap;
+        let mut readdressed = false;
         let (mut daddr, mut family) = destination(packet).ok_or(DropReason::InHeader)?;
         loop {
             if meta.path.len() == XFRM_MAX_DEPTH {
@@ -92,6 +94,7 @@ impl Worker {
                 encap,
             };
             let (delivery, sequence) = self.pass_in(netns, now, packet, &arrived)?;
+            readdressed |= encap != 0 && sa.mode == XFRM_MODE_TRANSPORT;
             encap = 0;
             match delivery {
                 Delivery::Packet(_) => return Ok(Arrival::Inner),
@@ -104,6 +107,11 @@ impl Worker {
                 Some(next) => (spi, low) = next,
                 None => {
                     inbound.finish(packet)?;
+                    // The sender summed addresses that a NAT may have changed since. Linux takes such
+                    // packets without looking at the sum; whoever gets ours may look.
+                    if readdressed {
+                        renew_transport(packet, inbound.protocol, inbound.header_bytes);
+                    }
                     return Ok(Arrival::Bare);
                 }
             }
@@ -187,6 +195,7 @@ impl Worker {
                 .recheck(sequence)
                 .map_err(|refusal| refuse(sa, refusal))?;
             window.advance(arrived.low);
+            sa.traffic.keep_window(&window);
             window.is_open()
         };
         if follows && netns.listeners.aevents {

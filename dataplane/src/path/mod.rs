@@ -47,6 +47,6 @@ pub use learn::LearnedMtu;
 pub use output::{Departure, OutputMeta, Verdict};
 pub use receive::{Destination, Host, InputMeta, Owner, Received};
 pub use request::Request;
-pub use route::{PathInfo, RouteQuery, Routes};
+pub use route::{OneRoute, PathInfo, RouteQuery, Routes};
 pub use sec_path::SecPath;
 pub use worker::Worker;

@@ -2,6 +2,9 @@
 
 use xfrm_proto::uapi::Address;
 
+use crate::path::receive::{Destination, Host, Owner};
+use crate::spd::Flow;
+
 /// A packet to find a route for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteQuery {
@@ -43,4 +46,40 @@ pub trait Routes {
     /// # Errors
     /// The errno that the sender gets.
     fn source(&self, query: &RouteQuery) -> Result<Address, i32>;
+}
+
+/// A host with one address, whose packets all go the same way: for programs that know no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OneRoute {
+    /// The address.
+    pub local: Address,
+    /// What the way takes.
+    pub path: PathInfo,
+}
+
+impl Routes for OneRoute {
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    fn route(&self, _query: &RouteQuery) -> Result<PathInfo, i32> {
+        Ok(self.path)
+    }
+
+    fn source(&self, _query: &RouteQuery) -> Result<Address, i32> {
+        Ok(self.local)
+    }
+}
+
+impl Host for OneRoute {
+    fn destination(&self, _family: u16, address: Address) -> Option<Destination> {
+        Some(Destination {
+            is_local: address == self.local,
+            ifindex: 1,
+        })
+    }
+
+    fn owner(&self, _flow: &Flow) -> Option<Owner> {
+        None
+    }
 }

@@ -47,6 +47,26 @@ impl Default for Buckets {
 }
 
 impl Buckets {
+    /// As many as they had become; nothing is in them.
+    pub(super) fn begin_with(&mut self, buckets: u32) -> Option<()> {
+        if !buckets.is_power_of_two() || !(8..=MOST_BUCKETS).contains(&buckets) {
+            return None;
+        }
+        self.occupation = vec![0; usize::try_from(buckets).ok()?];
+        Some(())
+    }
+
+    /// Sets what was noted of each place, when all are in.
+    pub(super) fn set_ranks(&mut self, ranks: impl Iterator<Item = (u32, u64)>) {
+        self.wants_growth = false;
+        for (place, rank) in ranks {
+            if let Some(entry) = self.entries.get_mut(place as usize) {
+                entry.rank = rank;
+            }
+            self.next_rank = self.next_rank.max(rank.saturating_add(1));
+        }
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> u32 {
         u32::try_from(self.occupation.len()).unwrap_or(MOST_BUCKETS)

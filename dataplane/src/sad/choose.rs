@@ -65,8 +65,8 @@ impl Sad {
         if !found.ends() {
             self.look_at_all(wanted, Address::ANY, &mut found);
         }
-        let per_cpu = wanted.policy.flags & XFRM_POLICY_CPU_ACQUIRE != 0
-            && self.profile.attr_max >= XFRMA_SA_PCPU;
+        let per_cpu =
+            wanted.policy.flags & XFRM_POLICY_CPU_ACQUIRE != 0 && self.profile.acquires_for_cpus;
         if let Some((id, sa)) = found.best
             && (!per_cpu || sa.pcpu == wanted.cpu)
         {

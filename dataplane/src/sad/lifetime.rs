@@ -26,10 +26,10 @@ type Due = (BootNanos, u64);
 /// An SA's timer.
 #[derive(Debug, Default)]
 pub(super) struct Expiry {
-    due: Option<Due>,
+    pub(super) due: Option<Due>,
     /// Seconds that the soft limit was away when it was last looked at, while
     /// the timer waits for it (`XFRM_SOFT_EXPIRE`, `saved_tmo`).
-    soft_wait: Option<i64>,
+    pub(super) soft_wait: Option<i64>,
 }
 
 /// All timers of a SAD.
@@ -37,6 +37,14 @@ pub(super) struct Expiry {
 pub(super) struct Timers {
     queue: BTreeMap<Due, SaId>,
     armed: u64,
+}
+
+impl Timers {
+    /// Arms a timer as it was.
+    pub(super) fn recall(&mut self, due: Due, id: SaId) {
+        self.queue.insert(due, id);
+        self.armed = self.armed.max(due.1.saturating_add(1));
+    }
 }
 
 /// What a timer found.

@@ -8,7 +8,7 @@
 //! * `find`: lookups. `choose`: the SA for a template, or the acquire of one. [`add`]: NEWSA and UPDSA. [`spi`]: larval SAs and ALLOCSPI.
 //! * [`lifetime`]: limits in time. [`replay`]: sequence numbers, aevents.
 //! * [`traffic`]: what packets count. [`transform`]: what an SA does to them.
-//! * [`walk`]: dumps. [`migrate`]: new addresses. [`tunnel`]: hidden IPCOMP tunnels.
+//! * `keep`: what outlives the process. [`walk`]: dumps. [`migrate`]: new addresses. [`tunnel`]: hidden IPCOMP tunnels.
 //!
 //! Invariant: what is in the slab is in the age order, in the buckets, and in
 //! each index that its fields call for; identity fields change only through
@@ -22,6 +22,7 @@ pub mod construct;
 mod find;
 mod index;
 mod init;
+mod keep;
 pub mod lifetime;
 pub mod migrate;
 pub mod replay;
@@ -73,6 +74,8 @@ pub struct Sad {
     tunnels: Tunnels,
     /// Counts what may change which SA serves a template.
     pub(crate) choices: Choices,
+    /// Places of SAs that came, changed or went, once somebody keeps them.
+    touched: Option<Vec<u32>>,
 }
 
 impl Sad {
@@ -97,6 +100,7 @@ impl Sad {
             timers: Timers::default(),
             tunnels: Tunnels::default(),
             choices: Choices::default(),
+            touched: None,
         }
     }
 
@@ -110,18 +114,7 @@ impl Sad {
     pub fn run_workers(&mut self) {
         self.release_refused();
         if self.buckets.wants_growth() {
-            self.buckets.grow(self.by_age.values().map(|id| id.0));
-            let buckets = &self.buckets;
-            for index in [
-                &mut self.by_spi,
-                &mut self.by_spi_alone,
-                &mut self.by_source,
-                &mut self.by_template,
-                &mut self.larval,
-                &mut self.larval_by_seq,
-            ] {
-                index.reorder(|place| buckets.rank(place));
-            }
+            self.grow_tables();
         }
     }
 
@@ -153,6 +146,7 @@ impl Sad {
 
     /// An SA, to change its counters and limits.
     pub fn get_mut(&mut self, id: SaId) -> Option<&mut Sa> {
+        self.touch(id.0);
         let sa = self.slots.get_mut(id.0 as usize)?.as_deref_mut()?;
         self.choices.change(sa);
         Some(sa)
@@ -204,20 +198,28 @@ impl Sad {
     }
 
     /// Puts an SA into the slab, the order and the indices (`__xfrm_state_insert`, but for timers).
-    fn link(&mut self, mut sa: Box<Sa>) -> SaId {
+    fn link(&mut self, sa: Box<Sa>) -> SaId {
         let place = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         });
+        self.touch(place);
+        self.link_at(place, sa)
+    }
+
+    /// The same, at a place that is free.
+    fn link_at(&mut self, place: u32, mut sa: Box<Sa>) -> SaId {
         let id = SaId(place);
         sa.serial = self.next_serial;
-        sa.traffic.notes_last_use =
-            self.profile.tells_last_use || matches!(sa.id.proto, IPPROTO_DSTOPTS | IPPROTO_ROUTING);
+        let is_mobility = matches!(sa.id.proto, IPPROTO_DSTOPTS | IPPROTO_ROUTING);
+        sa.traffic
+            .set_notes_last_use(self.profile.tells_last_use || is_mobility);
         self.next_serial += 1;
         self.choices.change(&sa);
         self.by_age.insert(sa.serial, id);
         let hash = buckets::hash_by_addresses(sa.id.daddr, sa.saddr, sa.reqid, sa.family);
         self.buckets.insert(place, hash, self.by_age.len());
+        sa.traffic.set_rank(self.buckets.rank(place));
         let keys = Keys::of(&sa);
         if let Some(slot) = self.slots.get_mut(place as usize) {
             *slot = Some(sa);
@@ -290,10 +292,12 @@ impl Sad {
             self.by_spi_alone.remove(hash_of(hasher, &alone), id.0);
         }
         self.buckets.remove(id.0);
-        let sa = self.slots.get_mut(id.0 as usize)?.take()?;
+        let mut sa = self.slots.get_mut(id.0 as usize)?.take()?;
+        sa.traffic.take_back();
         self.by_age.remove(&sa.serial);
         self.choices.change(&sa);
         self.free.push(id.0);
+        self.touch(id.0);
         Some(sa)
     }
 }

@@ -118,8 +118,8 @@ impl Sa {
 
     fn set_sent(&mut self, low: u32, high: u32) {
         let (esn, may_wrap) = (self.is_esn(), self.may_wrap());
-        self.traffic
-            .set_numbers(|numbers| numbers.set(low, high, esn, may_wrap));
+        let next = Numbers::set(self.traffic.last_sent(), low, high, esn);
+        self.traffic.set_sent(next, esn, may_wrap);
     }
 }
 
@@ -148,8 +148,8 @@ fn window_fits(head: &ReplayStateEsn) -> bool {
 
 /// Gives a new SA its window and its first number.
 pub(super) fn begin(sa: &mut Sa, esn: Option<&EsnReplay>) {
-    let numbers = Numbers::new(Sequence(0), sa.is_esn(), sa.may_wrap());
-    sa.traffic.set_numbers(|old| *old = numbers);
+    let (esn_numbers, may_wrap) = (sa.is_esn(), sa.may_wrap());
+    sa.traffic.set_sent(Sequence(0), esn_numbers, may_wrap);
     match esn {
         Some(esn) => {
             sa.set_esn(esn);

@@ -135,6 +135,8 @@ pub struct Sa {
     pub replay_window: u8,
     /// Where it is in its life.
     pub state: Lifecycle,
+    /// It is a hidden tunnel SA (`xfrm_state_kern`).
+    pub(super) is_tunnel: bool,
     /// What packets count.
     pub traffic: Traffic,
     /// Which sequence numbers have come in.
@@ -173,8 +175,6 @@ pub struct Sa {
     pub(super) serial: u64,
     /// The hidden tunnel SA it uses, or is.
     pub(super) tunnel: Option<TunnelKey>,
-    /// It is a hidden tunnel SA (`xfrm_state_kern`).
-    pub(super) is_tunnel: bool,
 }
 
 impl Sa {

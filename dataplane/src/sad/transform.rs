@@ -52,9 +52,10 @@ impl Sa {
         profile: &'static Profile,
         entropy: &mut dyn Entropy,
     ) -> Option<&Transform> {
+        let mut seeds = self.traffic.iv_seeds(entropy);
         let transform = Transform::new(
             &self.mode_params()?,
-            self.protocol(profile, entropy)?,
+            self.protocol(profile, &mut seeds)?,
             self.encap(),
         );
         let config = self.options().iptfs.as_ref();

@@ -17,12 +17,13 @@ use xfrm_proto::uapi::{Address, XfrmId};
 
 use super::sa::mark_key;
 use super::{Sa, SaId, Sad};
+use crate::keep::{Reader, Writer};
 use crate::netns::Context;
 use crate::packet::Family;
 
 /// A hidden tunnel SA, also after somebody has expired it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct TunnelKey(u64);
+pub(super) struct TunnelKey(pub(super) u64);
 
 struct Tunnel {
     /// Its place while it is in the SAD.
@@ -54,6 +55,52 @@ impl Tunnels {
         self.last_spi = self.last_spi.checked_add(1).unwrap_or(1);
         self.spis.insert(source, (self.last_spi, 1));
         self.last_spi
+    }
+
+    pub(super) fn write(&self, out: &mut Writer<'_>) {
+        out.int(self.made);
+        out.int(self.last_spi.into());
+        out.int(self.by_key.len() as u64);
+        for (key, tunnel) in &self.by_key {
+            out.int(key.0);
+            let spi = tunnel
+                .spi_of
+                .and_then(|of| Some((of, self.spis.get(&of)?.0)));
+            out.option(spi, |out, (of, spi)| {
+                out.pod(&of);
+                out.int(spi.into());
+            });
+        }
+    }
+
+    /// The reverse, without SAs.
+    pub(super) fn read(&mut self, from: &mut Reader<'_>) -> Option<()> {
+        self.made = from.int()?;
+        self.last_spi = from.u32()?;
+        for _ in 0..from.int()? {
+            let key = TunnelKey(from.int()?);
+            let spi = from.option(|from| Some((from.pod()?, from.u32()?)))?;
+            if let Some((of, spi)) = spi {
+                self.spis.entry(of).or_insert((spi, 0)).1 += 1;
+            }
+            let tunnel = Tunnel {
+                id: None,
+                users: 0,
+                spi_of: spi.map(|(of, _)| of),
+            };
+            self.by_key.insert(key, tunnel);
+        }
+        Some(())
+    }
+
+    /// An SA that uses a tunnel, or is it.
+    pub(super) fn recall(&mut self, key: TunnelKey, itself: Option<SaId>) -> Option<()> {
+        let tunnel = self.by_key.get_mut(&key)?;
+        match itself {
+            Some(_) => tunnel.id = itself,
+            None => tunnel.users += 1,
+        }
+        Some(())
     }
 
     fn release_spi(&mut self, source: Address) {

@@ -106,6 +106,7 @@ impl Spd {
         let profile = self.profile;
         let mut matched = false;
         self.generation += 1;
+        self.change(id.0);
         let templates = self.store.get_mut(id.0).map(|policy| &mut policy.templates);
         for tmpl in templates.into_iter().flat_map(|t| t.iter_mut()) {
             for entry in entries {

@@ -7,6 +7,7 @@
 //! * `index`: from a flow to its policy.
 //! * `lifetime`: timers.
 //! * `socket`: policies that belong to one socket.
+//! * `keep`: what outlives the process.
 //! * `migrate`: new tunnel endpoints for a policy.
 //!
 //! Three tables find a policy: by identity, by index number, by flow. Every
@@ -15,6 +16,7 @@
 
 pub mod flow;
 mod index;
+mod keep;
 mod lifetime;
 mod migrate;
 pub mod order;
@@ -25,29 +27,27 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher};
 
 use xfrm_proto::consts::*;
 use xfrm_proto::extack::XfrmError;
 use xfrm_proto::uapi::{SpdHinfo, SpdInfo, UserPolicyDefault};
 
-use crate::event::{Event, PolicyExpire};
-use crate::netns::{Context, Limits};
+use crate::netns::Limits;
 use crate::profile::Profile;
 use crate::slots::SlotTable;
-use crate::time::{BootNanos, Now, WallSecs};
+use crate::time::{Now, WallSecs};
 
 pub use flow::Flow;
 use index::{Find, Index};
-use lifetime::{Timers, Verdict};
+use lifetime::Timers;
 pub use migrate::Migration;
 pub use order::Thresholds;
 pub use policy::{
     LastUse, Mismatch, Policy, PolicyKey, Templates, selector_matches, selector_mismatch,
 };
 use policy::{Place, hash_state};
-use position::Positions;
+use position::{Positions, no_positions};
 pub use socket::SocketKey;
 use socket::SocketPolicies;
 use store::Store;
@@ -104,6 +104,8 @@ pub struct Spd {
     defaults: UserPolicyDefault,
     /// Indices of policies that came, changed or went, once somebody wants to know.
     touched: Option<Vec<u32>>,
+    /// What somebody keeps, and has not yet.
+    kept: Option<keep::Touched>,
 }
 
 impl Spd {
@@ -134,6 +136,7 @@ impl Spd {
                 out: XFRM_USERPOLICY_ACCEPT,
             },
             touched: None,
+            kept: None,
         }
     }
 
@@ -207,6 +210,7 @@ impl Spd {
             }
             None => self.add(policy)?,
         };
+        self.change(slot);
         if self.store.get(slot).is_some_and(Policy::expires) {
             self.timers.arm(slot, now.boot, 1);
         } else {
@@ -364,7 +368,9 @@ impl Spd {
 
     /// Takes a policy out (`xfrm_policy_delete`).
     pub fn remove(&mut self, id: PolicyId) -> Option<Policy> {
-        let policy = self.store.remove(id.0)?;
+        let mut policy = self.store.remove(id.0)?;
+        policy.used.take_back();
+        self.change(id.0);
         self.generation += 1;
         self.by_key.remove(policy.key.hash(), id.0);
         self.by_index.remove(hash_index(policy.index), id.0);
@@ -396,6 +402,7 @@ impl Spd {
                 let policies = doomed.iter().filter_map(|&slot| self.store.get(slot));
                 touched.extend(policies.map(|policy| policy.index));
             }
+            self.change_each(&doomed);
             self.store.clear();
             self.by_key = SlotTable::default();
             self.by_index = SlotTable::default();
@@ -541,6 +548,7 @@ impl Spd {
     /// Sets them (`xfrm_hash_rebuild`): every policy is sorted in anew, by age.
     pub fn set_thresholds(&mut self, thresholds: Thresholds) {
         self.thresholds = thresholds;
+        self.change_all();
         self.generation += 1;
         self.flows = Index::default();
         self.positions = no_positions(self.profile);
@@ -575,33 +583,6 @@ impl Spd {
         set(&mut self.defaults.out, wanted.out);
     }
 
-    pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>, events: &mut VecDeque<Event>) {
-        while let Some(slot) = self.timers.pop(cx.now.boot) {
-            let Some(policy) = self.store.get(slot) else {
-                continue;
-            };
-            match lifetime::check(policy, cx.now.real) {
-                Verdict::Expired => {
-                    if let Some(policy) = self.remove(PolicyId(slot)) {
-                        events.push_back(Event::policy_expire(policy, true));
-                    }
-                }
-                Verdict::Alive { warn, next } => {
-                    if warn {
-                        events.push_back(Event::policy_expire(policy.clone(), false));
-                    }
-                    if let Some(secs) = next {
-                        self.timers.arm(slot, cx.now.boot, secs);
-                    }
-                }
-            }
-        }
-    }
-
-    pub(crate) fn poll_timeout(&self) -> Option<BootNanos> {
-        self.timers.next()
-    }
-
     /// Bytes on the heap, templates beyond a policy's first excepted.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
@@ -612,22 +593,8 @@ impl Spd {
     }
 }
 
-fn no_positions(profile: &Profile) -> Vec<Positions> {
-    let directions = 0..XFRM_POLICY_MAX;
-    directions
-        .filter(|_| profile.policies_have_positions)
-        .map(|_| Positions::default())
-        .collect()
-}
-
 fn hash_index(index: u32) -> u32 {
     let mut hasher = hash_state().build_hasher();
     hasher.write_u32(index);
     (hasher.finish() >> 32) as u32
-}
-
-impl Event {
-    fn policy_expire(policy: Policy, hard: bool) -> Self {
-        Self::PolicyExpire(Box::new(PolicyExpire { policy, hard }))
-    }
 }

@@ -128,28 +128,77 @@ pub struct Policy {
 }
 
 /// The wall-clock second of something that packets do, 0 for never.
-#[derive(Debug, Default)]
-pub struct LastUse(AtomicU64);
+#[derive(Debug)]
+pub struct LastUse(Word);
+
+#[derive(Debug)]
+enum Word {
+    Own(AtomicU64),
+    /// In memory that outlives the process.
+    Lent(&'static AtomicU64),
+}
+
+impl Default for LastUse {
+    fn default() -> Self {
+        Self::at(0)
+    }
+}
 
 impl LastUse {
+    const fn at(secs: u64) -> Self {
+        Self(Word::Own(AtomicU64::new(secs)))
+    }
+
+    fn word(&self) -> &AtomicU64 {
+        match &self.0 {
+            Word::Own(word) => word,
+            Word::Lent(word) => word,
+        }
+    }
+
+    /// Goes on in the first of `words`, from where it is.
+    pub(super) fn move_to(&mut self, words: &'static [AtomicU64]) {
+        if let [word, ..] = words {
+            word.store(self.secs(), Ordering::Relaxed);
+            self.0 = Word::Lent(word);
+        }
+    }
+
+    /// Goes on from what the only one of `words` says.
+    pub(super) fn recall(&mut self, words: &'static [AtomicU64]) -> Option<()> {
+        let [word] = words else { return None };
+        self.0 = Word::Lent(word);
+        Some(())
+    }
+
+    /// Goes on in memory of its own.
+    pub(super) fn take_back(&mut self) {
+        *self = Self::at(self.secs());
+    }
+
+    /// Whether it is in memory of somebody else's.
+    pub(super) const fn is_kept(&self) -> bool {
+        matches!(self.0, Word::Lent(_))
+    }
+
     /// The second.
     #[must_use]
     pub fn secs(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.word().load(Ordering::Relaxed)
     }
 
     /// It happens now. Many packets a second write once.
     #[inline]
     pub fn note(&self, now: WallSecs) {
         if self.secs() != now.0 {
-            self.0.store(now.0, Ordering::Relaxed);
+            self.word().store(now.0, Ordering::Relaxed);
         }
     }
 }
 
 impl Clone for LastUse {
     fn clone(&self) -> Self {
-        Self(AtomicU64::new(self.secs()))
+        Self::at(self.secs())
     }
 }
 

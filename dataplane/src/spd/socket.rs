@@ -38,6 +38,19 @@ impl Default for SocketPolicies {
     }
 }
 
+impl SocketPolicies {
+    /// Whose the policy at a slot is.
+    pub(super) fn owner(&self, slot: u32) -> Option<(SocketKey, u8)> {
+        let found = self.slots.iter().find(|&(_, &other)| other == slot);
+        found.map(|(&owner, _)| owner)
+    }
+
+    /// Notes whose the policy at a slot is.
+    pub(super) fn own(&mut self, owner: (SocketKey, u8), slot: u32) {
+        self.slots.insert(owner, slot);
+    }
+}
+
 impl Spd {
     /// Gives a socket a policy, in place of the one that it has for that direction.
     ///
@@ -68,6 +81,7 @@ impl Spd {
         policy.place.age = self.age;
         *self.count_mut(policy.key.dir) += 1;
         let slot = self.store.insert(policy);
+        self.change(slot);
         if let Some(old) = self.sockets.slots.insert((socket, dir), slot) {
             self.unlink_socket_policy(old);
         }
@@ -76,6 +90,7 @@ impl Spd {
 
     fn unlink_socket_policy(&mut self, slot: u32) {
         self.generation += 1;
+        self.change(slot);
         if let Some(policy) = self.store.remove(slot) {
             *self.count_mut(policy.key.dir) -= 1;
         }

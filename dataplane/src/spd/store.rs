@@ -79,6 +79,35 @@ impl Store {
         slot
     }
 
+    /// Slots are below this.
+    pub(super) fn bound(&self) -> u32 {
+        u32::try_from(self.slots.len()).unwrap_or(NONE)
+    }
+
+    /// Adds a policy as the newest, at a slot of its own; whether that was vacant.
+    pub(super) fn insert_at(&mut self, slot: u32, policy: Policy) -> bool {
+        const VACANT: Slot = Slot {
+            policy: None,
+            newer: NONE,
+            older: NONE,
+        };
+        if slot >= self.bound() {
+            self.slots.resize_with(slot as usize + 1, || VACANT);
+        }
+        match self.slot_mut(slot) {
+            Some(place) if place.policy.is_none() => place.policy = Some(policy),
+            _ => return false,
+        }
+        self.link(slot);
+        true
+    }
+
+    /// Notes which slots are vacant, after [`Store::insert_at`].
+    pub(super) fn find_vacant(&mut self) {
+        let vacant = |(slot, place): (u32, &Slot)| place.policy.is_none().then_some(slot);
+        self.free = (0..).zip(&self.slots).filter_map(vacant).collect();
+    }
+
     /// Makes a policy the newest, as replacing it does.
     pub(super) fn renew(&mut self, slot: u32) {
         self.unlink(slot);

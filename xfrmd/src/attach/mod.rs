@@ -34,6 +34,7 @@ mod routes;
 mod sockets;
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use dataplane::io::marked::Marked;
 use dataplane::io::raw::Raw;
@@ -119,6 +120,12 @@ pub(crate) fn missing() -> Option<String> {
     needs().into_iter().find_map(lacks)
 }
 
+/// Whether a daemon, alive or killed, has put its rules into the packet filter of the thread's
+/// network namespace.
+pub(crate) fn has_rules() -> bool {
+    firewall::socket().is_ok_and(|host| !firewall::dropped(&host).is_empty())
+}
+
 /// Attaches the thread's network namespace for a moment, to see whether that works.
 ///
 /// # Errors
@@ -139,6 +146,8 @@ pub(crate) struct Attachment {
     host: Option<netlink::Socket>,
     /// Tells of sockets.
     sockets: Option<netlink::Socket>,
+    /// The device that a daemon before us has left, until we are attached.
+    left: Option<OwnedFd>,
 }
 
 /// What packets of the host come from.
@@ -192,6 +201,11 @@ impl Attachment {
         !self.firewall.is_idle()
     }
 
+    /// Goes on with a device, to which the host has sent packets all the time.
+    pub(crate) fn take_over(&mut self, device: Option<OwnedFd>) {
+        self.left = device;
+    }
+
     /// Whether the host sends us packets.
     pub(crate) fn is_attached(&self) -> bool {
         self.host.is_some()
@@ -218,7 +232,7 @@ impl Attachment {
             (None, false) => {
                 let mut made = None;
                 inside(&mut || {
-                    made = Some(attach(&mut self.firewall)?);
+                    made = Some(attach(&mut self.firewall, self.left.take())?);
                     Ok(())
                 })?;
                 let (host, sockets, devices) = made.ok_or(io::ErrorKind::Other)?;
@@ -276,11 +290,17 @@ impl Attachment {
 /// Devices, routes, then the packet filter, in the thread's namespace.
 fn attach(
     firewall: &mut Firewall,
+    left: Option<OwnedFd>,
 ) -> io::Result<(netlink::Socket, Option<netlink::Socket>, Devices)> {
     let named =
         |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
-    let open = |name| Tun::open(name).map_err(|error| named("/dev/net/tun", error));
-    let (tun, for_marked) = (open(DEVICE)?, open(MARKED_DEVICE)?);
+    // Somebody may have removed the device meanwhile.
+    let tun = match left.filter(|_| link::is_there()) {
+        Some(device) => Tun::adopt(device),
+        None => Tun::open(DEVICE),
+    };
+    let tun = tun.map_err(|error| named("/dev/net/tun", error))?;
+    let for_marked = Tun::open(MARKED_DEVICE).map_err(|error| named("/dev/net/tun", error))?;
     link::set_up().map_err(|error| named("routes to the device", error))?;
     let marked = Marked::new(for_marked, MARKED_DEVICE);
     if let Err(error) = &marked {

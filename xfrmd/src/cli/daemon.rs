@@ -1,5 +1,6 @@
 //! `xfrmd` without a subcommand: the daemon as a service.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
@@ -13,6 +14,7 @@ use xfrm_proto::control::{SYSTEM_ABSTRACT, SYSTEM_PATH};
 use super::options::DaemonOptions;
 use super::{settings, variable};
 use crate::config::{self, Config};
+use crate::driver::keeper;
 use crate::driver::listener::{self, Removed};
 use crate::driver::service::{self, Progress};
 use crate::driver::signals::Signals;
@@ -72,18 +74,44 @@ fn install_shim(socket: &Path) -> Option<PathBuf> {
 
 /// Serves until a signal ends it.
 pub(super) fn run(options: &DaemonOptions) -> Result<ExitCode> {
-    let mut config = configured(options)?;
+    let config = configured(options)?;
     // Before anything opens a descriptor that could have the number of one that is handed over.
     let (listeners, _removed) = listeners(&config.socket)?;
     let logging = log::start(&config.log, config.log_format)?;
-    let signals = Signals::block(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])?;
+    let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
     let shim = install_shim(&config.socket);
-    let _shim_removed = shim.clone().map(Removed);
+    // The system's stays: a program that is started without it would reach the host's kernel.
+    let ours = shim
+        .clone()
+        .filter(|shim| !shim.starts_with(STATE_DIRECTORY));
+    let _shim_removed = ours.map(Removed);
     let settings = Settings {
         shim,
         ..settings(&config)
     };
-    let mut daemon = Daemon::new(settings, listeners)?;
+    let both = Signals::block(&[&signals[..], &[Signal::SIGCHLD]].concat())?;
+    let listeners = Cell::new(Some(listeners));
+    let code = keeper::keep(&both, None, &mut |inheritance| {
+        let listeners = listeners.take().unwrap_or_default();
+        let served = Signals::block(&signals).map_err(anyhow::Error::from);
+        keeper::exit_code(served.and_then(|signals| {
+            let mut daemon = Daemon::new(settings.clone(), listeners)?;
+            daemon.inherit(inheritance)?;
+            serve(options, config.clone(), daemon, &signals, &logging)
+        }))
+    })?;
+    Ok(code.into())
+}
+
+/// The daemon itself.
+fn serve(
+    options: &DaemonOptions,
+    mut config: Config,
+    mut daemon: Daemon,
+    signals: &Signals,
+    logging: &Logging,
+) -> Result<ExitCode> {
+    forbid_dumps();
     daemon.watch_for_caller(signals.fd(), 0)?;
     let mut metrics = Server::start(daemon.inside_client()?)?;
     metrics.set(&config.metrics)?;
@@ -103,12 +131,19 @@ pub(super) fn run(options: &DaemonOptions) -> Result<ExitCode> {
         }
         tell(Progress::Reloading);
         match configured(options) {
-            Ok(new) => config = take_up(&config, new, &mut daemon, &logging, &mut metrics),
+            Ok(new) => config = take_up(&config, new, &mut daemon, logging, &mut metrics),
             Err(error) => {
                 tracing::error!("the configuration stays as it was: {error:#}");
             }
         }
         tell(Progress::Ready);
+    }
+}
+
+/// Keys are in no core dump, and no other process of our user can look at them.
+fn forbid_dumps() {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!(%error, "core dumps would hold keys");
     }
 }
 

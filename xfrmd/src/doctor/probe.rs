@@ -145,7 +145,18 @@ pub(super) fn here() -> Vec<Finding> {
         findings.push(found("reverse-path filter", For::Else, detail));
     }
     findings.push(daemon());
+    findings.extend(attach::has_rules().then(rules));
     findings
+}
+
+/// Of a daemon, of which we do not know whether it lives.
+fn rules() -> Finding {
+    found(
+        "rules in the packet filter",
+        For::Else,
+        "of a daemon; if none runs, it was killed, and what it protected finds no way out until \
+         one runs again (or nft delete table inet xfrmd)",
+    )
 }
 
 fn shim() -> Finding {
@@ -266,8 +277,8 @@ pub(super) fn elsewhere(here: &[Finding]) -> Vec<Finding> {
             "capture",
             For::Packets,
             format!("TUN device, policy routes and nf_tables, tried together: {error}"),
-            "modprobe -a tun nf_tables nft_chain_nat; a kernel with CONFIG_NF_TABLES_INET, \
-             CONFIG_NFT_FIB_INET and CONFIG_IP_MULTIPLE_TABLES",
+            "modprobe -a tun nf_tables nft_socket; a kernel with CONFIG_NF_TABLES_INET, \
+             CONFIG_NFT_SOCKET, CONFIG_IP_MULTIPLE_TABLES and CONFIG_IPV6_MULTIPLE_TABLES",
         ),
     };
     let mut findings = vec![capture];

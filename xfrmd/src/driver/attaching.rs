@@ -14,6 +14,7 @@ use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt, socko
 use xfrmd::emulator::{Inputs, NetnsId};
 
 use super::connection::{Connection, Reply};
+use super::keeper::Role;
 use super::namespace::{self, Home};
 use super::observe::Observed;
 use super::own_sockets::Own;
@@ -34,20 +35,20 @@ pub(super) struct Followed {
     /// A failure has been told.
     told: bool,
     /// Sockets that take ESP in UDP.
-    encap: Vec<Encap>,
-    /// Sockets whose own policies are not to bypass.
-    pub(super) own: Vec<Own>,
+    pub(super) encap: Vec<Encap>,
     /// What is seen of its packets.
     observed: Arc<Observed>,
+    /// Sockets whose own policies are not to bypass.
+    pub(super) own: Vec<Own>,
 }
 
 /// A key manager's socket that takes ESP in UDP.
-struct Encap {
+pub(super) struct Encap {
     /// The connection that said so.
-    connection: u64,
-    socket: EncapSocket,
+    pub(super) connection: u64,
+    pub(super) socket: EncapSocket,
     /// Ours beside it, if it allows for one.
-    bulk: Option<Arc<Bulk>>,
+    pub(super) bulk: Option<Arc<Bulk>>,
 }
 
 /// By namespace.
@@ -99,6 +100,12 @@ impl Followed {
             let sockets: Vec<OwnSocket> = self.own.iter().map(|own| own.socket).collect();
             threads.set_own_sockets(sockets);
         }
+    }
+
+    /// Goes on with a namespace and a device that others have left.
+    pub(super) fn take_over(&mut self, namespace: Option<OwnedFd>, tun: Option<OwnedFd>) {
+        self.namespace = namespace;
+        self.attachment.take_over(tun);
     }
 
     /// Tells the threads where ESP in UDP comes to.
@@ -200,12 +207,15 @@ impl Daemon {
         }
         let is_home = instance.netns == self.home.cookie;
         if !followed.attachment.is_attached() && !is_home {
-            if instance.users.is_empty() && instance.namespace.is_none() {
+            let knows = instance.namespace.is_some() || followed.namespace.is_some();
+            if instance.users.is_empty() && !knows {
                 // Let go; the next client brings us back.
                 return;
             }
-            let namespace = instance.namespace.as_ref().map(OwnedFd::try_clone);
-            followed.namespace = namespace.and_then(Result::ok);
+            if followed.namespace.is_none() {
+                let namespace = instance.namespace.as_ref().map(OwnedFd::try_clone);
+                followed.namespace = namespace.and_then(Result::ok);
+            }
             if followed.namespace.is_none() {
                 if !std::mem::replace(&mut followed.told, true) {
                     tracing::error!(
@@ -230,6 +240,12 @@ impl Daemon {
             Ok(Change::Same) => Ok(()),
             Ok(Change::Attached(devices)) => {
                 tracing::info!(netns = instance.netns, "carrying packets");
+                if let Some(line) = &self.line {
+                    line.hold(instance.netns, Role::Tun, devices.tun.fd());
+                    if let Some(namespace) = &followed.namespace {
+                        line.hold(instance.netns, Role::Followed, namespace.as_fd());
+                    }
+                }
                 let started = followed.start(&carrier, *devices);
                 if started.is_err() {
                     followed.detach(home);
@@ -241,6 +257,10 @@ impl Daemon {
                 followed.threads = None;
                 followed.namespace = None;
                 followed.dropped.clear();
+                if let Some(line) = &self.line {
+                    line.release(instance.netns, Role::Tun);
+                    line.release(instance.netns, Role::Followed);
+                }
                 Ok(())
             }
             Err(error) => Err(error),
@@ -354,6 +374,7 @@ impl Daemon {
             tracing::warn!(%error, "a socket's own policy has no effect on packets");
             return Reply::error(error.raw_os_error().unwrap_or(libc::EOPNOTSUPP));
         }
+        let shown = encap || !self.following.is_empty();
         if encap {
             let taken = take_encap(&fd);
             match taken {
@@ -369,6 +390,9 @@ impl Daemon {
                 }
                 Err(error) => tracing::warn!(%error, "no ESP in UDP for a socket"),
             }
+        }
+        if shown {
+            self.keep_belongings(connection, entered.id);
         }
         Reply::Answer(Answer::default())
     }
@@ -396,16 +420,19 @@ impl Daemon {
         bulk
     }
 
-    /// Forgets what only a connection needed.
-    pub(super) fn end_shown(&mut self, connection: u64) {
-        for followed in self.following.values_mut() {
+    /// Forgets what only a connection needed; where there was something.
+    pub(super) fn end_shown(&mut self, connection: u64) -> Vec<NetnsId> {
+        let mut ended = Vec::new();
+        for (&id, followed) in &mut self.following {
             let before = followed.encap.len();
             followed.encap.retain(|it| it.connection != connection);
             if followed.encap.len() != before {
                 followed.tell_ports();
+                ended.push(id);
             }
         }
-        self.forget_own_sockets(|own| own.connection == Some(connection));
+        ended.extend(self.forget_own_sockets(|own| own.connection == Some(connection)));
+        ended
     }
 
     /// Lets go of a namespace that nobody else is in, so that it can end; whether it must be
@@ -425,6 +452,10 @@ impl Daemon {
         followed.attachment.abandon();
         followed.namespace = None;
         followed.dropped.clear();
+        if let (Some(line), Some(instance)) = (&self.line, self.instances.get(&id)) {
+            line.release(instance.netns, Role::Tun);
+            line.release(instance.netns, Role::Followed);
+        }
         false
     }
 

@@ -1,15 +1,18 @@
 //! Asking a running daemon, as `xfrmd stat`, `explain`, `capture` and `env` do.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket,
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, send, socket,
+    sockopt,
 };
+use nix::sys::time::TimeValLike;
 use serde_json::Value;
-use xfrm_proto::control::{Address, Answer, Request, VERSION};
+use xfrm_proto::control::{Address, Answer, LARGEST_FRAME, Request, VERSION};
 
 use super::host;
 
@@ -54,11 +57,7 @@ pub(crate) fn capture(address: &Address<'_>, wanted: &Value) -> Result<OwnedFd> 
     let request = Request::Capture { netns: own };
     let asked = introduction(address).and_then(|connection| {
         say(&connection, &request, wanted.to_string().as_bytes())?;
-        let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::NONE)?;
-        let mut buffer = [0; 256];
-        let (len, [packets, _]) = host::receive_frame(connection.as_fd(), &mut buffer)?;
-        content(buffer.get(..len).unwrap_or_default())?;
+        let (_, packets) = hear(&connection)?;
         packets.ok_or(io::ErrorKind::UnexpectedEof.into())
     });
     asked.map_err(|error| match error.raw_os_error() {
@@ -117,11 +116,17 @@ fn reach(address: &Address<'_>) -> io::Result<OwnedFd> {
     Err(last)
 }
 
-fn ask(connection: &OwnedFd, request: &Request, payload: &[u8]) -> io::Result<Vec<u8>> {
+pub(super) fn ask(connection: &OwnedFd, request: &Request, payload: &[u8]) -> io::Result<Vec<u8>> {
     say(connection, request, payload)?;
-    let mut buffer = vec![0; 1 << 20];
-    let len = recv(connection.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-    content(buffer.get(..len).unwrap_or_default()).map(<[u8]>::to_vec)
+    let (content, file) = hear(connection)?;
+    match file {
+        None => Ok(content),
+        Some(file) => {
+            let mut text = Vec::new();
+            File::from(file).read_to_end(&mut text)?;
+            Ok(text)
+        }
+    }
 }
 
 fn say(connection: &OwnedFd, request: &Request, payload: &[u8]) -> io::Result<()> {
@@ -130,12 +135,24 @@ fn say(connection: &OwnedFd, request: &Request, payload: &[u8]) -> io::Result<()
     Ok(())
 }
 
-/// An answer's payload, or its error.
-fn content(frame: &[u8]) -> io::Result<&[u8]> {
-    let (answer, payload) =
+/// An answer's payload and descriptor, or its error.
+fn hear(connection: &OwnedFd) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let timeout = getsockopt(connection, sockopt::ReceiveTimeout)?.num_milliseconds();
+    let timeout = match i32::try_from(timeout) {
+        Ok(0) | Err(_) => PollTimeout::NONE,
+        Ok(ms) => PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX),
+    };
+    let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut fds, timeout)? == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let mut buffer = vec![0; LARGEST_FRAME];
+    let (len, [file, _]) = host::receive_frame(connection.as_fd(), &mut buffer)?;
+    let frame = buffer.get(..len).unwrap_or_default();
+    let (answer, content) =
         Answer::decode(frame).ok_or(io::Error::from(io::ErrorKind::UnexpectedEof))?;
     match i32::try_from(answer.errno) {
-        Ok(0) => Ok(payload),
+        Ok(0) => Ok((content.to_vec(), file)),
         Ok(errno) => Err(io::Error::from_raw_os_error(errno)),
         Err(_) => Err(io::ErrorKind::InvalidData.into()),
     }

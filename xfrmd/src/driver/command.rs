@@ -1,25 +1,30 @@
 //! `xfrmd run`: a private instance for one command and what it starts.
 //!
-//! The daemon is the command's parent. It ends when the command ends, with the
-//! command's exit code, and takes nothing else with it. Signals sent to it go
-//! on to the command; those of the terminal reach the command anyway.
+//! This process is the command's parent, and that of the keeper, whose child the daemon is. It ends
+//! when the command ends, with the command's exit code, and takes nothing else with it. Signals
+//! sent to it go on to the command; those of the terminal reach the command anyway.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::sync::Arc;
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::{Pid, getuid};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, getppid, getuid};
 use xfrm_proto::control::{Address, ENV_CONTROL, Secret};
 
+use super::keeper::{self, Inheritance};
 use super::program::Reach;
 use super::seccomp::Front;
 use super::seccomp::filter::Handover;
@@ -198,8 +203,14 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
         },
         ..run.settings
     };
-    let mut daemon = Daemon::new(settings, listeners)?;
-    daemon.watch_for_caller(signals.fd(), 0)?;
+    // Before this process has a second thread.
+    let listeners = Cell::new(listeners);
+    let daemon = keeper::in_background(&mut |inheritance| {
+        let served = Daemon::new(settings.clone(), listeners.take());
+        let served = served.map_err(anyhow::Error::from);
+        keeper::exit_code(served.and_then(|daemon| serve(daemon, inheritance)))
+    })?;
+    drop(listeners);
 
     let inside_another = run
         .preload
@@ -246,8 +257,34 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
             "the host allows no seccomp filter: static programs that the command starts reach its kernel"
         ),
     }
-    let status = daemon.serve(|_| Ok(pass_on(&signals, &mut child)))?;
+    let status = loop {
+        let mut fds = [PollFd::new(signals.fd().as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        if let ControlFlow::Break(status) = pass_on(&signals, &mut child) {
+            break status;
+        }
+    };
+    // It withdraws what it has done to the host.
+    let _ = kill(daemon, Signal::SIGTERM);
+    let _ = waitpid(daemon, None);
     Ok(exit_code(status))
+}
+
+/// The daemon itself, until its keeper ends it.
+fn serve(mut daemon: Daemon, inheritance: Inheritance) -> anyhow::Result<ExitCode> {
+    let signals = Signals::block(&[Signal::SIGTERM])?;
+    daemon.inherit(inheritance)?;
+    daemon.watch_for_caller(signals.fd(), 0)?;
+    let keeper = getppid().as_raw();
+    daemon.serve(|_| {
+        // What the whole process group gets is the command's.
+        let mut arrived = std::iter::from_fn(|| signals.next());
+        Ok(match arrived.any(|it| i32::try_from(it.by) == Ok(keeper)) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn pass_on(signals: &Signals, child: &mut Child) -> ControlFlow<ExitStatus> {

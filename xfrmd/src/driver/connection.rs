@@ -23,6 +23,7 @@ use xfrmd::emulator::{Inputs, NetnsId, Peer};
 use super::client::Inside;
 use super::files::WriteError;
 use super::privilege::Credentials;
+pub(super) use super::reply::Reply;
 use super::{Daemon, Owner, Source, clock, host};
 
 /// Sockets that a client without privileges can show before it must show them again.
@@ -47,7 +48,7 @@ pub(super) struct Connection {
     /// Cookies and ports of sockets that it has shown.
     proven: Vec<(u64, u32)>,
     /// Cookies of sockets to which it gave policies.
-    policies: Vec<(NetnsId, u64)>,
+    pub(super) policies: Vec<(NetnsId, u64)>,
 }
 
 /// A namespace that the connection uses.
@@ -61,34 +62,6 @@ pub(super) struct Entered {
     pub(super) privileged: bool,
     /// When that was looked up, in nanoseconds since boot.
     pub(super) checked_at: u64,
-}
-
-/// How a frame is answered.
-pub(super) enum Reply {
-    Answer(Answer),
-    Content(Vec<u8>),
-    Descriptor(OwnedFd),
-    HangUp,
-}
-
-impl Reply {
-    pub(super) fn error(errno: i32) -> Self {
-        Self::Answer(Answer::error(errno.unsigned_abs()))
-    }
-
-    pub(super) fn wants_proof() -> Self {
-        Self::Answer(Answer {
-            wants_proof: true,
-            ..Answer::default()
-        })
-    }
-
-    pub(super) fn unknown_netns() -> Self {
-        Self::Answer(Answer {
-            unknown_netns: true,
-            ..Answer::default()
-        })
-    }
 }
 
 /// What became of a connection's turn.
@@ -188,8 +161,17 @@ impl Daemon {
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         let event = EpollEvent::new(flags, Source::Connection.data(index));
         self.epoll.add(&fd, event)?;
+        // A process that comes back has what it had.
+        let adopted = self.adopt(peer.pid());
+        let (id, policies) = match adopted {
+            Some(orphan) => (orphan.connection, orphan.policies),
+            None => {
+                self.next_connection += 1;
+                (self.next_connection - 1, Vec::new())
+            }
+        };
         let connection = Connection {
-            id: self.next_connection,
+            id,
             fd,
             peer: Credentials {
                 pid: peer.pid(),
@@ -199,9 +181,8 @@ impl Daemon {
             entered: Vec::new(),
             brings: false,
             proven: Vec::new(),
-            policies: Vec::new(),
+            policies,
         };
-        self.next_connection += 1;
         if let Some(slot) = self.connections.get_mut(index) {
             *slot = Some(connection);
         } else {
@@ -333,7 +314,7 @@ impl Daemon {
                 self.socket_policy(connection, socket, (family, option_family), value)
             }
             Request::Show { socket, encap } => self.show(connection, socket, encap, fds),
-            Request::Stat => Reply::Content(self.statistics().to_string().into_bytes()),
+            Request::Stat => Reply::document(&self.statistics().to_string()),
             Request::Explain { netns } => self.explain(connection, netns, payload),
             Request::Capture { netns } => self.capture(connection, netns, payload),
             Request::Speaker { port } => match self.speaks_from(port) {
@@ -554,12 +535,13 @@ impl Daemon {
         } else {
             self.forget_own_sockets(|own| own.socket.key.0 == socket.cookie);
         }
+        self.keep_belongings(connection, entered.id);
         Reply::Answer(Answer::default())
     }
 
-    /// Forgets a client, and what only it needed.
-    fn end_connection(&mut self, connection: Connection) {
-        for &(id, cookie) in &connection.policies {
+    /// Takes away what a process had set through a connection.
+    pub(super) fn end_belongings(&mut self, connection: u64, policies: &[(NetnsId, u64)]) {
+        for &(id, cookie) in policies {
             let socket = SocketKey(cookie);
             if !self.may_forget(id, socket) {
                 continue;
@@ -567,8 +549,16 @@ impl Daemon {
             let now = clock::now();
             // Taking policies away does not fail.
             let _ = self.emulator.set_socket_policy(now, id, socket, 0, 0, None);
+            self.keep_driver(id);
         }
-        self.end_shown(connection.id);
+        for id in self.end_shown(connection) {
+            self.keep_driver(id);
+        }
+    }
+
+    /// Forgets a client, and what only it needed.
+    fn end_connection(&mut self, connection: Connection) {
+        self.end_belongings(connection.id, &connection.policies);
         for entered in &connection.entered {
             let Some(instance) = self.instances.get(&entered.id) else {
                 continue;

@@ -163,6 +163,8 @@ impl Daemon {
             instance.namespace = kept;
             instance.find_members(&found);
         }
+        self.hold_instance(id);
+        self.keep_driver(id);
         self.count_listeners();
         self.follow_policies(id);
         Ok(None)

@@ -56,8 +56,8 @@ impl Daemon {
         file: File,
         bytes: &[u8],
     ) -> Result<(), WriteError> {
-        let mut netns = self.emulator.netns_mut(id).ok_or(WriteError::ReadOnly)?;
-        store(&mut netns, file, bytes)
+        let stored = self.emulator.change(id, |netns| store(netns, file, bytes));
+        stored.unwrap_or(Err(WriteError::ReadOnly))
     }
 
     /// A descriptor to write to; reading from it gives the content as of now.

@@ -53,6 +53,18 @@ impl Speakers {
     }
 }
 
+impl Speakers {
+    /// The first.
+    pub(crate) fn reply(&self) -> BorrowedFd<'_> {
+        self.reply.as_fd()
+    }
+
+    /// The second.
+    pub(crate) fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
 /// A socket that is a member of groups.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Member {
@@ -100,6 +112,8 @@ pub(crate) struct Instance {
     pub(crate) speakers: Option<Speakers>,
     members: HashMap<u64, Member, RandomState>,
     readers: HashMap<u32, Reader, RandomState>,
+    /// The record of it that is kept.
+    pub(crate) kept: Vec<u8>,
 }
 
 impl Instance {
@@ -113,6 +127,7 @@ impl Instance {
             speakers: None,
             members: HashMap::default(),
             readers: HashMap::default(),
+            kept: Vec::new(),
         }
     }
 

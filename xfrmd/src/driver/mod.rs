@@ -8,10 +8,11 @@
 //! as an async runtime does it. Hence a plain epoll loop and neither a runtime
 //! nor a thread for each client: all else that happens here is rare.
 //!
-//! * [`connection`]: what clients ask, frame by frame.
+//! * [`connection`]: what clients ask, frame by frame; [`reply`]: how it is answered.
 //! * [`entry`]: clients entering namespaces, their rights there.
 //! * [`instance`]: a namespace's sockets and members; delivery.
 //! * [`namespace`]: entering namespaces, learning of their end.
+//! * [`keeper`]: the parent that starts a killed daemon again; [`restart`]: how that one goes on.
 //! * [`privilege`]: who may configure.
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
 //! * [`observe`]: how many packets there are, and captures of them.
@@ -32,6 +33,7 @@ mod explain;
 mod files;
 pub(crate) mod host;
 mod instance;
+pub(crate) mod keeper;
 pub(crate) mod listener;
 mod namespace;
 mod observe;
@@ -40,6 +42,8 @@ mod own_sockets;
 mod packets;
 mod privilege;
 pub(crate) mod program;
+mod reply;
+mod restart;
 pub(crate) mod seccomp;
 pub(crate) mod service;
 pub(crate) mod signals;
@@ -69,11 +73,12 @@ use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
 use packets::Inquiries;
+use restart::Orphan;
 
 /// How often we look whether sockets without a process that told us are still there.
 const LINGER: u64 = 2_000_000_000;
 /// How often we look whether a closed connection still has something to send.
-const ORPHAN_LOOK: u64 = 200_000_000;
+const CLOSED_LOOK: u64 = 200_000_000;
 /// How often we try to tell members that they lost events.
 const OVERRUN_RETRY: u64 = 20_000_000;
 
@@ -164,11 +169,14 @@ pub(crate) struct Daemon {
     overruns: bool,
     lingering: bool,
     /// Connections whose policies stay although their programs have closed them.
-    orphans: Vec<(NetnsId, SocketKey)>,
+    closed: Vec<(NetnsId, SocketKey)>,
     following: Following,
     /// What packets ask for, if they are carried.
     inquiries: Option<Inquiries>,
     frame: Vec<u8>,
+    /// Who holds what must outlive us.
+    line: Option<keeper::Line>,
+    orphans: Vec<Orphan>,
 }
 
 impl Daemon {
@@ -215,10 +223,12 @@ impl Daemon {
             native_groups: 0,
             overruns: false,
             lingering: false,
-            orphans: Vec::new(),
+            closed: Vec::new(),
             following: Following::default(),
             inquiries,
             frame: vec![0; LARGEST_FRAME],
+            line: None,
+            orphans: Vec::new(),
         })
     }
 
@@ -288,7 +298,7 @@ impl Daemon {
         if self.lingering {
             self.look_for_lingerers();
         }
-        self.look_for_orphans();
+        self.look_at_closed();
         self.arm();
     }
 
@@ -305,8 +315,8 @@ impl Daemon {
         if self.lingering {
             also(LINGER);
         }
-        if !self.orphans.is_empty() {
-            also(ORPHAN_LOOK);
+        if !self.closed.is_empty() {
+            also(CLOSED_LOOK);
         }
         let Some(next) = next else { return };
         if self.armed.is_some_and(|armed| armed <= next) {
@@ -443,6 +453,7 @@ impl Daemon {
         for id in idle {
             self.release_if_unused(id);
         }
+        self.lingering |= self.bury_orphans();
         self.count_listeners();
     }
 
@@ -471,6 +482,7 @@ impl Daemon {
         }
         instance.speakers = None;
         instance.namespace = None;
+        self.hold_instance(id);
         self.lingering |= self.let_go(id);
     }
 
@@ -483,6 +495,7 @@ impl Daemon {
             tracing::info!(netns = cookie, "namespace ended");
             self.instances.remove(&id);
             self.unfollow(id);
+            self.forget_kept(id, cookie);
             self.emulator.destroy_netns(id);
         }
         self.count_listeners();

@@ -124,7 +124,7 @@ impl Daemon {
         if followed.attachment.alive(&[own.mark]).is_empty() {
             return true;
         }
-        self.orphans.push((id, key));
+        self.closed.push((id, key));
         if let Some(followed) = self.following.get_mut(&id) {
             let own = followed.own.iter_mut().filter(|own| own.socket.key == key);
             own.for_each(|own| own.connection = None);
@@ -133,8 +133,8 @@ impl Daemon {
     }
 
     /// Takes the policies away of connections that have ended.
-    pub(super) fn look_for_orphans(&mut self) {
-        for (id, key) in std::mem::take(&mut self.orphans) {
+    pub(super) fn look_at_closed(&mut self) {
+        for (id, key) in std::mem::take(&mut self.closed) {
             if self.may_forget(id, key) {
                 // Taking policies away does not fail.
                 let now = clock::now();
@@ -145,7 +145,7 @@ impl Daemon {
     }
 
     /// Forgets sockets that are gone or have no policies any more.
-    pub(super) fn forget_own_sockets(&mut self, is_gone: impl Fn(&Own) -> bool) {
+    pub(super) fn forget_own_sockets(&mut self, is_gone: impl Fn(&Own) -> bool) -> Vec<NetnsId> {
         let mut changed = Vec::new();
         for (&id, followed) in &mut self.following {
             let gone: Vec<u32> = followed
@@ -162,8 +162,9 @@ impl Daemon {
             followed.tell_own();
             changed.push(id);
         }
-        for id in changed {
+        for &id in &changed {
             self.follow_policies(id);
         }
+        changed
     }
 }

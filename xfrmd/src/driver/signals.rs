@@ -12,6 +12,8 @@ pub(crate) struct Arrived {
     pub(crate) signal: Signal,
     /// A process sent it; else the kernel did, to the terminal's whole process group.
     pub(crate) sent: bool,
+    /// Which one.
+    pub(crate) by: u32,
 }
 
 /// Signals that no longer interrupt but are read.
@@ -50,6 +52,7 @@ impl Signals {
         Some(Arrived {
             signal: Signal::try_from(number).ok()?,
             sent: info.ssi_code <= 0,
+            by: info.ssi_pid,
         })
     }
 }

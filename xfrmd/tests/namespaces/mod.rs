@@ -186,6 +186,44 @@ impl Shell {
             .unwrap()
     }
 
+    /// The daemon, which is the child of a child: of its keeper.
+    pub(crate) fn daemon(&self) -> u32 {
+        let children = |pid: u32| {
+            let path = format!("/proc/{pid}/task/{pid}/children");
+            let children = std::fs::read_to_string(path).unwrap_or_default();
+            let numbers = children.split_whitespace().map(|pid| pid.parse().unwrap());
+            let is_daemon = |pid: &u32| {
+                std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                    .is_ok_and(|name| name == "xfrmd\n")
+            };
+            numbers.collect::<Vec<u32>>().into_iter().find(is_daemon)
+        };
+        // While another is started there is none.
+        for _ in 0..3000 {
+            if let Some(daemon) = children(self.0.child.id()).and_then(children) {
+                return daemon;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("no daemon");
+    }
+
+    /// Kills the daemon as nothing can prevent, and waits until there is another.
+    pub(crate) fn kill_daemon(&mut self) {
+        let daemon = self.daemon();
+        let pid = nix::unistd::Pid::from_raw(daemon as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
+        for _ in 0..3000 {
+            let is_gone = std::fs::metadata(format!("/proc/{daemon}")).is_err();
+            // Whoever asks at that very moment may be told so.
+            if is_gone && self.try_sh("cat /proc/net/xfrm_stat >/dev/null").0 == "0" {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("no other daemon comes");
+    }
+
     /// Ends it as nothing can prevent, and with it the way to its shell.
     pub(crate) fn kill(mut self) {
         // `nsenter` has become `xfrmd`.

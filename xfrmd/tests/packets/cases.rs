@@ -38,6 +38,14 @@ pub(crate) static CASES: &[(&str, fn())] = &[
     ("unprotected_packets_are_dropped_and_counted", unprotected),
     ("blocked_flows_get_eperm", blocked),
     ("nothing_leaks_when_the_daemon_is_killed", killed),
+    (
+        "a_daemon_that_is_killed_goes_on_carrying",
+        crate::restart::killed_under_traffic,
+    ),
+    (
+        "a_keeper_that_is_killed_takes_the_daemon_along",
+        crate::restart::killed_keeper,
+    ),
     ("nothing_is_left_behind", nothing_left),
     ("one_daemon_carries_for_several_namespaces", shared_daemon),
     (

@@ -21,6 +21,7 @@ mod defaults;
 mod namespaces;
 mod net;
 mod own;
+mod restart;
 mod ways;
 
 use std::process::{Command, ExitCode, Stdio};

@@ -48,6 +48,15 @@ pub(crate) static CASES: &[Case] = &[
         Need::Root,
         killed_daemon,
     ),
+    ("a_daemon_that_is_killed_goes_on", Need::Root, || {
+        alone(killed_and_started_again)
+    }),
+    ("keys_of_sas_that_are_gone_are_nowhere", Need::Ip, || {
+        alone(wiped_keys)
+    }),
+    ("damaged_state_is_refused", Need::Root, || {
+        alone(damaged_state)
+    }),
     ("killed_clients_leave_nothing", Need::Root, killed_clients),
     (
         "senseless_frames_end_their_connection_only",
@@ -92,10 +101,40 @@ impl Shared {
         self.directory.join("control")
     }
 
-    /// Kills the daemon as nothing can prevent.
+    /// Kills keeper and daemon as nothing can prevent.
     fn kill(&mut self) {
+        let daemon = self.child();
         self.daemon.kill().unwrap();
         self.daemon.wait().unwrap();
+        ends(daemon);
+    }
+
+    /// The daemon that the keeper has started.
+    fn child(&self) -> u32 {
+        let keeper = self.daemon.id();
+        let path = format!("/proc/{keeper}/task/{keeper}/children");
+        let children = std::fs::read_to_string(path).unwrap();
+        children.trim().parse().unwrap()
+    }
+
+    /// Kills the daemon, of which the keeper starts another.
+    fn kill_child(&self) {
+        let child = self.child();
+        kill(Pid::from_raw(child as i32), Signal::SIGKILL).unwrap();
+        ends(child);
+    }
+
+    /// The file that the keeper holds state in.
+    fn state(&self) -> std::fs::File {
+        let directory = format!("/proc/{}/fd", self.daemon.id());
+        let is_state = |path: &PathBuf| {
+            std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("memfd:xfrmd"))
+        };
+        let entries = std::fs::read_dir(directory).unwrap();
+        let mut paths = entries.map(|entry| entry.unwrap().path());
+        let path = paths.find(is_state).unwrap();
+        let mut options = std::fs::OpenOptions::new();
+        options.read(true).write(true).open(path).unwrap()
     }
 
     fn restart(&mut self) {
@@ -139,6 +178,19 @@ impl Drop for Shared {
         let _ = self.daemon.wait();
         let _ = std::fs::remove_dir_all(&self.directory);
     }
+}
+
+/// Waits until a process is no more.
+#[track_caller]
+fn ends(pid: u32) {
+    let path = format!("/proc/{pid}");
+    for _ in 0..3000 {
+        if !std::path::Path::new(&path).exists() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("process {pid} does not end");
 }
 
 /// Starts a daemon and waits until it is ready.
@@ -291,8 +343,13 @@ fn left_by_the_killed() {
     assert_eq!(count(), 1, "a living instance has lost its directory");
     agent.kill();
     assert_eq!(count(), 1);
-    succeeds(xfrmd().args(["run", "true"]).env("TMPDIR", &directory));
-    assert_eq!(count(), 0);
+    // Keeper and daemon end soon after.
+    let mut tries = 0;
+    while count() > 0 {
+        assert!(tries < 200, "what was left stays");
+        tries += 1;
+        succeeds(xfrmd().args(["run", "true"]).env("TMPDIR", &directory));
+    }
     std::fs::remove_dir(&directory).unwrap();
 }
 
@@ -443,6 +500,95 @@ fn killed_daemon() {
     let mut other = Agent::start(&mut shared.client(me()));
     assert_eq!(other.does("policy 2"), "ok");
     assert_eq!(member.does("recv 0"), "type 0x13");
+}
+
+/// Runs a case in a network namespace of its own, where nobody else's events are heard.
+fn alone(body: fn()) {
+    let thread = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        body();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Clients see nothing of a daemon that is killed between their requests.
+fn killed_and_started_again() {
+    let shared = Shared::start("again");
+    let mut member = Agent::start(&mut shared.client(me()));
+    let mut asker = Agent::start(&mut shared.client(me()));
+    assert_eq!(member.does("bind 8"), "ok");
+    for number in 0..4 {
+        assert_eq!(asker.does(&format!("policy {number}")), "ok");
+        assert_eq!(member.does("recv 0"), "type 0x13");
+        let before = shared.stat();
+        shared.kill_child();
+        // The daemon is asked by others, who have no connection that has gone.
+        shared.until(|stat| stat.contains(&format!("\"out\": {}", 2 * number + 1)));
+        let after = shared.stat();
+        for name in ["policies", "counters"] {
+            assert_eq!(part(&after, name), part(&before, name));
+        }
+        // Whoever only listens hears the new daemon, from the port that it knows.
+        let mut other = Agent::start(&mut shared.client(me()));
+        assert_eq!(other.does(&format!("policy {}", 100 + number)), "ok");
+        assert_eq!(member.does("poll 5000"), "ready 1");
+        assert_eq!(member.does("recv 0"), "type 0x13");
+    }
+}
+
+/// From a name in what `stat` prints to the end of its value.
+fn part<'a>(stat: &'a str, name: &str) -> &'a str {
+    let begin = stat.find(&format!("\"{name}\"")).unwrap();
+    let rest = &stat[begin..];
+    &rest[..rest.find('}').unwrap_or(rest.len())]
+}
+
+fn wiped_keys() {
+    let shared = Shared::start("keys");
+    let key = *b"only-SAs-know-me";
+    let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let lies_there = || {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut shared.state(), &mut bytes).unwrap();
+        bytes.windows(key.len()).any(|part| part == key)
+    };
+    let ip = |arguments: &str| {
+        let mut command = Command::new("ip");
+        command.arg("xfrm").args(arguments.split(' '));
+        succeeds(&mut shared.client(command))
+    };
+    let add = format!(
+        "state add src 10.9.0.1 dst 10.9.0.2 proto esp spi 0x900 mode tunnel enc cbc(aes) 0x{hex} \
+         auth hmac(sha1) 0x{hex}"
+    );
+    assert!(!lies_there());
+    ip(&add);
+    assert!(lies_there());
+    shared.kill_child();
+    assert!(ip("state").contains(&hex));
+    ip("state delete src 10.9.0.1 dst 10.9.0.2 proto esp spi 0x900");
+    assert!(!lies_there());
+    ip(&add);
+    ip("state flush");
+    assert!(!lies_there());
+}
+
+/// A daemon that cannot use what its predecessor has left says so and stays down.
+fn damaged_state() {
+    let mut shared = Shared::start("damaged");
+    let mut agent = Agent::start(&mut shared.client(me()));
+    assert_eq!(agent.does("policy 1"), "ok");
+    let state = shared.state();
+    let mut bytes = vec![0; 4096];
+    std::os::unix::fs::FileExt::read_exact_at(&state, &mut bytes, 0).unwrap();
+    for byte in bytes.iter_mut().skip(64) {
+        *byte ^= 0x55;
+    }
+    std::os::unix::fs::FileExt::write_all_at(&state, &bytes, 0).unwrap();
+    kill(Pid::from_raw(shared.child() as i32), Signal::SIGKILL).unwrap();
+    assert_eq!(shared.daemon.wait().unwrap().code(), Some(1));
 }
 
 fn killed_clients() {

@@ -38,6 +38,11 @@ pub(super) fn make_tun(device: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
     request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
     // SAFETY: the request is valid for reading and writing.
     checked(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    set_offloads(device)
+}
+
+/// Has a TUN device hand over what is to be cut and summed; whether UDP too.
+pub(super) fn set_offloads(device: BorrowedFd<'_>) -> io::Result<bool> {
     let basic = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     let set = |offloads: libc::c_uint| {
         let offloads = libc::c_ulong::from(offloads);

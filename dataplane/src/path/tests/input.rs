@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::packet::checksum::pseudo_header;
 use crate::path::sec_path::SecPath;
 use crate::path::{Destination, InputMeta, Owner, Received};
 use crate::spd::Flow;
@@ -31,20 +32,23 @@ impl crate::path::Host for Remote {
 
 impl Host {
     fn meet(&mut self, bytes: &[u8], meta: &mut InputMeta, encap: u16) -> Received {
-        let mut packet = PacketBuf::copy_of(bytes);
+        self.meet_packet(&mut PacketBuf::copy_of(bytes), meta, encap)
+    }
+
+    fn meet_packet(
+        &mut self,
+        packet: &mut PacketBuf,
+        meta: &mut InputMeta,
+        encap: u16,
+    ) -> Received {
         let now = self.now();
         let mut cx = Context {
             now,
             entropy: &mut self.entropy,
             acqseq: &mut self.acqseq,
         };
-        self.worker.receive_alone(
-            &mut self.netns,
-            &mut cx,
-            &mut packet,
-            meta,
-            &Remote { encap },
-        )
+        self.worker
+            .receive_alone(&mut self.netns, &mut cx, packet, meta, &Remote { encap })
     }
 
     pub(super) fn take(&mut self, bytes: &[u8]) -> Received {
@@ -339,36 +343,62 @@ fn short_esp_in_udp_vanishes() {
     assert_eq!(host.sa(sa).traffic.lifetime().packets, 0);
 }
 
+/// Null cipher, null MAC, in UDP.
+fn null_in_udp(request: &mut SaRequest<'_>) {
+    null(request);
+    request.encap = Some(xfrm_proto::uapi::EncapTmpl {
+        kind: UDP_ENCAP_ESPINUDP,
+        sport: 4500.into(),
+        dport: 4500.into(),
+        ..Default::default()
+    });
+}
+
+/// An ESP packet in UDP, from a port to 4500.
+fn in_udp(port: u16, bare: &[u8]) -> Vec<u8> {
+    let mut packet = bare[..20].to_vec();
+    packet[9] = IPPROTO_UDP;
+    packet.extend(port.to_be_bytes());
+    packet.extend([0x11, 0x94]);
+    packet.extend(u16::try_from(bare.len() - 12).unwrap().to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(&bare[20..]);
+    ip4::finish(&mut packet).unwrap();
+    packet
+}
+
+#[test]
+fn checksums_are_right_behind_nat() {
+    let mut host = Host::new();
+    host.add_sa(1, |request| {
+        null_in_udp(request);
+        request.info.mode = XFRM_MODE_TRANSPORT;
+    });
+    // The sender summed an address of its own.
+    let mut datagram = udp(53, 4);
+    datagram[24..28].copy_from_slice(&[0, 12, 0x55, 0x55]);
+    let mut packet = PacketBuf::copy_of(&in_udp(4500, &esp(1, 1, IPPROTO_UDP, &datagram[20..])));
+    let mut meta = InputMeta::default();
+    let received = host.meet_packet(&mut packet, &mut meta, UDP_ENCAP_ESPINUDP);
+    assert_eq!(received, Received::Local);
+    let sum = pseudo_header(&packet[12..20], IPPROTO_UDP, packet.len() - 20).bytes(&packet[20..]);
+    assert_eq!(sum.finish(), 0);
+}
+
 #[test]
 fn a_mapping_is_told_with_every_packet() {
     let mut host = Host::new();
     host.accept(&[template()]);
     let limited = |secs: u32| {
         move |request: &mut SaRequest<'_>| {
-            null(request);
-            request.encap = Some(xfrm_proto::uapi::EncapTmpl {
-                kind: UDP_ENCAP_ESPINUDP,
-                sport: 4500.into(),
-                dport: 4500.into(),
-                ..Default::default()
-            });
+            null_in_udp(request);
             request.params.mapping_maxage_secs = Some(secs);
         }
     };
     host.add_sa(1, limited(0));
     host.add_sa(2, limited(10));
-    let from = |port: u16, spi: u32, seq: u32| {
-        let bare = esp(spi, seq, IPPROTO_IPIP, &udp(53, 4));
-        let mut packet = bare[..20].to_vec();
-        packet[9] = IPPROTO_UDP;
-        packet.extend(port.to_be_bytes());
-        packet.extend([0x11, 0x94]);
-        packet.extend(u16::try_from(bare.len() - 12).unwrap().to_be_bytes());
-        packet.extend([0, 0]);
-        packet.extend(&bare[20..]);
-        ip4::finish(&mut packet).unwrap();
-        packet
-    };
+    let from =
+        |port: u16, spi: u32, seq: u32| in_udp(port, &esp(spi, seq, IPPROTO_IPIP, &udp(53, 4)));
     let told = |host: &mut Host, port, spi, seq| {
         let mut meta = InputMeta::default();
         let received = host.meet(&from(port, spi, seq), &mut meta, UDP_ENCAP_ESPINUDP);

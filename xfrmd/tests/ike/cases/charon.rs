@@ -324,7 +324,7 @@ pub(super) fn expire() {
 
 pub(super) fn inactive() {
     let mut pair = Pair::charons();
-    let [a, b] = sites("inactivity = 1s\n esp_proposals = aes128gcm16");
+    let [a, b] = sites("inactivity = 3s\n esp_proposals = aes128gcm16");
     pair.connect("", [&a, &b]);
     pair.initiate_and_send(SITE_A, SITE_B);
     for host in [&mut pair.a, &mut pair.b] {

@@ -43,6 +43,11 @@ pub(crate) static CASES: &[Case] = &[
     ),
     ("charon_6_and_5.9", &[Charon5, Charon6], charon::releases),
     ("charon_behind_nat", &[Charon5], network::nat),
+    (
+        "charon_behind_nat_in_transport_mode",
+        &[Charon5],
+        network::nat_transport,
+    ),
     ("charon_moves", &[Charon5], network::mobike),
     ("charon_finds_its_peer_dead", &[Charon5], network::dead_peer),
     ("pluto_tunnel", &[Pluto], pluto::tunnel),

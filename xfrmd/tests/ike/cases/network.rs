@@ -7,8 +7,8 @@ use crate::namespaces::{Namespace, Wire};
 use crate::sas::Traffic;
 use crate::wire::Seen;
 
-/// A behind a namespace that masquerades, and changes its mind about ports.
-pub(super) fn nat() {
+/// A behind a namespace that masquerades.
+fn behind_nat() -> (Pair, Namespace) {
     let (a, b, between) = (Host::new(), Host::new(), Namespace::new());
     between.sh(&format!(
         "ip link add n0 type veth peer name {WIRE} netns {}; \
@@ -31,15 +31,38 @@ pub(super) fn nat() {
     let mut pair = Pair { a, b };
     pair.a.charon(&CHARON);
     pair.b.charon(&CHARON);
-    let [a, b] = sites("esp_proposals = aes128gcm16");
-    for (host, remote, child) in [(&mut pair.a, B, &a), (&mut pair.b, "%any", &b)] {
-        host.load(&Connection {
-            local: "%any",
-            remote,
-            ike: "",
-            child,
-        });
+    (pair, between)
+}
+
+impl Pair {
+    /// A knows B's address, and B takes whom it gets.
+    fn connect_to_b(&mut self, ike: &str, [a, b]: [&str; 2]) {
+        for (host, remote, child) in [(&mut self.a, B, a), (&mut self.b, "%any", b)] {
+            host.load(&Connection {
+                local: "%any",
+                remote,
+                ike,
+                child,
+            });
+        }
     }
+}
+
+/// What NAT makes of the addresses is not what the checksums were made of.
+pub(super) fn nat_transport() {
+    let (mut pair, _between) = behind_nat();
+    let child = "mode = transport\n esp_proposals = aes128gcm16";
+    pair.connect_to_b("", [child, child]);
+    let carried = pair.initiate_and_send("0.0.0.0:0", &format!("{B}:0"));
+    carried.by_one_pair(|seen| seen.esp_in_udp);
+    pair.end();
+}
+
+/// And the namespace between changes its mind about ports.
+pub(super) fn nat() {
+    let (mut pair, between) = behind_nat();
+    let [a, b] = sites("esp_proposals = aes128gcm16");
+    pair.connect_to_b("", [&a, &b]);
     let carried = pair.initiate_and_send("10.1.0.1:0", "10.2.0.1:0");
     carried.by_one_pair(|seen| seen.esp_in_udp);
     let peer_port = |host: &mut Host| {
@@ -80,14 +103,7 @@ pub(super) fn mobike() {
         .namespace
         .sh(&format!("ip addr del fd77::1/64 dev {WIRE}"));
     let [a, b] = sites("esp_proposals = aes128gcm16");
-    for (host, remote, child) in [(&mut pair.a, B, &a), (&mut pair.b, "%any", &b)] {
-        host.load(&Connection {
-            local: "%any",
-            remote,
-            ike: "mobike = yes",
-            child,
-        });
-    }
+    pair.connect_to_b("mobike = yes", [&a, &b]);
     let wire = Wire::listen(&pair.a.namespace, WIRE);
     pair.a.swanctl("--initiate --child t");
     let flow = pair.site_flow();
@@ -141,7 +157,7 @@ pub(super) fn mobike() {
 pub(super) fn dead_peer() {
     let mut pair = Pair::new();
     pair.a.charon(&Charon {
-        settings: "retransmit_timeout = 0.2\n retransmit_tries = 3\n retransmit_base = 1",
+        settings: "retransmit_timeout = 1\n retransmit_tries = 3\n retransmit_base = 1",
         ..CHARON
     });
     pair.b.charon(&CHARON);
