@@ -28,8 +28,6 @@ const LAST_RESORT_METRIC: u32 = 0xff00_0000;
 /// The engine decides what is too long for a path, not the device.
 const DEVICE_MTU: u32 = 65_535;
 const DEVICE_QUEUE: u32 = 1000;
-/// Bytes that TCP and UDP may hand over at once: as ESP in UDP they still are one datagram's worth.
-const DEVICE_FRAME: u32 = 60_000;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWROUTE: u16 = 24;
@@ -118,7 +116,6 @@ fn take_down_with(socket: &Socket) {
 fn start_device(socket: &Socket, index: u32) -> io::Result<()> {
     const IFLA_MTU: u16 = 4;
     const IFLA_TXQLEN: u16 = 13;
-    const IFLA_GSO_MAX_SIZE: u16 = 41;
     const IFLA_AF_SPEC: u16 = 26;
     const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
     const ADDR_GEN_MODE_NONE: u8 = 1;
@@ -135,7 +132,6 @@ fn start_device(socket: &Socket, index: u32) -> io::Result<()> {
         out.fixed(&header(0));
         out.number(IFLA_MTU, DEVICE_MTU);
         out.number(IFLA_TXQLEN, DEVICE_QUEUE);
-        out.number(IFLA_GSO_MAX_SIZE, DEVICE_FRAME);
     });
     socket.transact(&messages)?;
     let mut messages = Messages::default();
