@@ -13,8 +13,9 @@ use crate::namespaces::Namespace;
 pub(crate) const SECRET: &[u8] = b"attack at dawn, by the river, in clear";
 /// Datagrams without an answer, before the sender waits: so that a machine that stalls loses none.
 const WINDOW: u64 = 16;
-/// When the sender takes those for lost.
-const LOST: Duration = Duration::from_millis(300);
+/// When the sender takes those for lost and sends as many again: seldom, because what waits for an SA is
+/// not lost, and a policy holds no more than a hundred.
+const LOST: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 struct Shared {
