@@ -136,3 +136,51 @@ fn question(flow: &Flow) -> Messages {
     });
     messages
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, UdpSocket};
+
+    use super::*;
+
+    /// Whether the host finds the socket that a packet from `from` to `to` is for.
+    fn is_found(proto: u8, from: SocketAddr, to: SocketAddr) -> bool {
+        let address = |of: SocketAddr| {
+            let mut address = xfrm_proto::uapi::Address::default();
+            if let std::net::IpAddr::V4(ip) = of.ip() {
+                address.0[..4].copy_from_slice(&ip.octets());
+            }
+            address
+        };
+        let flow = Flow {
+            family: AF_INET,
+            daddr: address(to),
+            saddr: address(from),
+            proto,
+            dport: to.port(),
+            sport: from.port(),
+            ifindex: 0,
+            mark: 0,
+        };
+        let asking = Socket::open(SockProtocol::NetlinkSockDiag).unwrap();
+        let mut found = false;
+        asking
+            .exchange(&question(&flow), |kind, _| {
+                found |= kind == SOCK_DIAG_BY_FAMILY;
+            })
+            .unwrap();
+        found
+    }
+
+    #[test]
+    fn sock_diag_swaps_the_ends_of_udp() {
+        let here = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let there = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let [at, from] = [&here, &there].map(|socket| socket.local_addr().unwrap());
+        here.connect(from).unwrap();
+        // Whoever asks for the wrong end finds nobody.
+        there.connect("127.0.0.1:9").unwrap();
+        assert!(is_found(IPPROTO_UDP, from, at));
+        assert!(!is_found(IPPROTO_UDP, at, from));
+    }
+}
