@@ -154,8 +154,15 @@ pub(crate) unsafe fn set_foreign(
             if protocol != Some(libc::IPPROTO_UDP) {
                 return None;
             }
-            show(fd, true);
-            Ok(())
+            show(fd, true)
+        }
+        (libc::SOL_SOCKET, libc::SO_MARK) if table::is_policy_holder(fd) => {
+            // SAFETY: the caller's arguments, passed on.
+            if unsafe { real::setsockopt(fd, level, option, value, len) } != 0 {
+                return Some(-1);
+            }
+            // The mark says too what policies the socket has.
+            show(fd, false)
         }
         // SAFETY: the caller's value and its length.
         (libc::IPPROTO_IP, IP_XFRM_POLICY) => unsafe {
@@ -208,9 +215,8 @@ unsafe fn socket_policy(
     if result.is_ok() && set {
         table::set_policy_holder(fd);
         pages::wiped().holds_policies.store(1, Ordering::Relaxed);
-        show(fd, false);
     }
-    Some(result)
+    Some(result.and_then(|()| show(fd, false)))
 }
 
 fn foreign_socket(fd: c_int) -> Option<Socket> {
@@ -223,16 +229,22 @@ fn foreign_socket(fd: c_int) -> Option<Socket> {
 
 /// Lets a daemon that carries packets do to a socket what the host's XFRM would do by itself.
 ///
-/// Without one, or where it cannot, the option has had its effect all the same.
-fn show(fd: c_int, encap: bool) {
+/// Without one the option has had its effect all the same.
+fn show(fd: c_int, encap: bool) -> Result<(), c_int> {
     let Some(socket) = foreign_socket(fd) else {
-        return;
+        return Ok(());
     };
     let request = Request::Show { socket, encap };
-    let answer = ask_about(fd, &request, socket.netns, Cargo::default());
-    if answer.is_ok_and(|answer| answer.wants_proof) {
+    let Ok(mut answer) = ask_about(fd, &request, socket.netns, Cargo::default()) else {
+        return Ok(());
+    };
+    if answer.wants_proof {
         let fds = &[fd];
-        let _ = control::ask(&request, Cargo { parts: &[], fds });
+        answer = control::ask(&request, Cargo { parts: &[], fds }).unwrap_or_default();
+    }
+    match answer.errno {
+        0 => Ok(()),
+        errno => Err(errno as c_int),
     }
 }
 

@@ -163,10 +163,7 @@ pub(crate) fn ping(pair: &Pair, to: IpAddr, count: usize) -> Result<f64> {
             request[2..4].copy_from_slice(&check);
             let begin = now();
             socket.send_to(&request, SocketAddr::new(to, 0))?;
-            loop {
-                let Ok((len, _)) = socket.recv_from(&mut buffer) else {
-                    break;
-                };
+            while let Ok((len, _)) = socket.recv_from(&mut buffer) {
                 let reply = buffer.get(20..len).unwrap_or_default();
                 if reply.first() == Some(&0) && reply.get(4..8) == request.get(4..8) {
                     times.push((now() - begin).as_secs_f64() * 1e6);

@@ -6,7 +6,7 @@
 //! 64 KiB that are several packets.
 //!
 //! * [`mem`]: two ends in memory, for tests.
-//! * [`tun`]: plain packets, from and to the host's IP.
+//! * [`tun`]: plain packets, from and to the host's IP; [`marked`]: such as have a mark.
 //! * [`raw`]: protected packets, by protocol number; and any packet, outward.
 //! * [`udp_encap`]: ESP in UDP, beside the key manager's own socket.
 //! * [`bulk`]: the same, many packets at once, where the key manager's socket allows it.
@@ -15,6 +15,7 @@
 //! Nothing here blocks, and nothing but `tun::Tun::open` opens a file.
 
 pub mod bulk;
+pub mod marked;
 pub mod mem;
 pub mod raw;
 mod sys;

@@ -91,6 +91,12 @@ impl Tun {
         }
     }
 
+    /// Takes packets that nobody wants.
+    pub(super) fn discard(&self) {
+        let mut start = [0; vnet::BYTES + 1];
+        while (&self.device).read(&mut start).is_ok() {}
+    }
+
     /// Writes packets, joined where that is possible, which changes the headers of some.
     pub fn write(&self, packets: &mut [PacketBuf], joiner: &mut Joiner) -> Sent {
         joiner.join(packets, self.cuts_udp);

@@ -491,6 +491,27 @@ mod tests {
         assert!(reassembler.poll_timeout().is_none());
     }
 
+    /// What waits is a copy: decryption in place of what comes later in the same buffer cannot
+    /// reach it.
+    #[test]
+    fn what_waits_shares_no_memory() {
+        let whole = packet(Family::V4, 100);
+        let parts = cut(&whole, 60);
+        let mut reassembler = Reassembler::new(Limits::default());
+        let mut buffer = PacketBuf::with_capacity(66_000);
+        let mut outcome = None;
+        for part in &parts {
+            buffer.fill(part);
+            outcome = Some(reassembler.receive(NOW, &mut buffer));
+            if outcome == Some(Ok(Outcome::Kept)) {
+                buffer.fill(&[0xee; 66_000]);
+                buffer.iter_mut().for_each(|byte| *byte = 0xee);
+            }
+        }
+        assert_eq!(outcome, Some(Ok(Outcome::Whole)));
+        assert_eq!(buffer[20..], whole[20..]);
+    }
+
     #[test]
     fn duplicates_are_ignored() {
         let whole = packet(Family::V6, 200);

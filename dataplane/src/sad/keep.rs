@@ -4,8 +4,6 @@
 //! the SA's words ([`super::traffic`]). Indices, timers and Linux's hash chains
 //! are made of the images.
 
-use std::sync::{Mutex, OnceLock};
-
 use xfrm_proto::algo::Key;
 
 use super::lifetime::Expiry;
@@ -18,6 +16,7 @@ use crate::keep::{self, Kept, Kind, Reader, Record, Shelf, Unreadable, Writer};
 use crate::profile::Profile;
 use crate::replay::{ReplayWindow, Ring};
 use crate::security::SecurityContext;
+use crate::sync::{Mutex, OnceLock};
 use crate::time::BootNanos;
 
 impl Sad {

@@ -12,11 +12,14 @@
 //! armed last comes first.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use hashbrown::HashMap;
 
 use super::policy::{Policy, hash_state};
+use super::{PolicyId, Spd};
+use crate::event::{Event, PolicyExpire};
+use crate::netns::Context;
 use crate::profile::Profile;
 use crate::time::{BootNanos, WallSecs};
 
@@ -141,5 +144,41 @@ impl Timers {
         let (_, slot) = self.queue.pop_first()?;
         self.of_slot.remove(&slot);
         Some(slot)
+    }
+}
+
+impl Spd {
+    pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>, events: &mut VecDeque<Event>) {
+        while let Some(slot) = self.timers.pop(cx.now.boot) {
+            let Some(policy) = self.store.get(slot) else {
+                continue;
+            };
+            match check(policy, cx.now.real) {
+                Verdict::Expired => {
+                    if let Some(policy) = self.remove(PolicyId(slot)) {
+                        events.push_back(Event::policy_expire(policy, true));
+                    }
+                }
+                Verdict::Alive { warn, next } => {
+                    if warn {
+                        events.push_back(Event::policy_expire(policy.clone(), false));
+                    }
+                    if let Some(secs) = next {
+                        self.timers.arm(slot, cx.now.boot, secs);
+                    }
+                    self.change(slot);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<BootNanos> {
+        self.timers.next()
+    }
+}
+
+impl Event {
+    fn policy_expire(policy: Policy, hard: bool) -> Self {
+        Self::PolicyExpire(Box::new(PolicyExpire { policy, hard }))
     }
 }

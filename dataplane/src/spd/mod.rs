@@ -27,29 +27,27 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher};
 
 use xfrm_proto::consts::*;
 use xfrm_proto::extack::XfrmError;
 use xfrm_proto::uapi::{SpdHinfo, SpdInfo, UserPolicyDefault};
 
-use crate::event::{Event, PolicyExpire};
-use crate::netns::{Context, Limits};
+use crate::netns::Limits;
 use crate::profile::Profile;
 use crate::slots::SlotTable;
-use crate::time::{BootNanos, Now, WallSecs};
+use crate::time::{Now, WallSecs};
 
 pub use flow::Flow;
 use index::{Find, Index};
-use lifetime::{Timers, Verdict};
+use lifetime::Timers;
 pub use migrate::Migration;
 pub use order::Thresholds;
 pub use policy::{
     LastUse, Mismatch, Policy, PolicyKey, Templates, selector_matches, selector_mismatch,
 };
 use policy::{Place, hash_state};
-use position::Positions;
+use position::{Positions, no_positions};
 pub use socket::SocketKey;
 use socket::SocketPolicies;
 use store::Store;
@@ -585,34 +583,6 @@ impl Spd {
         set(&mut self.defaults.out, wanted.out);
     }
 
-    pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>, events: &mut VecDeque<Event>) {
-        while let Some(slot) = self.timers.pop(cx.now.boot) {
-            let Some(policy) = self.store.get(slot) else {
-                continue;
-            };
-            match lifetime::check(policy, cx.now.real) {
-                Verdict::Expired => {
-                    if let Some(policy) = self.remove(PolicyId(slot)) {
-                        events.push_back(Event::policy_expire(policy, true));
-                    }
-                }
-                Verdict::Alive { warn, next } => {
-                    if warn {
-                        events.push_back(Event::policy_expire(policy.clone(), false));
-                    }
-                    if let Some(secs) = next {
-                        self.timers.arm(slot, cx.now.boot, secs);
-                    }
-                    self.change(slot);
-                }
-            }
-        }
-    }
-
-    pub(crate) fn poll_timeout(&self) -> Option<BootNanos> {
-        self.timers.next()
-    }
-
     /// Bytes on the heap, templates beyond a policy's first excepted.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
@@ -623,22 +593,8 @@ impl Spd {
     }
 }
 
-fn no_positions(profile: &Profile) -> Vec<Positions> {
-    let directions = 0..XFRM_POLICY_MAX;
-    directions
-        .filter(|_| profile.policies_have_positions)
-        .map(|_| Positions::default())
-        .collect()
-}
-
 fn hash_index(index: u32) -> u32 {
     let mut hasher = hash_state().build_hasher();
     hasher.write_u32(index);
     (hasher.finish() >> 32) as u32
-}
-
-impl Event {
-    fn policy_expire(policy: Policy, hard: bool) -> Self {
-        Self::PolicyExpire(Box::new(PolicyExpire { policy, hard }))
-    }
 }

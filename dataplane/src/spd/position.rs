@@ -13,8 +13,11 @@
 
 use std::collections::BTreeSet;
 
+use xfrm_proto::consts::XFRM_POLICY_MAX;
+
 use super::order::List;
 use super::policy::Policy;
+use crate::profile::Profile;
 
 /// The numbered policies of one direction.
 #[derive(Debug, Default)]
@@ -75,4 +78,13 @@ impl Positions {
             .or_else(|| inexact().min_by_key(|winner| winner.1))
             .map(slot_of)
     }
+}
+
+/// Of each direction, where a release has positions.
+pub(super) fn no_positions(profile: &Profile) -> Vec<Positions> {
+    let directions = 0..XFRM_POLICY_MAX;
+    directions
+        .filter(|_| profile.policies_have_positions)
+        .map(|_| Positions::default())
+        .collect()
 }

@@ -117,12 +117,13 @@ impl Spd {
         }
     }
 
-    /// Whether a socket has a policy that lets packets pass as they are, whatever they are.
+    /// A socket's policies, for input and for output.
     #[must_use]
-    pub fn socket_bypasses(&self, socket: SocketKey, dir: u8) -> bool {
-        let slot = self.sockets.slots.get(&(socket, dir));
-        slot.and_then(|&slot| self.store.get(slot))
-            .is_some_and(|policy| policy.action == XFRM_POLICY_ALLOW && policy.templates.is_empty())
+    pub fn socket_policies(&self, socket: SocketKey) -> [Option<&Policy>; 2] {
+        [XFRM_POLICY_IN, XFRM_POLICY_OUT].map(|dir| {
+            let slot = self.sockets.slots.get(&(socket, dir));
+            slot.and_then(|&slot| self.store.get(slot))
+        })
     }
 
     /// Whether a socket has a policy for a direction, whatever it is for.

@@ -7,8 +7,13 @@ use xfrm_proto::uapi::{
 };
 
 use super::order::List;
+use std::collections::VecDeque;
+
 use super::*;
+use crate::event::Event;
+use crate::netns::Context;
 use crate::profile::V7_2;
+use crate::time::BootNanos;
 
 /// A lookup list as Linux keeps it: by priority, changed by insertion at a place.
 #[derive(Default)]

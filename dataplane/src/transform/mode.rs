@@ -11,11 +11,9 @@
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::Address;
 
-use super::{Inbound, Opened, iptfs};
+use super::{Inbound, Opened, Route, iptfs};
 use crate::drop_reason::DropReason;
 use crate::packet::{Family, PacketBuf, finish, ip4, ip6, put};
-
-use super::Route;
 
 /// Offset of the protocol field in an IPv4 header.
 pub const V4_PROTOCOL_AT: usize = 9;

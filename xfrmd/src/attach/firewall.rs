@@ -4,14 +4,17 @@
 //!
 //! | chain | at | does |
 //! |---|---|---|
-//! | `output` | output, rerouting | marks what OUT policies protect, after the host has chosen the source |
-//! | `prerouting` | prerouting | the same for what is forwarded; marks what comes from the device |
-//! | `forward` | forward | drops what FWD policies want protected and is not; OUT policies that name an interface |
+//! | `output` | output, rerouting | marks what OUT policies protect, after the host has chosen the source, and drops what they block |
+//! | `prerouting` | prerouting | marks the same of what may be forwarded; marks what comes from the device |
+//! | `forward` | forward | drops what FWD policies want protected and is not, and what OUT policies block or protect at an interface |
 //! | `input` | input | drops what IN policies want protected and is not |
 //! | `postrouting` | postrouting | drops what was to be captured and goes elsewhere |
 //!
 //! Each calls `out`, `fwd` or `in` (and `*_sub` for sub-policies), which hold
-//! a rule for each set of [`super::classify`]. Exempt are packets that carry
+//! a rule for each set of [`super::classify`]; before, `own_out` and `own_in`
+//! for sockets with policies of their own, which their mark tells. All of it comes
+//! behind what others mark (mangle) and where they send it (destination NAT), as
+//! policies do on Linux. Exempt are packets that carry
 //! the bypass mark, or whose socket has it, the loopback device, and on input
 //! the protocols of SAs and tunnels, which policies do not apply to.
 //!
@@ -33,19 +36,28 @@ use super::nft::{
     Base, Hook, Meta, NFPROTO_IPV4, NFPROTO_IPV6, REG, Rule, Then, Transaction, ask_counter,
     counted,
 };
-use super::{BYPASS, CAPTURED, DEVICE, MARK_MASK, RETURNED};
+use super::{
+    BYPASS, CAPTURED, DEVICE, MARK_MASK, MARKED_DEVICE, OWN, OWN_MASK, RETURNED, STATE_MASK,
+};
 
 const TABLE: &str = "xfrmd";
 const CAPTURE: &str = "capture";
+const BLOCK: &str = "block";
+const CHECK: &str = "check";
 /// `lo` has this index in every namespace.
 const LOOPBACK: u32 = 1;
-/// `NF_IP_PRI_MANGLE`.
-const EARLY: i32 = -150;
+/// Behind `NF_IP_PRI_MANGLE` and `NF_IP_PRI_NAT_DST`.
+const EARLY: i32 = -90;
 /// Behind what others filter.
 const LATE: i32 = 300;
 
+/// Stands for the type of sockets' own policies.
+const TYPE_OWN: u8 = u8::MAX;
+
 /// Chains of policies: direction, type, name.
-const CHAINS: [(u8, u8, &str); 6] = [
+const CHAINS: [(u8, u8, &str); 8] = [
+    (XFRM_POLICY_IN, TYPE_OWN, "own_in"),
+    (XFRM_POLICY_OUT, TYPE_OWN, "own_out"),
     (XFRM_POLICY_IN, XFRM_POLICY_TYPE_MAIN, "in"),
     (XFRM_POLICY_IN, XFRM_POLICY_TYPE_SUB, "in_sub"),
     (XFRM_POLICY_OUT, XFRM_POLICY_TYPE_MAIN, "out"),
@@ -86,7 +98,7 @@ impl Firewall {
         // The direction is in the index, the type is not.
         let dir = direction(index);
         for ((chain_dir, kind, _), classifier) in CHAINS.iter().zip(&mut self.classifiers) {
-            if *chain_dir == dir {
+            if *chain_dir == dir && *kind != TYPE_OWN {
                 // Interface ids belong to xfrm interfaces, of which there are none.
                 let here = policy.filter(|it| it.key.kind == *kind && it.key.if_id == 0);
                 classifier.set(index, here);
@@ -104,9 +116,31 @@ impl Firewall {
         changed
     }
 
-    /// Notes whether the host's table is needed whatever policies there are.
-    pub(super) fn set_needed(&mut self, is_needed: bool) {
-        self.is_needed = is_needed;
+    /// Notes what the own policies are of the socket whose packets have this mark: for input, for
+    /// output.
+    pub(super) fn set_own(&mut self, mark: u32, policies: [Option<&Policy>; 2]) {
+        for ((dir, kind, _), classifier) in CHAINS.iter().zip(&mut self.classifiers) {
+            if *kind == TYPE_OWN {
+                let [input, output] = policies;
+                let policy = if *dir == XFRM_POLICY_OUT {
+                    output
+                } else {
+                    input
+                };
+                let marked = policy.cloned().map(|mut policy| {
+                    policy.key.dir = *dir;
+                    policy.key.mark.v = mark;
+                    policy.key.mark.m = OWN_MASK;
+                    policy
+                });
+                classifier.set(mark, marked.as_ref());
+            }
+        }
+    }
+
+    /// Notes that the host's table is needed whatever policies there are.
+    pub(super) fn set_needed(&mut self) {
+        self.is_needed = true;
     }
 
     /// Whether all packets may pass as if we were not there.
@@ -129,6 +163,11 @@ impl Firewall {
                         }
                 })
         })
+    }
+
+    /// Whether the host's table is changed and not made anew.
+    pub(super) fn is_installed(&self) -> bool {
+        self.installed
     }
 
     /// Brings the host's table up to date, in one transaction.
@@ -207,6 +246,25 @@ impl Firewall {
         }
         transaction.add_chain(CAPTURE);
         transaction.add_rule(CAPTURE, |rule| set_mark(rule, CAPTURED));
+        // What goes back to where it came from would be answered with a redirect.
+        transaction.add_rule(CAPTURE, |rule| {
+            rule.meta(Meta::InputName, REG);
+            rule.equals(REG, &device_name(DEVICE));
+            rule.meta(Meta::Mark, REG);
+            rule.equals(REG, &CAPTURED.to_ne_bytes());
+            set_mark(rule, CAPTURED | OWN);
+        });
+        transaction.add_chain(BLOCK);
+        // Before routing nobody knows whether the packet is for this host.
+        transaction.add_rule(BLOCK, |rule| {
+            rule.meta(Meta::OutputInterface, REG);
+            rule.equals(REG, &[0; 4]);
+            rule.then(Then::Return);
+        });
+        transaction.add_rule(BLOCK, |rule| {
+            rule.count(OUT_BLOCKED);
+            rule.then(Then::Drop);
+        });
         for (index, (&(_, _, chain), classifier)) in
             CHAINS.iter().zip(&self.classifiers).enumerate()
         {
@@ -225,7 +283,7 @@ impl Firewall {
 
     /// The rules of a chain of policies: the first band with a match decides.
     fn rules(&self, transaction: &mut Transaction<'_>, index: usize) {
-        let (Some(&(dir, _, chain)), Some(classifier)) =
+        let (Some(&(dir, kind, chain)), Some(classifier)) =
             (CHAINS.get(index), self.classifiers.get(index))
         else {
             return;
@@ -233,19 +291,19 @@ impl Firewall {
         for band in classifier.bands() {
             for (shape, set) in &band.sets {
                 transaction.add_rule(chain, |rule| {
-                    select(rule, shape, dir, &set_name(chain, set.id));
-                    decide(rule, dir, band.verdict());
+                    select(rule, shape, (dir, kind), &set_name(chain, set.id));
+                    decide(rule, (dir, kind), band.verdict());
                 });
             }
         }
         if self.default_blocks().nth(index) == Some(true) {
             transaction.add_rule(chain, |rule| {
-                rule.count(if dir == XFRM_POLICY_OUT {
-                    OUT_BLOCKED
+                if dir == XFRM_POLICY_OUT {
+                    rule.then(Then::Goto(BLOCK));
                 } else {
-                    NO_POLICY
-                });
-                rule.then(Then::Drop);
+                    rule.count(NO_POLICY);
+                    rule.then(Then::Drop);
+                }
             });
         }
     }
@@ -296,6 +354,15 @@ fn base_chains(transaction: &mut Transaction<'_>) {
         has_mark(rule, BYPASS);
         rule.then(Then::Return);
     });
+    transaction.add_rule("output", |rule| {
+        rule.meta(Meta::Mark, REG);
+        is_own(rule);
+        rule.then(Then::Jump("own_out"));
+    });
+    transaction.add_rule("output", |rule| {
+        has_mark(rule, CAPTURED);
+        rule.then(Then::Return);
+    });
     call(transaction, "output", ["out", "out_sub"]);
 
     transaction.add_base_chain("prerouting", "filter", Hook::Prerouting, EARLY);
@@ -305,7 +372,7 @@ fn base_chains(transaction: &mut Transaction<'_>) {
     });
     transaction.add_rule("prerouting", |rule| {
         rule.meta(Meta::InputName, REG);
-        rule.equals(REG, &device_name());
+        rule.equals(REG, &device_name(DEVICE));
         set_mark(rule, RETURNED);
     });
     call(transaction, "prerouting", ["out", "out_sub"]);
@@ -331,19 +398,27 @@ fn base_chains(transaction: &mut Transaction<'_>) {
         rule.equals(REG, &BYPASS.to_ne_bytes());
         rule.then(Then::Return);
     });
+    transaction.add_rule("input", |rule| {
+        rule.socket_mark(REG);
+        is_own(rule);
+        rule.then(Then::Jump("own_in"));
+    });
     call(transaction, "input", ["in", "in_sub"]);
 
+    transaction.add_chain(CHECK);
+    comes_protected(transaction, CHECK);
+    call(transaction, CHECK, ["fwd", "fwd_sub"]);
     transaction.add_base_chain("forward", "filter", Hook::Forward, LATE);
-    comes_protected(transaction, "forward");
-    call(transaction, "forward", ["fwd", "fwd_sub"]);
-    // Now the interface is known: what names one and was not captured is dropped behind.
+    transaction.add_rule("forward", |rule| rule.then(Then::Jump(CHECK)));
+    // Now the interface is known: what is for one and was not captured is dropped behind.
     call(transaction, "forward", ["out", "out_sub"]);
 
     transaction.add_base_chain("postrouting", "filter", Hook::Postrouting, LATE);
     transaction.add_rule("postrouting", |rule| {
         has_mark(rule, CAPTURED);
         rule.meta(Meta::OutputName, REG);
-        rule.differs(REG, &device_name());
+        rule.differs(REG, &device_name(DEVICE));
+        rule.differs(REG, &device_name(MARKED_DEVICE));
         rule.count(STRAYED);
         rule.then(Then::Drop);
     });
@@ -357,7 +432,7 @@ fn comes_protected(transaction: &mut Transaction<'_>, chain: &str) {
     });
     transaction.add_rule(chain, |rule| {
         rule.meta(Meta::InputName, REG);
-        rule.equals(REG, &device_name());
+        rule.equals(REG, &device_name(DEVICE));
         rule.then(Then::Return);
     });
 }
@@ -373,9 +448,9 @@ fn interface_is(rule: &mut Rule<'_, '_>, which: Meta) {
     rule.equals(REG, &LOOPBACK.to_ne_bytes());
 }
 
-fn device_name() -> [u8; 16] {
+fn device_name(device: &str) -> [u8; 16] {
     let mut name = [0; 16];
-    for (slot, byte) in name.iter_mut().zip(DEVICE.bytes()) {
+    for (slot, byte) in name.iter_mut().zip(device.bytes()) {
         *slot = byte;
     }
     name
@@ -391,6 +466,12 @@ fn has_mark(rule: &mut Rule<'_, '_>, mark: u32) {
     rule.equals(REG, &mark.to_ne_bytes());
 }
 
+/// Goes on only if the mark in the register is that of a socket with policies of its own.
+fn is_own(rule: &mut Rule<'_, '_>) {
+    rule.bitwise(REG, &STATE_MASK.to_ne_bytes(), &[0; 4]);
+    rule.equals(REG, &OWN.to_ne_bytes());
+}
+
 /// Sets our bits of the mark; the others stay.
 fn set_mark(rule: &mut Rule<'_, '_>, mark: u32) {
     rule.meta(Meta::Mark, REG);
@@ -399,7 +480,7 @@ fn set_mark(rule: &mut Rule<'_, '_>, mark: u32) {
 }
 
 /// Goes on only with packets that a policy of the set is for: the fields in the order of its keys.
-fn select(rule: &mut Rule<'_, '_>, shape: &Shape, dir: u8, set: &str) {
+fn select(rule: &mut Rule<'_, '_>, shape: &Shape, (dir, kind): (u8, u8), set: &str) {
     let (nfproto, source_at, destination_at) = if shape.is_v6 {
         (NFPROTO_IPV6, 8, 24)
     } else {
@@ -444,7 +525,11 @@ fn select(rule: &mut Rule<'_, '_>, shape: &Shape, dir: u8, set: &str) {
         register += 1;
     }
     if shape.mark != 0 {
-        rule.meta(Meta::Mark, register);
+        if (dir, kind) == (XFRM_POLICY_IN, TYPE_OWN) {
+            rule.socket_mark(register);
+        } else {
+            rule.meta(Meta::Mark, register);
+        }
         rule.bitwise(register, &shape.mark.to_ne_bytes(), &[0; 4]);
     }
     if shape.key_bytes() > 0 {
@@ -452,17 +537,20 @@ fn select(rule: &mut Rule<'_, '_>, shape: &Shape, dir: u8, set: &str) {
     }
 }
 
-fn decide(rule: &mut Rule<'_, '_>, dir: u8, verdict: Verdict) {
+fn decide(rule: &mut Rule<'_, '_>, (dir, kind): (u8, u8), verdict: Verdict) {
     let out = dir == XFRM_POLICY_OUT;
     match verdict {
+        // Beside a socket's own policy no other is asked.
+        Verdict::Bypass if kind == TYPE_OWN => rule.then(Then::Accept),
         Verdict::Bypass => rule.then(Then::Return),
         Verdict::Protect if out => rule.then(Then::Goto(CAPTURE)),
         Verdict::Protect => {
             rule.count(UNPROTECTED);
             rule.then(Then::Drop);
         }
+        Verdict::Block if out => rule.then(Then::Goto(BLOCK)),
         Verdict::Block => {
-            rule.count(if out { OUT_BLOCKED } else { IN_BLOCKED });
+            rule.count(IN_BLOCKED);
             rule.then(Then::Drop);
         }
     }

@@ -1,7 +1,8 @@
-//! The way of captured packets to the TUN device: the device itself, a routing
-//! table, and the rules that lead there.
+//! The way of captured packets to the devices: the devices themselves, a routing
+//! table for each, and the rules that lead there. Packets that have a mark of
+//! their own go to the one where it is told.
 //!
-//! The table's last route is unreachable: without the device nothing goes on
+//! A table's last route is unreachable: without the device nothing goes on
 //! to other tables, where it would leave in clear.
 //!
 //! Source: rtnetlink(7), `include/uapi/linux/fib_rules.h`.
@@ -11,21 +12,22 @@ use std::io;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::SockProtocol;
 
-use super::netlink::{Body, Messages, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, Socket};
-use super::{CAPTURED, DEVICE, MARK_MASK, RETURNED};
+use super::netlink::{Messages, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, Socket};
+use super::{CAPTURED, DEVICE, MARK_MASK, MARKED_DEVICE, RETURNED};
 
-/// The routing table.
+/// The routing tables, and the devices that they lead to.
 const TABLE: u32 = 0x7866;
+const MARKED_TABLE: u32 = TABLE + 1;
+const WAYS: [(&str, u32); 2] = [(DEVICE, TABLE), (MARKED_DEVICE, MARKED_TABLE)];
 /// Rules come before strongSwan's table 220, and before main.
-const CAPTURED_PREFERENCE: u32 = 90;
+const CAPTURED_PREFERENCE: u32 = 89;
+const MARKED_PREFERENCE: u32 = 90;
 const RETURNED_PREFERENCE: u32 = 91;
 /// Behind every other route.
 const LAST_RESORT_METRIC: u32 = 0xff00_0000;
 /// The engine decides what is too long for a path, not the device.
 const DEVICE_MTU: u32 = 65_535;
 const DEVICE_QUEUE: u32 = 1000;
-/// Bytes that TCP and UDP may hand over at once: as ESP in UDP they still are one datagram's worth.
-const DEVICE_FRAME: u32 = 60_000;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWROUTE: u16 = 24;
@@ -62,30 +64,35 @@ pub(super) fn is_there() -> bool {
 /// The host's. What had been done is undone.
 pub(super) fn set_up() -> io::Result<()> {
     let socket = Socket::open(SockProtocol::NetlinkRoute)?;
-    let index = if_nametoindex(DEVICE)?;
-    for (path, value) in SYSCTLS {
-        let path = format!("/proc/sys/net/{}", path.replace('*', DEVICE));
-        if let Err(error) = std::fs::write(&path, value) {
-            tracing::debug!(path, %error, "not set");
-        }
-    }
-    start_device(&socket, index)?;
-    for family in FAMILIES {
-        if let Err(error) = lead(&socket, family, index) {
-            let absent = error.raw_os_error() == Some(libc::EAFNOSUPPORT)
-                || error.raw_os_error() == Some(libc::EOPNOTSUPP);
-            if i32::from(family) == libc::AF_INET6 && absent {
-                tracing::debug!("no IPv6");
-                continue;
+    set_up_with(&socket).inspect_err(|_| take_down_with(&socket))
+}
+
+fn set_up_with(socket: &Socket) -> io::Result<()> {
+    for (device, table) in WAYS {
+        let index = if_nametoindex(device)?;
+        for (path, value) in SYSCTLS {
+            let path = format!("/proc/sys/net/{}", path.replace('*', device));
+            if let Err(error) = std::fs::write(&path, value) {
+                tracing::debug!(path, %error, "not set");
             }
-            take_down_with(&socket);
-            return Err(error);
+        }
+        start_device(socket, index)?;
+        for family in FAMILIES {
+            if let Err(error) = lead(socket, family, table, index) {
+                let absent = error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+                    || error.raw_os_error() == Some(libc::EOPNOTSUPP);
+                if i32::from(family) == libc::AF_INET6 && absent {
+                    tracing::debug!("no IPv6");
+                    continue;
+                }
+                return Err(error);
+            }
         }
     }
     Ok(())
 }
 
-/// Takes the rules and the table away; the device goes with its descriptor.
+/// Takes rules and tables away; the devices go with their descriptors.
 pub(super) fn take_down() -> io::Result<()> {
     take_down_with(&Socket::open(SockProtocol::NetlinkRoute)?);
     Ok(())
@@ -94,9 +101,12 @@ pub(super) fn take_down() -> io::Result<()> {
 fn take_down_with(socket: &Socket) {
     for family in FAMILIES {
         let mut messages = Messages::default();
-        rule(&mut messages, RTM_DELRULE, 0, family, Rule::Captured);
-        rule(&mut messages, RTM_DELRULE, 0, family, Rule::Returned);
-        route(&mut messages, RTM_DELROUTE, 0, family, None);
+        for which in RULES {
+            rule(&mut messages, RTM_DELRULE, 0, family, which);
+        }
+        for (_, table) in WAYS {
+            route(&mut messages, RTM_DELROUTE, 0, family, table, None);
+        }
         if let Err(error) = socket.transact(&messages) {
             tracing::debug!(family, %error, "taking rules away");
         }
@@ -106,7 +116,6 @@ fn take_down_with(socket: &Socket) {
 fn start_device(socket: &Socket, index: u32) -> io::Result<()> {
     const IFLA_MTU: u16 = 4;
     const IFLA_TXQLEN: u16 = 13;
-    const IFLA_GSO_MAX_SIZE: u16 = 41;
     const IFLA_AF_SPEC: u16 = 26;
     const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
     const ADDR_GEN_MODE_NONE: u8 = 1;
@@ -123,7 +132,6 @@ fn start_device(socket: &Socket, index: u32) -> io::Result<()> {
         out.fixed(&header(0));
         out.number(IFLA_MTU, DEVICE_MTU);
         out.number(IFLA_TXQLEN, DEVICE_QUEUE);
-        out.number(IFLA_GSO_MAX_SIZE, DEVICE_FRAME);
     });
     socket.transact(&messages)?;
     let mut messages = Messages::default();
@@ -146,14 +154,14 @@ fn start_device(socket: &Socket, index: u32) -> io::Result<()> {
     socket.transact(&messages)
 }
 
-fn lead(socket: &Socket, family: u8, index: u32) -> io::Result<()> {
+fn lead(socket: &Socket, family: u8, table: u32, index: u32) -> io::Result<()> {
     let mut messages = Messages::default();
     let add = NLM_F_CREATE | NLM_F_REPLACE;
     // The last resort first.
-    route(&mut messages, RTM_NEWROUTE, add, family, None);
-    route(&mut messages, RTM_NEWROUTE, add, family, Some(index));
+    route(&mut messages, RTM_NEWROUTE, add, family, table, None);
+    route(&mut messages, RTM_NEWROUTE, add, family, table, Some(index));
     socket.transact(&messages)?;
-    for which in [Rule::Captured, Rule::Returned] {
+    for which in RULES.into_iter().filter(|which| which.table() == table) {
         let mut messages = Messages::default();
         // A dead daemon's rule stays, and is ours.
         const NLM_F_EXCL: u16 = 0x200;
@@ -173,7 +181,14 @@ fn lead(socket: &Socket, family: u8, index: u32) -> io::Result<()> {
 }
 
 /// A default route into the device, or the last resort.
-fn route(messages: &mut Messages, kind: u16, flags: u16, family: u8, device: Option<u32>) {
+fn route(
+    messages: &mut Messages,
+    kind: u16,
+    flags: u16,
+    family: u8,
+    table: u32,
+    device: Option<u32>,
+) {
     const RTA_OIF: u16 = 4;
     const RTA_PRIORITY: u16 = 6;
     const RTA_TABLE: u16 = 15;
@@ -183,7 +198,7 @@ fn route(messages: &mut Messages, kind: u16, flags: u16, family: u8, device: Opt
     };
     messages.push(kind, flags | NLM_F_ACK, |out| {
         out.fixed(&[family, 0, 0, 0, 0, PROTOCOL, scope, route_kind, 0, 0, 0, 0]);
-        out.number(RTA_TABLE, TABLE);
+        out.number(RTA_TABLE, table);
         match device {
             Some(index) => {
                 out.number(RTA_OIF, index);
@@ -196,11 +211,24 @@ fn route(messages: &mut Messages, kind: u16, flags: u16, family: u8, device: Opt
 
 #[derive(Clone, Copy)]
 enum Rule {
-    /// Captured packets go to the device.
+    /// Captured packets without another mark go to the device.
     Captured,
+    /// Those with one go where it is told.
+    Marked,
     /// The way back of what comes from the device, when the host looks whether there is one: such
     /// a look is taken as if a packet came from `lo`.
     Returned,
+}
+
+const RULES: [Rule; 3] = [Rule::Captured, Rule::Marked, Rule::Returned];
+
+impl Rule {
+    const fn table(self) -> u32 {
+        match self {
+            Self::Captured | Self::Returned => TABLE,
+            Self::Marked => MARKED_TABLE,
+        }
+    }
 }
 
 fn rule(messages: &mut Messages, kind: u16, flags: u16, family: u8, rule: Rule) {
@@ -210,20 +238,19 @@ fn rule(messages: &mut Messages, kind: u16, flags: u16, family: u8, rule: Rule) 
     const FRA_TABLE: u16 = 15;
     const FRA_FWMASK: u16 = 16;
     const TO_TABLE: u8 = 1;
-    let common = |out: &mut Body<'_>, preference, mark| {
-        out.number(FRA_PRIORITY, preference);
-        out.number(FRA_FWMARK, mark);
-        out.number(FRA_FWMASK, MARK_MASK);
-        out.number(FRA_TABLE, TABLE);
-    };
     messages.push(kind, flags | NLM_F_ACK, |out| {
         out.fixed(&[family, 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0]);
-        match rule {
-            Rule::Captured => common(out, CAPTURED_PREFERENCE, CAPTURED),
-            Rule::Returned => {
-                out.text(FRA_IIFNAME, "lo");
-                common(out, RETURNED_PREFERENCE, RETURNED);
-            }
+        let (preference, mark, mask) = match rule {
+            Rule::Captured => (CAPTURED_PREFERENCE, CAPTURED, u32::MAX),
+            Rule::Marked => (MARKED_PREFERENCE, CAPTURED, MARK_MASK),
+            Rule::Returned => (RETURNED_PREFERENCE, RETURNED, MARK_MASK),
+        };
+        if matches!(rule, Rule::Returned) {
+            out.text(FRA_IIFNAME, "lo");
         }
+        out.number(FRA_PRIORITY, preference);
+        out.number(FRA_FWMARK, mark);
+        out.number(FRA_FWMASK, mask);
+        out.number(FRA_TABLE, rule.table());
     });
 }

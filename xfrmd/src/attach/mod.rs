@@ -13,14 +13,17 @@
 //! the daemon is killed its device goes, and rules, table and last route stay:
 //! what was to be protected finds no way out, and nothing unprotected in.
 //!
-//! **Marks.** Two bits of the packet mark are ours, the others are left as they
-//! are: [`CAPTURED`] leads to the device, [`RETURNED`] is on what comes from
+//! **Marks.** Three bits of the packet mark are ours, the others are left as they
+//! are: [`CAPTURED`] leads to a device, [`RETURNED`] is on what comes from
 //! it, [`BYPASS`] on everything that the daemon sends and on the sockets of key
-//! managers that have a policy to bypass.
+//! managers that have a policy to bypass. [`OWN`] is on sockets whose own policies
+//! want anything else, and what else their mark says is which one it is.
 //!
-//! Not yet: policies with a firewall mark or an interface select the right
-//! packets, but the engine does not learn mark and interface from the device.
-//! Sockets bound to a device do not reach it: their packets are dropped.
+//! A TUN device does not tell the mark of a packet. What has one, be it the
+//! user's or a socket's, goes to a second device where it is told
+//! ([`dataplane::io::marked`]).
+//!
+//! Not yet: sockets bound to a device do not reach ours, their packets are dropped.
 
 mod classify;
 mod firewall;
@@ -28,31 +31,44 @@ mod link;
 pub(crate) mod netlink;
 mod nft;
 mod routes;
+mod sockets;
 
 use std::io;
 use std::os::fd::OwnedFd;
 
+use dataplane::io::marked::Marked;
 use dataplane::io::raw::Raw;
 use dataplane::io::tun::Tun;
 use dataplane::mib::Counter;
 use dataplane::packet::Family;
 use dataplane::spd::Policy;
+use nix::sys::socket::SockProtocol;
 use xfrm_proto::consts::IPPROTO_ESP;
 use xfrm_proto::uapi::UserPolicyDefault;
 
 use firewall::Firewall;
 pub(crate) use routes::{EncapSocket, HostRoutes, LEAST_MTU_V6};
+pub(crate) use sockets::OwnSocket;
 
-/// Name of the TUN device.
+/// Names of the TUN devices: for packets, and for those that have a mark.
 const DEVICE: &str = "xfrmd0";
+const MARKED_DEVICE: &str = "xfrmd1";
 /// The bits of the packet mark that are ours.
 pub(crate) const MARK_MASK: u32 = 0x3000_0000;
-/// On packets that a policy wants protected, and on sockets that have such a policy.
-pub(crate) const CAPTURED: u32 = 0x1000_0000;
+/// On packets that a policy wants protected.
+const CAPTURED: u32 = 0x1000_0000;
 /// On packets that the engine has given back.
 const RETURNED: u32 = 0x2000_0000;
 /// On packets that policies do not apply to (any more).
 pub(crate) const BYPASS: u32 = 0x3000_0000;
+
+/// With the other two zero: the mark of a socket that has policies of its own. On captured packets
+/// without a socket's number: they come from the device.
+pub(crate) const OWN: u32 = 0x0800_0000;
+/// All bits that are ours.
+pub(crate) const STATE_MASK: u32 = MARK_MASK | OWN;
+/// Of the mark of such a socket: what tells it from others.
+pub(crate) const OWN_MASK: u32 = 0x0fff_ffff;
 
 /// Something that carrying packets needs of the host.
 pub(crate) struct Need {
@@ -116,7 +132,7 @@ pub(crate) fn has_rules() -> bool {
 /// The host's.
 pub(crate) fn try_out() -> io::Result<()> {
     let mut attachment = Attachment::default();
-    attachment.set_needed(true);
+    attachment.firewall.set_needed();
     attachment.apply(|work| work())?;
     attachment.detach(|work| work())
 }
@@ -125,9 +141,22 @@ pub(crate) fn try_out() -> io::Result<()> {
 #[derive(Debug, Default)]
 pub(crate) struct Attachment {
     firewall: Firewall,
+    /// Sockets' own policies are not what the host knows.
+    own_changed: bool,
     host: Option<netlink::Socket>,
+    /// Tells of sockets.
+    sockets: Option<netlink::Socket>,
     /// The device that a daemon before us has left, until we are attached.
     left: Option<OwnedFd>,
+}
+
+/// What packets of the host come from.
+#[derive(Debug)]
+pub(crate) struct Devices {
+    /// Those without a mark; and where packets for the host go to.
+    pub(crate) tun: Tun,
+    /// Those with one; none on a host that does not tell marks, where they are lost.
+    pub(crate) marked: Option<Marked>,
 }
 
 /// What a change comes to.
@@ -135,8 +164,8 @@ pub(crate) struct Attachment {
 pub(crate) enum Change {
     /// Nothing, or a change of what is there.
     Same,
-    /// The first policy has come: packets come from this device.
-    Attached(Box<Tun>),
+    /// The first policy has come: packets come from these devices.
+    Attached(Box<Devices>),
     /// The last one has gone.
     Detached,
 }
@@ -156,9 +185,15 @@ impl Attachment {
         changed
     }
 
-    /// Notes whether there are sockets whose packets come to us whatever policies there are.
-    pub(crate) fn set_needed(&mut self, is_needed: bool) {
-        self.firewall.set_needed(is_needed);
+    /// Notes what the own policies are of the socket with this mark: for input, for output.
+    pub(crate) fn set_own(&mut self, mark: u32, policies: [Option<&Policy>; 2]) {
+        self.firewall.set_own(mark, policies);
+        self.own_changed = true;
+    }
+
+    /// Whether the host has to be told of sockets' own policies.
+    pub(crate) fn has_own_changes(&self) -> bool {
+        self.own_changed
     }
 
     /// Whether the host should send us packets.
@@ -176,6 +211,11 @@ impl Attachment {
         self.host.is_some()
     }
 
+    /// Whether [`Attachment::apply`] makes [`Attachment::dropped`] begin anew.
+    pub(crate) fn will_reset_counters(&self) -> bool {
+        self.is_attached() && (!self.is_wanted() || !self.firewall.is_installed())
+    }
+
     /// Brings the host up to date; `inside` runs work in the namespace.
     ///
     /// # Errors
@@ -185,6 +225,7 @@ impl Attachment {
         &mut self,
         inside: impl FnOnce(&mut dyn FnMut() -> io::Result<()>) -> io::Result<()>,
     ) -> io::Result<Change> {
+        self.own_changed = false;
         match (&self.host, self.firewall.is_idle()) {
             (None, true) => Ok(Change::Same),
             (Some(host), false) => self.firewall.apply(host).map(|()| Change::Same),
@@ -194,9 +235,10 @@ impl Attachment {
                     made = Some(attach(&mut self.firewall, self.left.take())?);
                     Ok(())
                 })?;
-                let (host, tun) = made.ok_or(io::ErrorKind::Other)?;
+                let (host, sockets, devices) = made.ok_or(io::ErrorKind::Other)?;
                 self.host = Some(host);
-                Ok(Change::Attached(Box::new(tun)))
+                self.sockets = sockets;
+                Ok(Change::Attached(Box::new(devices)))
             }
             (Some(_), true) => {
                 self.detach(inside)?;
@@ -214,6 +256,7 @@ impl Attachment {
         inside: impl FnOnce(&mut dyn FnMut() -> io::Result<()>) -> io::Result<()>,
     ) -> io::Result<()> {
         self.firewall.forget_host();
+        self.sockets = None;
         let Some(host) = self.host.take() else {
             return Ok(());
         };
@@ -226,6 +269,13 @@ impl Attachment {
     pub(crate) fn abandon(&mut self) {
         self.firewall.forget_host();
         self.host = None;
+        self.sockets = None;
+    }
+
+    /// Which of these marks of sockets are on a connection that lives on.
+    pub(crate) fn alive(&self, marks: &[u32]) -> Vec<u32> {
+        let asked = self.sockets.as_ref().map(|it| sockets::alive(it, marks));
+        asked.and_then(Result::ok).unwrap_or_default()
     }
 
     /// Packets that the host dropped for us, by where Linux counts them.
@@ -237,8 +287,11 @@ impl Attachment {
     }
 }
 
-/// Device, routes, then the packet filter, in the thread's namespace.
-fn attach(firewall: &mut Firewall, left: Option<OwnedFd>) -> io::Result<(netlink::Socket, Tun)> {
+/// Devices, routes, then the packet filter, in the thread's namespace.
+fn attach(
+    firewall: &mut Firewall,
+    left: Option<OwnedFd>,
+) -> io::Result<(netlink::Socket, Option<netlink::Socket>, Devices)> {
     let named =
         |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     // Somebody may have removed the device meanwhile.
@@ -247,10 +300,19 @@ fn attach(firewall: &mut Firewall, left: Option<OwnedFd>) -> io::Result<(netlink
         None => Tun::open(DEVICE),
     };
     let tun = tun.map_err(|error| named("/dev/net/tun", error))?;
+    let for_marked = Tun::open(MARKED_DEVICE).map_err(|error| named("/dev/net/tun", error))?;
     link::set_up().map_err(|error| named("routes to the device", error))?;
+    let marked = Marked::new(for_marked, MARKED_DEVICE);
+    if let Err(error) = &marked {
+        tracing::warn!(%error, "packets with a mark are lost: this host does not tell marks (Linux 5.19)");
+    }
     let host = firewall::socket().and_then(|host| firewall.apply(&host).map(|()| host));
     match host {
-        Ok(host) => Ok((host, tun)),
+        Ok(host) => {
+            let marked = marked.ok();
+            let sockets = netlink::Socket::open(SockProtocol::NetlinkSockDiag);
+            Ok((host, sockets.ok(), Devices { tun, marked }))
+        }
         Err(error) => {
             if let Err(error) = link::take_down() {
                 tracing::warn!(%error, "routes to the device stay");

@@ -57,6 +57,8 @@ pub(super) enum Base {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Then<'a> {
     Drop,
+    /// Nothing else of this hook's chain is asked.
+    Accept,
     Return,
     Jump(&'a str),
     Goto(&'a str),
@@ -297,6 +299,7 @@ impl Rule<'_, '_> {
     pub(super) fn then(&mut self, then: Then<'_>) {
         let (code, chain) = match then {
             Then::Drop => (0, None),
+            Then::Accept => (1, None),
             Then::Jump(chain) => (-3, Some(chain)),
             Then::Goto(chain) => (-4, Some(chain)),
             Then::Return => (-5_i32, None),

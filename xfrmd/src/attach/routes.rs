@@ -24,6 +24,7 @@ use xfrm_proto::uapi::Address;
 
 use super::BYPASS;
 use super::netlink::{Messages, Socket, attrs};
+use super::sockets::{OwnSocket, OwnSockets};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
@@ -77,6 +78,7 @@ pub(crate) struct HostRoutes {
     mtus: Memory<i32, u32>,
     learned: Memory<(u16, Address), (u32, BootNanos)>,
     encap: RefCell<Vec<EncapSocket>>,
+    own: RefCell<OwnSockets>,
 }
 
 impl HostRoutes {
@@ -97,6 +99,7 @@ impl HostRoutes {
             mtus: Memory::default(),
             learned: Memory::default(),
             encap: RefCell::default(),
+            own: RefCell::default(),
         })
     }
 
@@ -157,6 +160,18 @@ impl HostRoutes {
         self.encap.replace(sockets);
     }
 
+    /// Sockets that have policies of their own from now on. In the thread's namespace.
+    pub(crate) fn set_own_sockets(&self, sockets: Vec<OwnSocket>) {
+        if let Err(error) = self.own.borrow_mut().set(sockets) {
+            tracing::error!(%error, "sockets' own policies are not asked on input");
+        }
+    }
+
+    /// The socket with policies of its own that a packet with this mark comes from.
+    pub(crate) fn sender(&self, mark: u32) -> Option<OwnSocket> {
+        self.own.borrow().of_mark(mark)
+    }
+
     /// Whether an address is this host's.
     pub(crate) fn is_local(&self, family: u16, address: Address) -> bool {
         self.destination(family, address)
@@ -164,8 +179,8 @@ impl HostRoutes {
     }
 
     /// The interface that packets to an address leave through, and their way.
-    pub(crate) fn way(&self, family: u16, to: Address) -> Option<(i32, PathInfo)> {
-        let found = self.find((family, to, Address::ANY, 0, 0)).ok()?;
+    pub(crate) fn way(&self, family: u16, to: Address, mark: u32) -> Option<(i32, PathInfo)> {
+        let found = self.find((family, to, Address::ANY, 0, mark)).ok()?;
         Some((found.ifindex, found.path))
     }
 
@@ -360,7 +375,12 @@ impl Host for HostRoutes {
     }
 
     fn owner(&self, flow: &Flow) -> Option<Owner> {
-        // Other sockets' own policies are the host's packet filter's business.
+        if let Some(own) = self.own.borrow().of_flow(flow) {
+            return Some(Owner {
+                socket: own.key,
+                encap: 0,
+            });
+        }
         let sockets = self.encap.borrow();
         let socket = sockets.iter().find(|it| it.port == flow.dport)?;
         (flow.proto == IPPROTO_UDP).then_some(Owner {

@@ -6,27 +6,27 @@ use std::sync::Arc;
 
 use dataplane::io::bulk::Bulk;
 use dataplane::io::udp_encap;
-use dataplane::mib::Counter;
+use dataplane::mib::{Counter, Mib};
 use dataplane::spd::SocketKey;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt, setsockopt, sockopt};
-use xfrm_proto::consts::XFRM_POLICY_OUT;
+use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt, sockopt};
 use xfrmd::emulator::{Inputs, NetnsId};
 
 use super::connection::{Connection, Reply};
 use super::keeper::Role;
 use super::namespace::{self, Home};
 use super::observe::Observed;
+use super::own_sockets::Own;
 use super::packets::{PacketThreads, Sockets};
 use super::{Daemon, clock, host};
-use crate::attach::{Attachment, BYPASS, CAPTURED, Change, EncapSocket, MARK_MASK};
+use crate::attach::{Attachment, BYPASS, Change, Devices, EncapSocket, OwnSocket};
 use xfrm_proto::control::{Answer, Socket};
 
 /// A namespace whose policies are followed.
 #[derive(Default)]
 pub(super) struct Followed {
-    attachment: Attachment,
+    pub(super) attachment: Attachment,
     threads: Option<PacketThreads>,
     /// The namespace while it is attached; none for the daemon's own.
     namespace: Option<OwnedFd>,
@@ -38,8 +38,8 @@ pub(super) struct Followed {
     pub(super) encap: Vec<Encap>,
     /// What is seen of its packets.
     observed: Arc<Observed>,
-    /// Connections that have shown sockets whose own policies are not to bypass.
-    pub(super) captured: Vec<u64>,
+    /// Sockets whose own policies are not to bypass.
+    pub(super) own: Vec<Own>,
 }
 
 /// A key manager's socket that takes ESP in UDP.
@@ -67,7 +67,7 @@ fn inside(
 
 impl Followed {
     /// Starts carrying packets, once the host sends them.
-    fn start(&mut self, daemon: &Carrier<'_>, tun: dataplane::io::tun::Tun) -> io::Result<()> {
+    fn start(&mut self, daemon: &Carrier<'_>, devices: Devices) -> io::Result<()> {
         let mut sockets = None;
         inside(daemon.home, self.namespace.as_ref(), &mut || {
             sockets = Some(Sockets::open()?);
@@ -78,14 +78,28 @@ impl Followed {
         let threads = PacketThreads::start(
             daemon.id,
             &daemon.netns,
-            tun,
+            devices,
             sockets,
             encap,
             &daemon.line,
             &self.observed,
         )?;
         self.threads = Some(threads);
+        self.tell_own();
         Ok(())
+    }
+
+    pub(super) fn drain(&self) {
+        if let Some(threads) = &self.threads {
+            threads.drain();
+        }
+    }
+
+    pub(super) fn tell_own(&self) {
+        if let Some(threads) = &self.threads {
+            let sockets: Vec<OwnSocket> = self.own.iter().map(|own| own.socket).collect();
+            threads.set_own_sockets(sockets);
+        }
     }
 
     /// Goes on with a namespace and a device that others have left.
@@ -100,6 +114,18 @@ impl Followed {
         if let Some(threads) = &self.threads {
             threads.set_encap_sockets(sockets, bulk);
         }
+    }
+
+    /// Counts what the host's packet filter has dropped since the last time.
+    fn count_dropped(&mut self, mib: &Mib) {
+        let dropped = self.attachment.dropped();
+        for &(counter, packets) in &dropped {
+            let mut before = self.dropped.iter();
+            let before = before.find(|&&(other, _)| other == counter);
+            let before = before.map_or(0, |&(_, packets)| packets);
+            mib.add(counter, packets.saturating_sub(before));
+        }
+        self.dropped = dropped;
     }
 
     /// Sockets that take ESP in UDP, one a port, and ours beside them.
@@ -167,13 +193,16 @@ impl Daemon {
             let touched = netns.spd.take_touched();
             let defaults = followed.attachment.set_defaults(netns.spd.defaults());
             let attachment = &mut followed.attachment;
-            attachment.set_needed(!followed.captured.is_empty());
             let differs = attachment.is_wanted() != attachment.is_attached();
-            if touched.is_empty() && !defaults && !differs {
+            if touched.is_empty() && !defaults && !differs && !attachment.has_own_changes() {
                 return;
             }
             for index in touched {
                 followed.attachment.set(index, netns.spd.of_index(index));
+            }
+            if followed.attachment.will_reset_counters() {
+                followed.count_dropped(&netns.mib);
+                followed.dropped.clear();
             }
         }
         let is_home = instance.netns == self.home.cookie;
@@ -209,15 +238,15 @@ impl Daemon {
         };
         let result = match changed {
             Ok(Change::Same) => Ok(()),
-            Ok(Change::Attached(tun)) => {
+            Ok(Change::Attached(devices)) => {
                 tracing::info!(netns = instance.netns, "carrying packets");
                 if let Some(line) = &self.line {
-                    line.hold(instance.netns, Role::Tun, tun.fd());
+                    line.hold(instance.netns, Role::Tun, devices.tun.fd());
                     if let Some(namespace) = &followed.namespace {
                         line.hold(instance.netns, Role::Followed, namespace.as_fd());
                     }
                 }
-                let started = followed.start(&carrier, *tun);
+                let started = followed.start(&carrier, *devices);
                 if started.is_err() {
                     followed.detach(home);
                 }
@@ -311,18 +340,9 @@ impl Daemon {
         let Some(followed) = self.following.get_mut(&id) else {
             return;
         };
-        let dropped = followed.attachment.dropped();
         if let Some(netns) = self.emulator.netns(id) {
-            for &(counter, packets) in &dropped {
-                let before = followed
-                    .dropped
-                    .iter()
-                    .find(|&&(other, _)| other == counter)
-                    .map_or(0, |&(_, packets)| packets);
-                netns.mib.add(counter, packets.saturating_sub(before));
-            }
+            followed.count_dropped(&netns.mib);
         }
-        followed.dropped = dropped;
     }
 
     /// Does to a key manager's socket what the host's XFRM would do by itself.
@@ -347,26 +367,18 @@ impl Daemon {
         if !is_it {
             return Reply::HangUp;
         }
+        let key = SocketKey(socket.cookie);
         if entered.privileged
-            && let Some(wanted) = self.mark_of(entered.id, &socket)
+            && let Err(error) = self.mark_socket(connection.id, entered.id, key, &fd)
         {
-            if wanted == CAPTURED {
-                let followed = self.following.entry(entered.id).or_default();
-                followed.captured.push(connection.id);
-                self.follow_policies(entered.id);
-            }
-            let marked = getsockopt(&fd, sockopt::Mark)
-                .and_then(|mark| setsockopt(&fd, sockopt::Mark, &(mark & !MARK_MASK | wanted)));
-            if let Err(error) = marked {
-                tracing::warn!(%error, "a socket's own policy has no effect on packets");
-            }
+            tracing::warn!(%error, "a socket's own policy has no effect on packets");
+            return Reply::error(error.raw_os_error().unwrap_or(libc::EOPNOTSUPP));
         }
         let shown = encap || !self.following.is_empty();
         if encap {
             let taken = take_encap(&fd);
             match taken {
                 Ok(port) => {
-                    let key = SocketKey(socket.cookie);
                     let bulk = self.bulk_beside(entered.id, key, &fd);
                     let followed = self.following.entry(entered.id).or_default();
                     followed.encap.push(Encap {
@@ -408,23 +420,8 @@ impl Daemon {
         bulk
     }
 
-    /// The mark that a socket's own policy for what it sends comes to, if it has one.
-    ///
-    /// What is to be protected comes to us, but the engine does not learn whose it is: it is
-    /// dropped unless another policy is for it.
-    fn mark_of(&self, id: NetnsId, socket: &Socket) -> Option<u32> {
-        let netns = self.emulator.netns(id)?;
-        let key = SocketKey(socket.cookie);
-        if netns.spd.socket_bypasses(key, XFRM_POLICY_OUT) {
-            return Some(BYPASS);
-        }
-        let has = netns.spd.has_socket_policy(key, XFRM_POLICY_OUT);
-        has.then_some(CAPTURED)
-    }
-
     /// Forgets what only a connection needed; where there was something.
     pub(super) fn end_shown(&mut self, connection: u64) -> Vec<NetnsId> {
-        let mut changed = Vec::new();
         let mut ended = Vec::new();
         for (&id, followed) in &mut self.following {
             let before = followed.encap.len();
@@ -433,16 +430,8 @@ impl Daemon {
                 followed.tell_ports();
                 ended.push(id);
             }
-            let before = followed.captured.len();
-            followed.captured.retain(|&owner| owner != connection);
-            if followed.captured.len() != before {
-                changed.push(id);
-            }
         }
-        for &id in &changed {
-            self.follow_policies(id);
-        }
-        ended.extend(changed);
+        ended.extend(self.forget_own_sockets(|own| own.connection == Some(connection)));
         ended
     }
 

@@ -509,6 +509,14 @@ impl Daemon {
         if !entered.privileged {
             return Reply::error(libc::EPERM);
         }
+        let holder = (entered.id, socket.cookie);
+        // Without a family the socket is about to be closed.
+        let closed = value.is_none() && family == 0;
+        if closed && !self.may_forget(entered.id, SocketKey(socket.cookie)) {
+            connection.policies.retain(|&other| other != holder);
+            self.arm();
+            return Reply::Answer(Answer::default());
+        }
         let number = |family: u32| u16::try_from(family).unwrap_or(u16::MAX);
         let result = self.emulator.set_socket_policy(
             clock::now(),
@@ -521,10 +529,11 @@ impl Daemon {
         if let Err(errno) = result {
             return Reply::error(errno);
         }
-        let holder = (entered.id, socket.cookie);
         connection.policies.retain(|&other| other != holder);
         if value.is_some() {
             connection.policies.push(holder);
+        } else {
+            self.forget_own_sockets(|own| own.socket.key.0 == socket.cookie);
         }
         self.keep_belongings(connection, entered.id);
         Reply::Answer(Answer::default())
@@ -534,6 +543,9 @@ impl Daemon {
     pub(super) fn end_belongings(&mut self, connection: u64, policies: &[(NetnsId, u64)]) {
         for &(id, cookie) in policies {
             let socket = SocketKey(cookie);
+            if !self.may_forget(id, socket) {
+                continue;
+            }
             let now = clock::now();
             // Taking policies away does not fail.
             let _ = self.emulator.set_socket_policy(now, id, socket, 0, 0, None);

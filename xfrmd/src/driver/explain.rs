@@ -76,7 +76,7 @@ impl Daemon {
         let explanation = if asked.leaves {
             let mobility = netns.profile.decodes_mobility;
             let mut flow = Flow::of_packet(&packet, asked.mark, 0, mobility).ok_or_else(invalid)?;
-            let way = routes.way(flow.family, flow.daddr);
+            let way = routes.way(flow.family, flow.daddr, flow.mark);
             let (mtu, hop_limit) = way.map_or(UNROUTED, |(_, way)| (way.mtu, way.hop_limit));
             flow.ifindex = way.map_or(0, |(ifindex, _)| ifindex);
             let meta = OutputMeta {

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,17 +19,14 @@ const ENDING_TRIES: u32 = 50;
 /// Listens at a pathname, taking the place of a daemon that has died.
 pub(crate) fn at_path(path: &Path) -> io::Result<OwnedFd> {
     let address = UnixAddr::new(path)?;
-    if path.exists() {
-        // One whose keeper has just been killed is about to end.
-        let mut tries = 0;
-        while connect(seqpacket()?.as_raw_fd(), &address).is_ok() {
-            tries += 1;
-            if tries > ENDING_TRIES {
-                return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
-            }
-            std::thread::sleep(ENDING_WAIT);
+    // One whose keeper has just been killed is about to end.
+    let mut tries = 0;
+    while let Err(error) = clear(path, SockType::SeqPacket) {
+        tries += 1;
+        if tries > ENDING_TRIES {
+            return Err(error);
         }
-        std::fs::remove_file(path)?;
+        std::thread::sleep(ENDING_WAIT);
     }
     let fd = seqpacket()?;
     bind(fd.as_raw_fd(), &address)?;
@@ -37,6 +34,22 @@ pub(crate) fn at_path(path: &Path) -> io::Result<OwnedFd> {
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o666))?;
     listen(&fd, Backlog::MAXCONN)?;
     Ok(fd)
+}
+
+/// Removes what a daemon that was killed has left: a socket at which nobody listens. Anything else
+/// stays, and is in the way.
+pub(crate) fn clear(path: &Path, kind: SockType) -> io::Result<()> {
+    let is_socket = path
+        .symlink_metadata()
+        .is_ok_and(|status| status.file_type().is_socket());
+    if !is_socket {
+        return Ok(());
+    }
+    let probe = unconnected(kind)?;
+    match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
+        Err(Errno::ECONNREFUSED) => std::fs::remove_file(path),
+        _ => Err(io::Error::from_raw_os_error(libc::EADDRINUSE)),
+    }
 }
 
 /// Whether a daemon has listened there that is no more.
@@ -58,9 +71,13 @@ pub(crate) fn at_abstract(name: &str) -> io::Result<OwnedFd> {
 }
 
 fn seqpacket() -> io::Result<OwnedFd> {
+    unconnected(SockType::SeqPacket)
+}
+
+fn unconnected(kind: SockType) -> io::Result<OwnedFd> {
     Ok(socket(
         AddressFamily::Unix,
-        SockType::SeqPacket,
+        kind,
         SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
         None,
     )?)

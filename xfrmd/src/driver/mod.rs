@@ -38,6 +38,7 @@ pub(crate) mod listener;
 mod namespace;
 mod observe;
 mod outbox;
+mod own_sockets;
 mod packets;
 mod privilege;
 pub(crate) mod program;
@@ -54,6 +55,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use dataplane::netns::Limits;
+use dataplane::spd::SocketKey;
 use dataplane::{BootNanos, Profile};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -75,6 +77,8 @@ use restart::Orphan;
 
 /// How often we look whether sockets without a process that told us are still there.
 const LINGER: u64 = 2_000_000_000;
+/// How often we look whether a closed connection still has something to send.
+const CLOSED_LOOK: u64 = 200_000_000;
 /// How often we try to tell members that they lost events.
 const OVERRUN_RETRY: u64 = 20_000_000;
 
@@ -164,6 +168,8 @@ pub(crate) struct Daemon {
     native_groups: u32,
     overruns: bool,
     lingering: bool,
+    /// Connections whose policies stay although their programs have closed them.
+    closed: Vec<(NetnsId, SocketKey)>,
     following: Following,
     /// What packets ask for, if they are carried.
     inquiries: Option<Inquiries>,
@@ -217,6 +223,7 @@ impl Daemon {
             native_groups: 0,
             overruns: false,
             lingering: false,
+            closed: Vec::new(),
             following: Following::default(),
             inquiries,
             frame: vec![0; LARGEST_FRAME],
@@ -291,6 +298,7 @@ impl Daemon {
         if self.lingering {
             self.look_for_lingerers();
         }
+        self.look_at_closed();
         self.arm();
     }
 
@@ -306,6 +314,9 @@ impl Daemon {
         }
         if self.lingering {
             also(LINGER);
+        }
+        if !self.closed.is_empty() {
+            also(CLOSED_LOOK);
         }
         let Some(next) = next else { return };
         if self.armed.is_some_and(|armed| armed <= next) {

@@ -22,7 +22,8 @@ use super::attaching::Encap;
 use super::connection::Connection;
 use super::instance::{Instance, Speakers};
 use super::keeper::{Held, Inheritance, Role};
-use crate::attach::EncapSocket;
+use super::own_sockets::Own;
+use crate::attach::{EncapSocket, OwnSocket};
 
 /// What a process had set, until it connects again.
 pub(super) struct Orphan {
@@ -41,8 +42,8 @@ enum Belonging {
     Policies { cookie: u64 },
     /// A socket takes ESP in UDP.
     Encap { port: u16, key: u64 },
-    /// It has sockets whose own policies are not to bypass.
-    Captured,
+    /// A socket's own policies are not to bypass: our mark on it, and its user's.
+    Own { mark: u32, user_mark: u32, key: u64 },
 }
 
 /// The driver's record of a namespace.
@@ -62,7 +63,11 @@ impl Image {
             let [kind, first, second] = match belonging {
                 Belonging::Policies { cookie } => [0, cookie, 0],
                 Belonging::Encap { port, key } => [1, port.into(), key],
-                Belonging::Captured => [2, 0, 0],
+                Belonging::Own {
+                    mark,
+                    user_mark,
+                    key,
+                } => [2, u64::from(mark) << 32 | u64::from(user_mark), key],
             };
             words.extend([
                 connection,
@@ -91,7 +96,11 @@ impl Image {
                     port: u16::try_from(first).ok()?,
                     key: second,
                 },
-                2 => Belonging::Captured,
+                2 => Belonging::Own {
+                    mark: u32::try_from(first >> 32).ok()?,
+                    user_mark: u32::try_from(first & u64::from(u32::MAX)).ok()?,
+                    key: second,
+                },
                 _ => return None,
             };
             Some((connection, i32::try_from(pid).ok()?, belonging))
@@ -110,6 +119,9 @@ const fn record(id: NetnsId) -> Record {
         place: 0,
     }
 }
+
+/// A connection: its number, its process, and the sockets that it gave policies to.
+type Served<'a> = (u64, i32, &'a [(NetnsId, u64)]);
 
 impl Daemon {
     /// Takes over what others have left, if there were any, and keeps state from now on.
@@ -161,10 +173,10 @@ impl Daemon {
                     .inspect_err(|error| tracing::warn!(%error, "sockets of a namespace"))
                     .ok();
             }
-            if let (Some(watch), Some(namespace)) = (&mut self.watch, &instance.namespace) {
-                if let Err(error) = watch.add(image.cookie, namespace.as_fd()) {
-                    tracing::debug!(%error, "the namespace's end will go unnoticed");
-                }
+            if let (Some(watch), Some(namespace)) = (&mut self.watch, &instance.namespace)
+                && let Err(error) = watch.add(image.cookie, namespace.as_fd())
+            {
+                tracing::debug!(%error, "the namespace's end will go unnoticed");
             }
             let listeners = self.listeners_in(&instance).unwrap_or_default();
             instance.find_members(&listeners);
@@ -198,7 +210,25 @@ impl Daemon {
                             bulk: None,
                         });
                     }
-                    Belonging::Captured => followed.captured.push(connection),
+                    Belonging::Own {
+                        mark,
+                        user_mark,
+                        key,
+                    } => {
+                        let key = SocketKey(key);
+                        if let Some(netns) = self.emulator.netns(id) {
+                            let policies = netns.spd.socket_policies(key);
+                            followed.attachment.set_own(mark, policies);
+                        }
+                        followed.own.push(Own {
+                            connection: Some(connection),
+                            socket: OwnSocket {
+                                mark,
+                                user_mark,
+                                key,
+                            },
+                        });
+                    }
                 }
             }
             self.by_cookie.insert(image.cookie, id);
@@ -218,7 +248,7 @@ impl Daemon {
         self.keep_with(None, id);
     }
 
-    fn keep_with(&mut self, served: Option<(u64, i32, &[(NetnsId, u64)])>, id: NetnsId) {
+    fn keep_with(&mut self, served: Option<Served<'_>>, id: NetnsId) {
         let Some(instance) = self.instances.get_mut(&id) else {
             return;
         };
@@ -242,10 +272,14 @@ impl Daemon {
                 port: it.socket.port,
                 key: it.socket.key.0,
             });
-            let captured = followed.iter().flat_map(|it| &it.captured);
-            let captured = captured.filter(|owner| **owner == connection);
-            let captured = captured.map(|_| Belonging::Captured);
-            let all = of_policies.chain(encap).chain(captured);
+            let own = followed.iter().flat_map(|it| &it.own);
+            let own = own.filter(|it| it.connection == Some(connection));
+            let own = own.map(|it| Belonging::Own {
+                mark: it.socket.mark,
+                user_mark: it.socket.user_mark,
+                key: it.socket.key.0,
+            });
+            let all = of_policies.chain(encap).chain(own);
             image
                 .belongings
                 .extend(all.map(|belonging| (connection, pid, belonging)));
@@ -322,7 +356,15 @@ mod tests {
             belongings: vec![
                 (3, 4242, Belonging::Policies { cookie: u64::MAX }),
                 (4, 1, Belonging::Encap { port: 4500, key: 9 }),
-                (4, 1, Belonging::Captured),
+                (
+                    4,
+                    1,
+                    Belonging::Own {
+                        mark: 0x0800_0001,
+                        user_mark: 7,
+                        key: 9,
+                    },
+                ),
             ],
         };
         let bytes = image.encode();

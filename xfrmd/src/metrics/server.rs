@@ -12,11 +12,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::SockType;
 use serde_json::Value;
 
 use super::{Endpoint, text};
 use crate::driver::client::Inside;
-use crate::driver::listener::Removed;
+use crate::driver::listener::{self, Removed};
 
 /// How long a piece of a request or of an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -41,13 +42,7 @@ impl Listener {
                 Self::Inet(listener)
             }
             Endpoint::Path(path) => {
-                // What a killed daemon has left.
-                match std::os::unix::net::UnixStream::connect(path) {
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                        std::fs::remove_file(path)?;
-                    }
-                    _ => {}
-                }
+                listener::clear(path, SockType::Stream)?;
                 let listener = UnixListener::bind(path)?;
                 std::fs::set_permissions(path, PermissionsExt::from_mode(0o666))?;
                 listener.set_nonblocking(true)?;

@@ -1,6 +1,6 @@
 //! The shelf that a restarted daemon takes its state from ([`dataplane::keep`]).
 //!
-//! [`memory`]: an anonymous file. It is cut into blocks, each an image or the words of a record,
+//! `memory`: an anonymous file. It is cut into blocks, each an image or the words of a record,
 //! one behind the other:
 //!
 //! ```text

@@ -14,6 +14,11 @@ const IP: Need = Need::Program("ip", "iproute2");
 
 pub(crate) const CASES: &[Case] = &[
     (
+        "what_is_in_the_way_of_a_socket_stays",
+        Need::Root,
+        in_the_way,
+    ),
+    (
         "captures_open_in_tcpdump",
         Need::Program("tcpdump", "tcpdump"),
         captures_open,
@@ -394,6 +399,37 @@ fn units() {
     );
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+fn in_the_way() {
+    let scratch = Scratch::new("in-the-way");
+    let path = scratch.write("precious", "a file");
+    let control = scratch.path("control");
+    for options in [[&path, &scratch.path("metrics")], [&control, &path]] {
+        let mut command = xfrmd();
+        command.args(["--config", "/dev/null", "--socket"]);
+        command.arg(options[0]).arg("--metrics").arg(options[1]);
+        let output = outcome(&mut command);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains("precious") && said.contains("in use"),
+            "{said}"
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "a file");
+    }
+    // A socket that a killed daemon has left is not in the way.
+    drop(std::os::unix::net::UnixListener::bind(scratch.path("left")).unwrap());
+    let left = scratch.path("left").display().to_string();
+    let service = Service::start(
+        "left-behind",
+        Start {
+            options: &["--metrics", &left],
+            ..Start::default()
+        },
+    );
+    assert!(ask(&left, SCRAPE).unwrap().contains("xfrmd_build_info"));
+    drop(service);
 }
 
 fn captures_open() {

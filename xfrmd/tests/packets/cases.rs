@@ -95,14 +95,7 @@ impl Pair {
 
     /// SAs for both directions at both ends.
     pub(crate) fn sas(&mut self, mode: &str, a: &str, b: &str) {
-        let sa = |src: &str, dst: &str, spi: u32| {
-            format!(
-                "ip xfrm state add src {src} dst {dst} proto esp spi {spi:#x} reqid 1 mode {mode} \
-                 replay-window 32 aead 'rfc4106(gcm(aes))' \
-                 0x0102030405060708090a0b0c0d0e0f1011121314 128"
-            )
-        };
-        let both = format!("{}; {}", sa(a, b, 0x100), sa(b, a, 0x200));
+        let both = sas(mode, a, b);
         // B first: what waits at A leaves as soon as A has SAs.
         self.xb.sh(&both);
         self.xa.sh(&both);
@@ -144,6 +137,18 @@ impl Pair {
         self.sas("transport", A, B);
         self.policies("transport", [A, B], [A, B], false);
     }
+}
+
+/// Makes SAs for both directions.
+pub(crate) fn sas(mode: &str, a: &str, b: &str) -> String {
+    let sa = |src: &str, dst: &str, spi: u32| {
+        format!(
+            "ip xfrm state add src {src} dst {dst} proto esp spi {spi:#x} reqid 1 mode {mode} \
+             replay-window 32 aead 'rfc4106(gcm(aes))' \
+             0x0102030405060708090a0b0c0d0e0f1011121314 128"
+        )
+    };
+    format!("{}; {}", sa(a, b, 0x100), sa(b, a, 0x200))
 }
 
 pub(crate) fn udp(address: &str) -> UdpSocket {

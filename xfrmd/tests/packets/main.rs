@@ -16,9 +16,11 @@
 mod bulk;
 mod capture;
 mod cases;
+mod defaults;
 #[path = "../namespaces/mod.rs"]
 mod namespaces;
 mod net;
+mod own;
 mod restart;
 mod ways;
 
@@ -51,6 +53,10 @@ fn main() -> ExitCode {
             net::manage_keys(&log, arguments.next().is_some());
             return ExitCode::SUCCESS;
         }
+        Some("own") => {
+            own::play(&arguments.next().unwrap(), arguments);
+            return ExitCode::SUCCESS;
+        }
         Some("protected-sender") => {
             net::send_protected(&arguments.next().unwrap());
             return ExitCode::SUCCESS;
@@ -63,6 +69,8 @@ fn main() -> ExitCode {
     let trials = cases::CASES
         .iter()
         .chain(ways::CASES)
+        .chain(own::CASES)
+        .chain(defaults::CASES)
         .map(|&(name, body)| {
             let name = match missing {
                 Some(reason) if !required => format!("{name} ({reason})"),

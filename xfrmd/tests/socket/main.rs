@@ -35,6 +35,8 @@ pub(crate) enum Need {
     Ip,
     /// A user namespace of one's own, without privileges.
     UserNamespaces,
+    /// A C compiler and a static C library.
+    Compiler,
 }
 
 impl Need {
@@ -45,6 +47,7 @@ impl Need {
             Command::new(program)
                 .arg("-V")
                 .stdout(Stdio::null())
+                .stderr(Stdio::null())
                 .status()
                 .is_ok()
         };
@@ -52,6 +55,9 @@ impl Need {
             Self::Root if !root => Some("needs root: run the tests with sudo"),
             Self::Ip if !root || !found("ip") => {
                 Some("needs root and ip: apt-get install iproute2, sudo")
+            }
+            Self::Compiler if !found("cc") => {
+                Some("needs a C compiler: apt-get install gcc libc6-dev")
             }
             Self::UserNamespaces if !process::user_namespaces_work() => {
                 Some("needs user namespaces: sysctl kernel.unprivileged_userns_clone=1")

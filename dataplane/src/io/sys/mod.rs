@@ -6,6 +6,7 @@
 )]
 
 pub(super) mod datagram;
+pub(super) mod marked;
 
 use std::io;
 use std::mem::{size_of, zeroed};

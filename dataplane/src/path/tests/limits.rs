@@ -41,6 +41,45 @@ fn bytes_are_those_of_the_payload() {
 }
 
 #[test]
+fn packets_in_hand_meet_limits_one_by_one() {
+    for (soft, hard, through) in [(XFRM_INF, XFRM_INF, 12), (4, 9, 9)] {
+        let mut host = Host::new();
+        host.add_policy(policy(&[template()]));
+        let sa = host.add_sa(1, |sa| {
+            sa.info.lft.soft_packet_limit = soft;
+            sa.info.lft.hard_packet_limit = hard;
+        });
+        let mut packets = vec![PacketBuf::copy_of(&udp(1, 72)); 12];
+        let mut verdicts = Vec::new();
+        let (now, meta, routes) = (host.now(), &host.meta, &host.routes);
+        host.worker.output_batch(
+            &host.netns,
+            now,
+            &mut packets,
+            meta,
+            routes,
+            &mut |_, _| {},
+            &mut |verdict| verdicts.push(verdict),
+        );
+        let (sent, refused) = verdicts.split_at(through);
+        assert!(sent.iter().all(|verdict| *verdict == Verdict::Sent(1)));
+        let gone = dropped(DropReason::OutNoStates, 0);
+        match refused {
+            [] => assert_eq!(through, 12),
+            [first, rest @ ..] => {
+                assert_eq!(*first, dropped(DropReason::OutExpired, errno::EINVAL));
+                assert!(rest.iter().all(|verdict| *verdict == gone));
+            }
+        }
+        let traffic = &host.sa(sa).traffic;
+        assert_eq!(traffic.lifetime().packets, through as u64);
+        assert_eq!(traffic.lifetime().bytes, 100 * through as u64);
+        assert_eq!(traffic.use_time(), now.real.0);
+        assert_eq!(traffic.last_sent().0, through as u64);
+    }
+}
+
+#[test]
 fn an_expired_sa_is_not_chosen_while_its_request_waits() {
     let mut host = Host::new();
     host.add_policy(policy(&[template()]));

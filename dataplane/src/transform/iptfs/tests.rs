@@ -171,6 +171,28 @@ fn iptfs_bad_block_takes_the_good_ones_along() {
 }
 
 #[test]
+fn inner_lengths_of_nothing_end() {
+    let stated = |bytes: u16| {
+        let mut packet = v4(40, 0);
+        packet[2..4].copy_from_slice(&bytes.to_be_bytes());
+        packet
+    };
+    let mut options = v4(40, 0);
+    options[0] = 0x44;
+    for bad in [stated(0), stated(1), stated(19), options] {
+        let out = take(0, &[payload(0, &[&bad]), payload(0, &[&bad[..4]])]);
+        assert_eq!(out.dropped, [DropReason::IptfsInner; 2], "{bad:x?}");
+        assert!(out.packets.is_empty());
+        // In two pieces, the first too short to say a length.
+        let pieces = [payload(0, &[&bad[..3]]), payload(37, &[&bad[3..]])];
+        assert!(take(0, &pieces).packets.len() <= 1);
+    }
+    // An IPv6 packet without payload is one.
+    let out = take(0, &[payload(0, &[&v6(40), &v6(40)])]);
+    assert_eq!(out.packets, [v6(40), v6(40)]);
+}
+
+#[test]
 fn iptfs_all_is_padding_for_a_packet_under_way() {
     let (whole, long) = (v4(40, 0), v6(400));
     let begin = payload(0, &[&long[..100]]);

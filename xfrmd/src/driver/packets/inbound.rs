@@ -80,7 +80,8 @@ impl Inbound {
                         self.receivers.set_ports(&ports, &bulk);
                         self.road.routes.set_encap_sockets(sockets);
                     }
-                    Command::Retry(_) | Command::Iptfs(_) => {}
+                    Command::OwnSockets(sockets) => self.road.routes.set_own_sockets(sockets),
+                    Command::Retry(_) | Command::Iptfs(_) | Command::Drain(_) => {}
                 }
             }
         }

@@ -16,9 +16,10 @@ mod sockets;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use dataplane::Netns;
 use dataplane::io::bulk::Bulk;
@@ -35,11 +36,13 @@ use xfrmd::emulator::NetnsId;
 
 use super::clock::HostEntropy;
 use super::observe::Observed;
-use crate::attach::{EncapSocket, HostRoutes};
+use crate::attach::{Devices, EncapSocket, HostRoutes, OwnSocket};
 use inbound::Inbound;
 use outbound::Outbound;
 use sockets::{Receivers, Senders};
 
+/// A thread that is overwhelmed is not waited for.
+const LONGEST_DRAIN: Duration = Duration::from_secs(1);
 /// Packets of one round.
 const BATCH: usize = 128;
 
@@ -105,6 +108,10 @@ enum Command {
     Iptfs(Vec<SaHandle>),
     /// Sockets that take ESP in UDP, one a port, and some for it beside them.
     EncapSockets(Vec<EncapSocket>, Vec<Arc<Bulk>>),
+    /// Sockets that have policies of their own.
+    OwnSockets(Vec<OwnSocket>),
+    /// Everything that the host has sent by now has to leave first.
+    Drain(SyncSender<()>),
     Stop,
 }
 
@@ -140,12 +147,13 @@ impl PacketThreads {
     pub(super) fn start(
         id: NetnsId,
         netns: &Arc<RwLock<Netns>>,
-        tun: Tun,
+        devices: Devices,
         sockets: Sockets,
         (encap, bulk): (Vec<EncapSocket>, Vec<Arc<Bulk>>),
         line: &Line,
         observed: &Arc<Observed>,
     ) -> io::Result<Self> {
+        let Devices { tun, marked } = devices;
         let tun = Arc::new(tun);
         let Sockets {
             mut receivers,
@@ -178,7 +186,9 @@ impl PacketThreads {
         let (road_in, commands_in, wake_in) = road(routes_in, 1)?;
         let namespace_out = namespace.try_clone()?;
         let outbound = Thread::start("packets-out", commands_out, wake_out, move || {
-            enter(&namespace_out, || Outbound::new(road_out, senders).run());
+            enter(&namespace_out, || {
+                Outbound::new(road_out, marked, senders).run()
+            });
         })?;
         let inbound = Thread::start("packets-in", commands_in, wake_in, move || {
             enter(&namespace, || Inbound::new(road_in, receivers).run());
@@ -201,6 +211,21 @@ impl PacketThreads {
         self.outbound
             .tell(Command::EncapSockets(sockets.clone(), bulk.clone()));
         self.inbound.tell(Command::EncapSockets(sockets, bulk));
+    }
+
+    /// Waits until what the host has sent by now has passed the engine.
+    pub(super) fn drain(&self) {
+        let (sender, done) = sync_channel(1);
+        self.outbound.tell(Command::Drain(sender));
+        if done.recv_timeout(LONGEST_DRAIN).is_err() {
+            tracing::warn!("packets have been waiting for long");
+        }
+    }
+
+    /// Knows these sockets by their marks.
+    pub(super) fn set_own_sockets(&self, sockets: Vec<OwnSocket>) {
+        self.outbound.tell(Command::OwnSockets(sockets.clone()));
+        self.inbound.tell(Command::OwnSockets(sockets));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::PoisonError;
 
+use dataplane::io::marked::Marked;
 use dataplane::packet::segment::Offload;
 use dataplane::packet::{Family, PacketBuf, icmp};
 use dataplane::path::hold::Queue;
@@ -15,22 +16,26 @@ use xfrm_proto::uapi::Address;
 use super::inbound::{Arrival, ToHost};
 use super::sockets::Senders;
 use super::{Command, Road, buffers, readable, wait_for};
-use crate::attach::{HostRoutes, LEAST_MTU_V6};
+use crate::attach::{HostRoutes, LEAST_MTU_V6, OWN, OWN_MASK, STATE_MASK};
 use crate::capture::record::{Direction, Layer};
 use crate::driver::clock;
 use crate::driver::observe::Observed;
 use crate::driver::outbox::Outbox;
 
 /// Descriptors in front of those of errors.
-const OTHERS: usize = 3;
+const OTHERS: usize = 4;
 /// Packets that are sent together, and possibly those of one frame more.
 const ENOUGH: usize = 32;
 /// Rounds with packets between two looks at anything else.
 const MOST_ROUNDS: usize = 16;
+/// Rounds that may empty what the devices hold.
+const MOST_DRAINED: usize = 4096;
 
 /// The thread that sends.
 pub(super) struct Outbound {
     road: Road,
+    /// Packets that have a mark.
+    marked: Option<Marked>,
     senders: Senders,
     wire: Outbox,
     host: ToHost,
@@ -41,9 +46,10 @@ pub(super) struct Outbound {
 }
 
 impl Outbound {
-    pub(super) fn new(road: Road, senders: Senders) -> Self {
+    pub(super) fn new(road: Road, marked: Option<Marked>, senders: Senders) -> Self {
         Self {
             road,
+            marked,
             senders,
             wire: Outbox::default(),
             host: ToHost::default(),
@@ -69,7 +75,10 @@ impl Outbound {
             let ms = i32::try_from(nanos / 1_000_000 + 1).unwrap_or(i32::MAX);
             PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
         });
-        let fds = [self.road.wake(), self.road.routes.fd(), self.road.tun.fd()];
+        // A descriptor twice, where there is no other, keeps the order.
+        let tun = self.road.tun.fd();
+        let marked = self.marked.as_ref().map_or(tun, Marked::fd);
+        let fds = [self.road.wake(), self.road.routes.fd(), tun, marked];
         let fds = fds.map(wait_for).into_iter();
         readable(fds.chain(self.senders.poll_fds()), timeout, &mut self.ready);
         let [wake, news, ..] = *self.ready else {
@@ -89,6 +98,15 @@ impl Outbound {
                     Command::EncapSockets(sockets, bulk) => {
                         self.senders.set_bulk(bulk);
                         self.road.routes.set_encap_sockets(sockets);
+                    }
+                    Command::OwnSockets(sockets) => self.road.routes.set_own_sockets(sockets),
+                    Command::Drain(done) => {
+                        let mut rounds = MOST_DRAINED;
+                        while rounds > 0 && self.take() {
+                            rounds -= 1;
+                        }
+                        // Whoever asked may have given up.
+                        let _ = done.try_send(());
                     }
                     Command::Retry(queues) => self.retry(queues),
                     Command::Iptfs(sas) => self.run_iptfs(&sas),
@@ -163,27 +181,36 @@ impl Outbound {
     fn take(&mut self) -> bool {
         let Self {
             road,
+            marked,
             wire,
             host,
             frame,
             ident,
             ..
         } = self;
-        let mut more = true;
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
-        let now = clock::now();
-        while more && wire.len() < ENOUGH {
-            match road.tun.read(frame) {
-                Ok(Some(offload)) => {
-                    let mut passage = Passage {
-                        netns: &netns,
-                        now,
-                        wire,
-                        host,
-                        ident,
-                        watched: road.observed.watch(),
-                    };
-                    passage.output(&mut road.worker, &road.routes, frame, offload);
+        let mut passage = Passage {
+            netns: &netns,
+            now: clock::now(),
+            wire,
+            host,
+            ident,
+            watched: road.observed.watch(),
+        };
+        let mut more = true;
+        while more && passage.wire.len() < ENOUGH {
+            // First what has no mark, then what has one.
+            let plain = road
+                .tun
+                .read(frame)
+                .map(|read| read.map(|offload| (offload, 0)));
+            let read = match (plain, marked.as_ref()) {
+                (Ok(None), Some(marked)) => marked.read(frame),
+                (plain, _) => plain,
+            };
+            match read {
+                Ok(Some((offload, mark))) => {
+                    passage.output(&mut road.worker, &road.routes, frame, (offload, mark));
                 }
                 Ok(None) => more = false,
                 Err(error) => {
@@ -244,23 +271,29 @@ impl Passage<'_> {
         worker: &mut Worker,
         routes: &HostRoutes,
         packet: &mut PacketBuf,
-        offload: Offload,
+        (offload, mark): (Offload, u32),
     ) {
         let Some((family, source, destination)) = ends(packet) else {
             return;
         };
+        let sender = routes.sender(mark);
+        if sender.is_none() && mark & OWN != 0 && mark & OWN_MASK != OWN {
+            tracing::debug!(mark, "a packet of a socket that has gone");
+            return;
+        }
+        let mark = sender.map_or(mark & !STATE_MASK, |own| own.user_mark);
         // The way that it would have gone without us. Without one there is none with us.
-        let Some((ifindex, way)) = routes.way(family, destination) else {
+        let Some((ifindex, way)) = routes.way(family, destination, mark) else {
             return;
         };
         // IPv6 has no DF: whether a socket lets its datagrams be cut does not show. They are, and
         // it hears of it.
         let in_parts = family == AF_INET6 && routes.is_local(family, source);
         let meta = OutputMeta {
-            mark: 0,
+            mark,
             if_id: 0,
             ifindex,
-            socket: None,
+            socket: sender.map(|own| own.key),
             // A sender on this host too learns the SAs' MTU from an error, not from its route.
             forwarded: !in_parts,
             bypasses: false,
