@@ -122,6 +122,10 @@ pub(super) fn mobike() {
     flow.more(50);
     // Lost is what one end sent while the other did not know of the address.
     drop(flow);
+    // What was still on its way is there before what follows it.
+    let flow = pair.site_flow();
+    flow.more(10);
+    flow.finish();
     let (a, b) = (pair.a.sas(), pair.b.sas());
     let flow = pair.site_flow();
     flow.more(50);
