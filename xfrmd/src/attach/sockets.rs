@@ -112,7 +112,7 @@ fn question(flow: &Flow) -> Messages {
     let mut messages = Messages::default();
     let bytes = if flow.family == AF_INET6 { 16 } else { 4 };
     let (ours, theirs) = ((flow.daddr, flow.dport), (flow.saddr, flow.sport));
-    // QUIRK: sock_diag_swaps_the_ends_of_udp.
+    // Of UDP the host wants the ends the other way round.
     let (source, destination) = match flow.proto {
         IPPROTO_UDP => (theirs, ours),
         _ => (ours, theirs),
