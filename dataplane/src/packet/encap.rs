@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(join(&[esp(1, 7, 1400)]), None);
         assert_eq!(join(&[esp(1, 7, 100), esp(1, 8, 60)]), Some(100));
         let many: Vec<_> = (0..40)
-            .map(|number| esp(1, u32::MAX - 20 + number, 400))
+            .map(|number| esp(1, (u32::MAX - 20).wrapping_add(number), 400))
             .collect();
         assert_eq!(join(&many), Some(400));
         // One was lost before; another SA's or an older one is no evidence.
