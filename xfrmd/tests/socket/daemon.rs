@@ -504,6 +504,7 @@ fn killed_daemon() {
     assert_eq!(reader.does("recv 0"), "type 0x13");
     assert_eq!(reader.does("poll 5000"), "ready 1");
     assert_eq!(reader.does("recv 0"), refused);
+    assert_eq!(reader.does("recv 64"), format!("errno {}", libc::EAGAIN));
     assert_eq!(reader.does("poll 0"), "ready 0");
     assert_eq!(reader.does("ask 1"), refused);
     assert_eq!(member.does("poll 0"), "ready 0");
