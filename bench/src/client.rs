@@ -291,12 +291,23 @@ fn load_sas(client: &mut Client, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// Resident memory of the daemon, which is our parent under `xfrmd run`.
+/// Resident memory of the daemon: under `xfrmd run` our parent's child is its keeper, whose child it
+/// is itself.
 fn daemon_rss_kib() -> Result<f64> {
-    let status = std::fs::read_to_string(format!(
-        "/proc/{}/status",
-        std::os::unix::process::parent_id()
-    ))?;
+    let children = |pid: u32| -> Result<Vec<u32>> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        let pids = text.split_ascii_whitespace().map(str::parse);
+        Ok(pids.collect::<Result<_, _>>()?)
+    };
+    let mut daemons = Vec::new();
+    for keeper in children(std::os::unix::process::parent_id())? {
+        daemons.extend(children(keeper)?);
+    }
+    let is_xfrmd = |pid: &&u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "xfrmd\n")
+    };
+    let daemon = daemons.iter().find(is_xfrmd).context("the daemon")?;
+    let status = std::fs::read_to_string(format!("/proc/{daemon}/status"))?;
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("VmRSS:"))
