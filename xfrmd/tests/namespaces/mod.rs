@@ -171,6 +171,18 @@ impl Shell {
         self.0.child.id()
     }
 
+    /// Waits until a counter of `/proc/net/xfrm_stat` is that: what is counted may be on its way.
+    #[track_caller]
+    pub(crate) fn counts(&mut self, name: &str, expected: u64) {
+        for _ in 0..500 {
+            if self.counter(name) == expected {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(self.counter(name), expected, "{name}");
+    }
+
     /// A counter of `/proc/net/xfrm_stat`.
     #[track_caller]
     pub(crate) fn counter(&mut self, name: &str) -> u64 {

@@ -255,7 +255,7 @@ pub(crate) fn bad_wire() {
     is_clean(&pair);
     // There were such packets.
     assert!(counter(&pair.a, "Tcp:", "RetransSegs") > 0);
-    assert_eq!(pair.xb.counter("XfrmInStateProtoError"), 0);
+    pair.xb.counts("XfrmInStateProtoError", 0);
     drop(wire);
 }
 
@@ -295,7 +295,7 @@ fn reaches(pair: &mut Pair, name: &str, value: u64) {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(pair.xb.counter(name), value, "{name}");
+    pair.xb.counts(name, value);
 }
 
 pub(crate) fn strangers() {
