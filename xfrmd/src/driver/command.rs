@@ -94,13 +94,19 @@ impl Drop for PrivateDirectory {
     }
 }
 
+/// Whether [`PrivateDirectory`] names directories so.
+fn is_name_of_ours(name: &str) -> bool {
+    let number = name.strip_prefix(PREFIX);
+    number.is_some_and(|it| it.len() == 16 && it.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 /// Removes directories of ours whose instance was killed: nobody answers there any more.
 fn remove_left_behind(parent: &Path) {
     let Ok(entries) = parent.read_dir() else {
         return;
     };
     for entry in entries.flatten() {
-        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX)
+        let ours = is_name_of_ours(&entry.file_name().to_string_lossy())
             && entry
                 .metadata()
                 .is_ok_and(|status| status.is_dir() && status.uid() == getuid().as_raw());
