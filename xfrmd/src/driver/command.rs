@@ -337,11 +337,14 @@ mod tests {
         let control = path.join(CONTROL);
         bind(early.as_raw_fd(), &UnixAddr::new(&control).unwrap()).unwrap();
         assert!(listener::is_dead(&control));
-        let refusing = parent.join("xfrmd-refusing");
-        std::fs::create_dir(&refusing).unwrap();
-        drop(listener::at_path(&refusing.join(CONTROL)).unwrap());
+        let [refusing, foreign] = ["xfrmd-0123456789abcdef", "xfrmd-of-somebody"].map(|name| {
+            let directory = parent.join(name);
+            std::fs::create_dir(&directory).unwrap();
+            drop(listener::at_path(&directory.join(CONTROL)).unwrap());
+            directory
+        });
         remove_left_behind(&parent);
-        assert!(path.exists());
+        assert!(path.exists() && foreign.exists());
         assert!(!refusing.exists());
         drop(directory);
         assert!(!path.exists());
