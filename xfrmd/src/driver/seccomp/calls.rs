@@ -210,10 +210,7 @@ impl Supervisor {
             _ => self.receive_one(call, call.long(1), fd),
         };
         match received {
-            Err(libc::EAGAIN) if waits(call, fd) => {
-                self.put_aside(call, fd, receive_limit(fd));
-                Outcome::Wait
-            }
+            Err(libc::EAGAIN) if waits(call, fd) => Outcome::Wait,
             other => other.into(),
         }
     }
@@ -461,7 +458,7 @@ fn waits(call: &Call, fd: RawFd) -> bool {
 }
 
 /// `SO_RCVTIMEO`, if there is one.
-fn receive_limit(fd: RawFd) -> Option<Duration> {
+pub(super) fn receive_limit(fd: RawFd) -> Option<Duration> {
     // SAFETY: all-zero bytes are valid.
     let mut limit: libc::timeval = unsafe { zeroed() };
     let mut len = length(size_of::<libc::timeval>());

@@ -23,6 +23,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::unistd::geteuid;
 use xfrm_proto::control::{Address, SOCKET_MARK};
 
+use super::calls::receive_limit;
 use super::filter::NUMBERS;
 use super::library::Shim;
 use super::target::{Process, Thread};
@@ -221,11 +222,25 @@ impl Supervisor {
                 |_: &OwnedFd| true
             };
             match self.hold(call.thread, number, accepts) {
-                Some(fd) => self.handle(&call, fd),
+                Some(fd) => self.begin(&call, fd),
                 None => Outcome::Pass,
             }
         };
         self.answer(&call, &outcome);
+    }
+
+    /// Makes a call, or puts it aside: a receive that finds nothing.
+    fn begin(&mut self, call: &Call, fd: RawFd) -> Outcome {
+        let outcome = self.handle(call, fd);
+        if matches!(outcome, Outcome::Wait) {
+            let limit = receive_limit(fd);
+            self.waiting.push(Waiting {
+                call: *call,
+                fd,
+                until: limit.map(|limit| clock::boot().plus_nanos(nanos(limit))),
+            });
+        }
+        outcome
     }
 
     /// Tries the receives that wait for these sockets, or that have waited long enough.
@@ -246,21 +261,6 @@ impl Supervisor {
                 Outcome::Wait => self.waiting.push(waiting),
                 other => self.answer(&waiting.call, &other),
             }
-        }
-    }
-
-    /// Puts a receive aside.
-    pub(super) fn put_aside(&mut self, call: &Call, fd: RawFd, limit: Option<Duration>) {
-        let known = self
-            .waiting
-            .iter()
-            .any(|waiting| waiting.call.id == call.id);
-        if !known {
-            self.waiting.push(Waiting {
-                call: *call,
-                fd,
-                until: limit.map(|limit| clock::boot().plus_nanos(nanos(limit))),
-            });
         }
     }
 
