@@ -8,7 +8,7 @@
 //! as an async runtime does it. Hence a plain epoll loop and neither a runtime
 //! nor a thread for each client: all else that happens here is rare.
 //!
-//! * [`connection`]: what clients ask, frame by frame; [`reply`]: how it is answered.
+//! * [`connection`]: what clients ask, frame by frame; [`exchange`]: their datagrams; [`reply`]: how it is answered.
 //! * [`entry`]: clients entering namespaces, their rights there.
 //! * [`instance`]: a namespace's sockets and members; delivery.
 //! * [`namespace`]: entering namespaces, learning of their end.
@@ -29,6 +29,7 @@ mod clock;
 pub(crate) mod command;
 mod connection;
 mod entry;
+mod exchange;
 mod explain;
 mod files;
 pub(crate) mod host;
