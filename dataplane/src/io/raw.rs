@@ -42,6 +42,7 @@ impl Raw {
         sys::set_mark(fd.as_fd(), mark)?;
         sys::include_header(fd.as_fd(), family)?;
         sys::set_room(fd.as_fd(), ROOM_BYTES);
+        sys::tell_origin(fd.as_fd(), family)?;
         if family == Family::V6 {
             sys::tell_header(fd.as_fd())?;
         }

@@ -139,6 +139,7 @@ impl UdpEncap {
             self.done = 0;
         }
         slot.fill(packet.get(..headers)?);
+        slot.set_origin(packet.origin());
         slot.push_back(part.len())?.copy_from_slice(part);
         match Family::of(slot)? {
             Family::V4 => ip4::finish(slot)?,

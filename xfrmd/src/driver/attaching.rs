@@ -1,8 +1,10 @@
-//! Namespaces that packets are carried for: attached while they have policies.
+//! Namespaces that packets are carried for: attached while they have policies or SAs.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use dataplane::io::bulk::Bulk;
 use dataplane::io::udp_encap;
@@ -22,6 +24,10 @@ use super::packets::{PacketThreads, Sockets};
 use super::{Daemon, clock, host};
 use crate::attach::{Attachment, BYPASS, Change, Devices, EncapSocket, OwnSocket};
 use xfrm_proto::control::{Answer, Socket};
+
+/// How long a packet thread may take to close a socket.
+const MOST_LOOKS: usize = 500;
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A namespace whose policies are followed.
 #[derive(Default)]
@@ -116,6 +122,30 @@ impl Followed {
         }
     }
 
+    /// Lets go of what stands beside a socket that must have been closed, since there is another one
+    /// in its place.
+    fn forget_closed(&mut self, address: SocketAddr, key: SocketKey) {
+        let is_closed = |it: &mut Encap| {
+            let bulk = it.bulk.as_ref().map(|bulk| bulk.address());
+            bulk == Some(address) && it.socket.key != key
+        };
+        let closed: Vec<Encap> = self.encap.extract_if(.., is_closed).collect();
+        if closed.is_empty() {
+            return;
+        }
+        self.tell_ports();
+        let ours = closed.into_iter().filter_map(|it| it.bulk);
+        let left: Vec<Weak<Bulk>> = ours.map(|bulk| Arc::downgrade(&bulk)).collect();
+        // Two that share a port with the same owner would get each other's packets.
+        for _ in 0..MOST_LOOKS {
+            if left.iter().all(|bulk| bulk.strong_count() == 0) {
+                return;
+            }
+            std::thread::sleep(LOOK);
+        }
+        tracing::warn!(%address, "packet threads take long to close a socket");
+    }
+
     /// Counts what the host's packet filter has dropped since the last time.
     fn count_dropped(&mut self, mib: &Mib) {
         let dropped = self.attachment.dropped();
@@ -193,6 +223,7 @@ impl Daemon {
             let touched = netns.spd.take_touched();
             let defaults = followed.attachment.set_defaults(netns.spd.defaults());
             let attachment = &mut followed.attachment;
+            attachment.set_sas(!netns.sad.is_empty());
             let differs = attachment.is_wanted() != attachment.is_attached();
             if touched.is_empty() && !defaults && !differs && !attachment.has_own_changes() {
                 return;
@@ -229,7 +260,7 @@ impl Daemon {
         let namespace = followed.namespace.as_ref();
         let changed = followed
             .attachment
-            .apply(|work| inside(home, namespace, work));
+            .apply(self.settings.capture, |work| inside(home, namespace, work));
         let carrier = Carrier {
             id,
             home,
@@ -378,7 +409,10 @@ impl Daemon {
         if encap {
             let taken = take_encap(&fd);
             match taken {
-                Ok(port) => {
+                Ok(address) => {
+                    let port = address.port();
+                    let followed = self.following.entry(entered.id).or_default();
+                    followed.forget_closed(address, key);
                     let bulk = self.bulk_beside(entered.id, key, &fd);
                     let followed = self.following.entry(entered.id).or_default();
                     followed.encap.push(Encap {
@@ -474,20 +508,20 @@ impl Daemon {
     }
 }
 
-/// Takes ESP out of what a UDP socket receives; its port.
-fn take_encap(fd: &OwnedFd) -> io::Result<u16> {
+/// Takes ESP out of what a UDP socket receives; where it is bound.
+fn take_encap(fd: &OwnedFd) -> io::Result<SocketAddr> {
     if getsockopt(fd, sockopt::SockType)? != SockType::Datagram {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let address: SockaddrStorage = getsockname(fd.as_raw_fd())?;
-    let port = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-        (Some(v4), _) => v4.port(),
-        (_, Some(v6)) => v6.port(),
-        _ => 0,
+    let address: Option<SocketAddr> = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+        (Some(v4), _) => Some((v4.ip(), v4.port()).into()),
+        (_, Some(v6)) => Some((v6.ip(), v6.port()).into()),
+        _ => None,
     };
-    if port == 0 {
+    let Some(address) = address.filter(|address| address.port() != 0) else {
         return Err(io::Error::other("it has no port yet"));
-    }
+    };
     udp_encap::filter_owner(fd)?;
-    Ok(port)
+    Ok(address)
 }

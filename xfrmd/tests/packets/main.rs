@@ -13,6 +13,7 @@
     reason = "all of this is test code: a panic is a failed test"
 )]
 
+mod arrival;
 mod bulk;
 mod capture;
 mod cases;
@@ -22,6 +23,7 @@ mod namespaces;
 mod net;
 mod own;
 mod restart;
+mod routes;
 mod ways;
 
 use std::process::{Command, ExitCode, Stdio};
@@ -50,7 +52,7 @@ fn main() -> ExitCode {
         }
         Some("key-manager") => {
             let log = arguments.next().unwrap();
-            net::manage_keys(&log, arguments.next().is_some());
+            net::manage_keys(&log, &arguments.next().unwrap_or_default());
             return ExitCode::SUCCESS;
         }
         Some("own") => {
@@ -71,6 +73,8 @@ fn main() -> ExitCode {
         .chain(ways::CASES)
         .chain(own::CASES)
         .chain(defaults::CASES)
+        .chain(arrival::CASES)
+        .chain(routes::CASES)
         .map(|&(name, body)| {
             let name = match missing {
                 Some(reason) if !required => format!("{name} ({reason})"),

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SetSockOpt, SockFlag, SockType, SockaddrIn, bind, setsockopt, sockopt,
+};
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{UserPolicyInfo, UserTmpl};
 use zerocopy::IntoBytes;
@@ -64,15 +66,15 @@ pub(crate) fn send_protected(to: &str) {
 }
 
 /// Of this program, started again: what an IKE daemon does with its socket. All that it gets is
-/// written to a file, until that is `QUIT`. Such as shares its address has a packet thread's
-/// socket beside it.
-pub(crate) fn manage_keys(log: &str, shares: bool) {
+/// written to a file, until that is `QUIT`. It has a packet thread's socket beside it, unless it
+/// shares its port in a way of its own.
+pub(crate) fn manage_keys(log: &str, how: &str) {
     const UDP_ENCAP: i32 = 100;
     const ESPINUDP: i32 = 2;
-    let socket = if shares {
-        bind_shared(4500)
-    } else {
-        UdpSocket::bind("0.0.0.0:4500").unwrap()
+    let socket = match how {
+        "" => UdpSocket::bind("0.0.0.0:4500").unwrap(),
+        "shares" => bind_shared(sockopt::ReuseAddr),
+        _ => bind_shared(sockopt::ReusePort),
     };
     socket
         .set_read_timeout(Some(Duration::from_secs(60)))
@@ -99,12 +101,12 @@ pub(crate) fn manage_keys(log: &str, shares: bool) {
     }
 }
 
-fn bind_shared(port: u16) -> UdpSocket {
+fn bind_shared(how: impl SetSockOpt<Val = bool>) -> UdpSocket {
     let kind = SockType::Datagram;
     let flags = SockFlag::SOCK_CLOEXEC;
     let fd = nix::sys::socket::socket(AddressFamily::Inet, kind, flags, None).unwrap();
-    setsockopt(&fd, sockopt::ReuseAddr, &true).unwrap();
-    bind(fd.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port)).unwrap();
+    setsockopt(&fd, how, &true).unwrap();
+    bind(fd.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 4500)).unwrap();
     fd.into()
 }
 

@@ -153,7 +153,11 @@ impl PacketThreads {
         line: &Line,
         observed: &Arc<Observed>,
     ) -> io::Result<Self> {
-        let Devices { tun, marked } = devices;
+        let Devices {
+            tun,
+            marked,
+            are_beyond_policies,
+        } = devices;
         let tun = Arc::new(tun);
         let Sockets {
             mut receivers,
@@ -187,7 +191,7 @@ impl PacketThreads {
         let namespace_out = namespace.try_clone()?;
         let outbound = Thread::start("packets-out", commands_out, wake_out, move || {
             enter(&namespace_out, || {
-                Outbound::new(road_out, marked, senders).run()
+                Outbound::new(road_out, marked, senders, are_beyond_policies).run()
             });
         })?;
         let inbound = Thread::start("packets-in", commands_in, wake_in, move || {
