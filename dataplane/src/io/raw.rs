@@ -53,6 +53,16 @@ impl Raw {
         })
     }
 
+    /// Goes on with the descriptor of another one, which was opened the same way.
+    #[must_use]
+    pub const fn adopt(fd: OwnedFd, family: Family, protocol: u8) -> Self {
+        Self {
+            fd,
+            family,
+            protocol,
+        }
+    }
+
     /// A socket that receives what routers say of packets that were too long.
     ///
     /// # Errors
@@ -71,6 +81,12 @@ impl Raw {
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// The protocol that it receives.
+    #[must_use]
+    pub const fn protocol(&self) -> u8 {
+        self.protocol
     }
 
     /// Which IP it receives and sends.

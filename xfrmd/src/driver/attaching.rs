@@ -16,11 +16,11 @@ use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt, socko
 use xfrmd::emulator::{Inputs, NetnsId};
 
 use super::connection::{Connection, Reply};
-use super::keeper::Role;
+use super::keeper::{self, Role};
 use super::namespace::{self, Home};
 use super::observe::Observed;
 use super::own_sockets::Own;
-use super::packets::{PacketThreads, Sockets};
+use super::packets::{Left, PacketThreads, Sockets};
 use super::{Daemon, clock, host};
 use crate::attach::{Attachment, BYPASS, Change, Devices, EncapSocket, OwnSocket};
 use xfrm_proto::control::{Answer, Socket};
@@ -36,6 +36,8 @@ pub(super) struct Followed {
     threads: Option<PacketThreads>,
     /// The namespace while it is attached; none for the daemon's own.
     namespace: Option<OwnedFd>,
+    /// Sockets of a daemon before us.
+    left: Left,
     /// What the host's packet filter had dropped when it was asked last.
     dropped: Vec<(Counter, u64)>,
     /// A failure has been told.
@@ -75,11 +77,17 @@ impl Followed {
     /// Starts carrying packets, once the host sends them.
     fn start(&mut self, daemon: &Carrier<'_>, devices: Devices) -> io::Result<()> {
         let mut sockets = None;
+        let mut left = std::mem::take(&mut self.left);
         inside(daemon.home, self.namespace.as_ref(), &mut || {
-            sockets = Some(Sockets::open()?);
+            sockets = Some(Sockets::open(&mut left)?);
             Ok(())
         })?;
         let sockets = sockets.ok_or(io::ErrorKind::Other)?;
+        if let Some(keeper) = daemon.keeper {
+            for (role, fd) in sockets.held() {
+                keeper.hold(daemon.cookie, role, fd);
+            }
+        }
         let encap = self.encap_sockets();
         let threads = PacketThreads::start(
             daemon.id,
@@ -108,10 +116,11 @@ impl Followed {
         }
     }
 
-    /// Goes on with a namespace and a device that others have left.
-    pub(super) fn take_over(&mut self, namespace: Option<OwnedFd>, tun: Option<OwnedFd>) {
-        self.namespace = namespace;
-        self.attachment.take_over(tun);
+    /// Goes on with a namespace, a device and sockets that others have left.
+    pub(super) fn take_over(&mut self, mut left: Left) {
+        self.namespace = left.remove(&Role::Followed);
+        self.attachment.take_over(left.remove(&Role::Tun));
+        self.left = left;
     }
 
     /// Tells the threads where ESP in UDP comes to.
@@ -202,6 +211,9 @@ struct Carrier<'a> {
     home: &'a Home,
     netns: Arc<std::sync::RwLock<dataplane::Netns>>,
     line: super::packets::Line,
+    /// Who holds the sockets, and by which number of the namespace.
+    keeper: Option<&'a keeper::Line>,
+    cookie: u64,
 }
 
 impl Daemon {
@@ -266,6 +278,8 @@ impl Daemon {
             home,
             netns,
             line: inquiries.line(),
+            keeper: self.line.as_ref(),
+            cookie: instance.netns,
         };
         let result = match changed {
             Ok(Change::Same) => Ok(()),
@@ -289,8 +303,9 @@ impl Daemon {
                 followed.namespace = None;
                 followed.dropped.clear();
                 if let Some(line) = &self.line {
-                    line.release(instance.netns, Role::Tun);
-                    line.release(instance.netns, Role::Followed);
+                    for role in Role::CARRYING {
+                        line.release(instance.netns, role);
+                    }
                 }
                 Ok(())
             }
@@ -487,8 +502,9 @@ impl Daemon {
         followed.namespace = None;
         followed.dropped.clear();
         if let (Some(line), Some(instance)) = (&self.line, self.instances.get(&id)) {
-            line.release(instance.netns, Role::Tun);
-            line.release(instance.netns, Role::Followed);
+            for role in Role::CARRYING {
+                line.release(instance.netns, role);
+            }
         }
         false
     }

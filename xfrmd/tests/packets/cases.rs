@@ -28,6 +28,10 @@ pub(crate) static CASES: &[(&str, fn())] = &[
         udp_encap(["", "alone"]);
     }),
     (
+        "a_key_manager_is_followed_by_another_one",
+        crate::net::followed,
+    ),
+    (
         "a_socket_that_wants_protection_sends_nothing_in_clear",
         socket_policy,
     ),

@@ -18,11 +18,13 @@ mod bulk;
 mod capture;
 mod cases;
 mod defaults;
+mod iptfs;
 #[path = "../namespaces/mod.rs"]
 mod namespaces;
 mod net;
 mod own;
 mod restart;
+mod rootless;
 mod routes;
 mod ways;
 
@@ -59,6 +61,10 @@ fn main() -> ExitCode {
             own::play(&arguments.next().unwrap(), arguments);
             return ExitCode::SUCCESS;
         }
+        Some("iptfs") => {
+            iptfs::configure(arguments.next().unwrap().parse().unwrap());
+            return ExitCode::SUCCESS;
+        }
         Some("protected-sender") => {
             net::send_protected(&arguments.next().unwrap());
             return ExitCode::SUCCESS;
@@ -75,6 +81,8 @@ fn main() -> ExitCode {
         .chain(defaults::CASES)
         .chain(arrival::CASES)
         .chain(routes::CASES)
+        .chain(iptfs::CASES)
+        .chain(rootless::CASES)
         .map(|&(name, body)| {
             let name = match missing {
                 Some(reason) if !required => format!("{name} ({reason})"),

@@ -15,6 +15,7 @@ use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{UserPolicyInfo, UserTmpl};
 use zerocopy::IntoBytes;
 
+use crate::cases::{A, B, Pair, echo};
 use crate::namespaces::{Namespace, XFRMD};
 
 const IP_XFRM_POLICY: i32 = 17;
@@ -108,6 +109,32 @@ fn bind_shared(how: impl SetSockOpt<Val = bool>) -> UdpSocket {
     setsockopt(&fd, how, &true).unwrap();
     bind(fd.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 4500)).unwrap();
     fd.into()
+}
+
+/// A key manager without a shared address is followed by another one at once, and by none before.
+pub(crate) fn followed() {
+    let mut pair = Pair::new();
+    let me = std::env::current_exe().unwrap();
+    let log = std::env::temp_dir().join(format!("xfrmd-followed-{}", std::process::id()));
+    let start = format!(
+        "rm -f {log}; {} key-manager {log} > /dev/null 2>&1 < /dev/null & echo $!; \
+         while ! grep -q ready {log} 2> /dev/null; do \
+         kill -0 $! 2> /dev/null || exit 1; sleep 0.01; done",
+        me.display(),
+        log = log.display()
+    );
+    let encap = "encap espinudp 4500 4500 0.0.0.0";
+    pair.sas(&format!("transport {encap}"), A, B);
+    pair.policies("transport", [A, B], [A, B], false);
+    let mut first = pair.xa.sh(&start);
+    pair.xb.sh(&start.replace("-followed-", "-follower-"));
+    for _ in 0..5 {
+        let other = start.replace("-followed-", "-refused-");
+        assert_eq!(pair.xa.try_sh(&other).0, "1", "two on one port");
+        let next = pair.xa.sh(&format!("kill -9 {}; {start}", first.trim()));
+        echo(&pair.a, &pair.b, "0.0.0.0:0", &format!("{B}:0"), 1000);
+        first = next;
+    }
 }
 
 /// As IKE: four zeros in front.

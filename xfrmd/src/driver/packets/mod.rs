@@ -35,10 +35,12 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
 
 use super::clock::HostEntropy;
+use super::keeper::Role;
 use super::observe::Observed;
 use crate::attach::{Devices, EncapSocket, HostRoutes, OwnSocket};
 use inbound::Inbound;
 use outbound::Outbound;
+pub(super) use sockets::Left;
 use sockets::{Receivers, Senders};
 
 /// A thread that is overwhelmed is not waited for.
@@ -125,14 +127,21 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// In the calling thread's namespace.
-    pub(super) fn open() -> io::Result<Self> {
+    /// In the calling thread's namespace; with those that are left of a daemon before us.
+    pub(super) fn open(left: &mut Left) -> io::Result<Self> {
         Ok(Self {
-            receivers: Receivers::open()?,
+            receivers: Receivers::open(left)?,
             senders: Senders::open()?,
             routes: [HostRoutes::open()?, HostRoutes::open()?],
             namespace: File::open("/proc/thread-self/ns/net")?,
         })
+    }
+}
+
+impl Sockets {
+    /// Those in which packets can wait for another daemon.
+    pub(super) fn held(&self) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
+        self.receivers.held()
     }
 }
 
