@@ -96,8 +96,9 @@ fn main() -> ExitCode {
         Some((first, rest)) if first == "wire" && !rest.is_empty() => {
             wire::part(rest).map(|()| true)
         }
+        Some((first, rest)) if first == "soak" => soak(rest),
         Some((first, _)) if first == "-h" || first == "--help" => {
-            println!("usage: cargo xtask bench [NAME]...");
+            println!("usage: cargo xtask bench [NAME]... | soak [MINUTES]");
             BENCHES
                 .iter()
                 .for_each(|b| println!("  {:11} {}", b.name, b.about));
@@ -113,6 +114,13 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn soak(args: &[String]) -> Result<bool> {
+    let minutes = args.first().map_or(Ok(30), |it| it.parse())?;
+    let figures = wire::soak::run(minutes)?;
+    figures.iter().for_each(|figure| println!("{figure}"));
+    Ok(figures.iter().all(Figure::met))
 }
 
 fn client_main(args: &[String]) -> Result<bool> {

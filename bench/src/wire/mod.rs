@@ -13,8 +13,10 @@
 
 mod carriers;
 mod forward;
+mod libipsec;
 mod load;
 mod net;
+pub(crate) mod soak;
 
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -155,6 +157,13 @@ pub(crate) fn run() -> Result<Vec<Figure>> {
             None => println!("no {name} to compare with: {how}"),
         }
     }
+    let mut own_esp = None;
+    if libipsec::is_there() {
+        own_esp = Some(carriers.len());
+        carriers.push(Carrier::libipsec("strongSwan's kernel-libipsec")?);
+    } else {
+        println!("no strongSwan to compare with: xfrmd/tests/ike/install.sh 5.9");
+    }
     let measured = measure(&carriers)?;
     let ours = carriers.iter().filter(|it| it.name.starts_with("xfrmd"));
     let pids: Vec<u32> = ours.flat_map(|it| it.pids.iter().copied()).collect();
@@ -241,6 +250,16 @@ pub(crate) fn run() -> Result<Vec<Figure>> {
             OURS_UDP,
             better,
             least(1.5),
+        ));
+    }
+    if let Some(at) = own_esp {
+        figures.push(figure(
+            "TCP, ESP in UDP",
+            speed,
+            tcp,
+            OURS_UDP,
+            at,
+            least(40.0),
         ));
     }
     let most = Target::AtMost(1.5);
