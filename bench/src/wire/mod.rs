@@ -39,9 +39,11 @@ const PACKET_BYTES: f64 = 1400.0;
 const PLAIN: usize = 0;
 const FORWARD_UDP: usize = 1;
 const FORWARD_RAW: usize = 2;
-const OURS_UDP: usize = 3;
-const OURS_ESP: usize = 4;
-const OURS_MANY: usize = 5;
+const PACKETS_UDP: usize = 3;
+const PACKETS_RAW: usize = 4;
+const OURS_UDP: usize = 5;
+const OURS_ESP: usize = 6;
+const OURS_MANY: usize = 7;
 
 /// What a carrier did, round by round.
 #[derive(Default)]
@@ -132,6 +134,8 @@ pub(crate) fn run() -> Result<Vec<Figure>> {
         Carrier::plain()?,
         Carrier::forwarder("TUN-UDP forwarder, no crypto", "udp")?,
         Carrier::forwarder("TUN-raw-IP forwarder, no crypto", "raw")?,
+        Carrier::forwarder("TUN-UDP forwarder by packets", "udp-packets")?,
+        Carrier::forwarder("TUN-raw-IP forwarder by packets", "raw-packets")?,
         Carrier::ours("xfrmd, ESP in UDP", true, 1)?,
         Carrier::ours("xfrmd, ESP", false, 1)?,
         Carrier::ours("xfrmd, ESP, 10,000 SAs", false, 10_000)?,
@@ -216,6 +220,15 @@ pub(crate) fn run() -> Result<Vec<Figure>> {
             least(0.7),
         ),
         figure("TCP, ESP", speed, tcp, OURS_ESP, FORWARD_RAW, least(0.75)),
+        figure(
+            "TCP, ESP in UDP",
+            speed,
+            tcp,
+            OURS_UDP,
+            PACKETS_UDP,
+            least(0.7),
+        ),
+        figure("TCP, ESP", speed, tcp, OURS_ESP, PACKETS_RAW, least(0.75)),
         figure(
             "TCP, ESP, 10,000 SAs and policies",
             speed,
