@@ -47,6 +47,11 @@ pub(crate) const CASES: &[Case] = &[
     ("the_command_line_comes_first", Need::Root, precedence),
     ("sighup_takes_up_what_can_change", Need::Root, reload),
     ("a_socket_that_is_handed_over", Need::Root, activation),
+    (
+        "a_service_manager_keeps_what_a_killed_keeper_had",
+        IP,
+        crate::store::killed,
+    ),
     ("logs_are_json_and_have_no_keys", IP, logs),
     ("metrics_are_served", IP, metrics),
     ("slow_scrapes_hold_up_nobody", Need::Root, slow_scrapes),

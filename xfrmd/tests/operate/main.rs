@@ -15,6 +15,7 @@
 mod cases;
 mod package;
 mod service;
+mod store;
 
 use std::process::{Command, ExitCode, Stdio};
 
