@@ -24,6 +24,8 @@ use cipher::KeyInit;
 use cipher::typenum::Unsigned;
 use ring::aead::{AES_128_GCM, AES_256_GCM, CHACHA20_POLY1305, LessSafeKey, UnboundKey};
 
+use vector_gcm::{Aad, AesGcm, Nonce};
+
 use super::BadKey;
 use super::gcm::{Gcm, Gmac};
 use super::transform::{Esp, HEADER_BYTES, Refusal, high};
@@ -88,6 +90,13 @@ pub(super) fn new(
     match algorithm {
         AeadAlgorithm::AesGcm => {
             let (key, salt) = key.split_last_chunk().ok_or(BadKey)?;
+            if let (Some(gcm), 8 | 12 | 16) = (AesGcm::new(key), icv_bytes) {
+                return wrap.esp(VectorGcm {
+                    gcm,
+                    salt: *salt,
+                    icv_bytes,
+                });
+            }
             match (key.len(), icv_bytes) {
                 (16, 16) => wrap.ring(&AES_128_GCM, key, *salt),
                 (32, 16) => wrap.ring(&AES_256_GCM, key, *salt),
@@ -207,6 +216,61 @@ impl<P: Primitive> Esp for AeadEsp<P> {
             return self.primitive.open(iv, &aad, sealed);
         }
         self.primitive.open(iv, header, sealed)
+    }
+}
+
+/// AES-GCM where the processor takes two blocks at once.
+struct VectorGcm {
+    gcm: AesGcm,
+    salt: [u8; 4],
+    icv_bytes: usize,
+}
+
+/// Associated data: SPI and sequence number, or the same with ESN.
+#[inline]
+fn vector_aad(aad: &[u8]) -> Result<Aad, Refusal> {
+    if let Ok(short) = <[u8; HEADER_BYTES]>::try_from(aad) {
+        return Ok(short.into());
+    }
+    let long: [u8; 12] = aad.try_into().map_err(|_| Refusal::Length)?;
+    Ok(long.into())
+}
+
+impl Primitive for VectorGcm {
+    #[inline]
+    fn icv_bytes(&self) -> usize {
+        self.icv_bytes
+    }
+
+    #[inline]
+    fn seal(
+        &self,
+        iv: &[u8; IV_BYTES],
+        aad: &[u8],
+        body: &mut [u8],
+        icv: &mut [u8],
+    ) -> Result<(), Refusal> {
+        let nonce = Nonce::of_parts(self.salt, *iv);
+        let tag = self.gcm.seal(nonce, vector_aad(aad)?, body);
+        if let Some(whole) = icv.first_chunk_mut() {
+            *whole = tag;
+            return Ok(());
+        }
+        icv.iter_mut().zip(tag).for_each(|(to, from)| *to = from);
+        Ok(())
+    }
+
+    #[inline]
+    fn open(&self, iv: &[u8; IV_BYTES], aad: &[u8], sealed: &mut [u8]) -> Result<(), Refusal> {
+        let body_bytes = sealed.len().checked_sub(self.icv_bytes);
+        let (body, icv) = body_bytes
+            .and_then(|bytes| sealed.split_at_mut_checked(bytes))
+            .ok_or(Refusal::Length)?;
+        let nonce = Nonce::of_parts(self.salt, *iv);
+        match self.gcm.open(nonce, vector_aad(aad)?, body, icv) {
+            true => Ok(()),
+            false => Err(Refusal::Integrity),
+        }
     }
 }
 

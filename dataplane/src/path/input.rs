@@ -212,7 +212,7 @@ impl Worker {
     ///
     /// QUIRK: a_mapping_is_told_with_every_packet. Nothing is learned from it; key managers
     /// update the SA. Even a dummy packet moves Linux to tell.
-    fn tell_mapping(&mut self, now: Now, packet: &[u8], arrived: &Arrived<'_>) {
+    pub(super) fn tell_mapping(&mut self, now: Now, packet: &[u8], arrived: &Arrived<'_>) {
         let sa = arrived.sa;
         let (Some(encap), true) = (sa.encap(), sa.id.proto == IPPROTO_ESP) else {
             return;
@@ -240,13 +240,13 @@ impl Worker {
 }
 
 /// A packet at one SA.
-struct Arrived<'a> {
-    sa: &'a Sa,
-    handle: SaHandle,
-    inbound: &'a Inbound,
+pub(super) struct Arrived<'a> {
+    pub(super) sa: &'a Sa,
+    pub(super) handle: SaHandle,
+    pub(super) inbound: &'a Inbound,
     /// The low half of its sequence number.
-    low: u32,
-    encap: u16,
+    pub(super) low: u32,
+    pub(super) encap: u16,
 }
 
 /// The protocol of the SA for what comes next. A hidden tunnel's is that of its own addresses,
@@ -259,7 +259,7 @@ const fn protocol_of_sa(inbound: &Inbound) -> u8 {
     }
 }
 
-fn refuse(sa: &Sa, refusal: Refusal) -> DropReason {
+pub(super) fn refuse(sa: &Sa, refusal: Refusal) -> DropReason {
     sa.traffic.count_refusal(refusal);
     DropReason::InReplay
 }

@@ -101,12 +101,7 @@ impl Worker {
             match self.step(netns, now, packet, meta, host, &mut Nobody) {
                 Ok(Step::Again) => {}
                 Ok(Step::Done(received)) => return received,
-                Err(reason) => {
-                    if let Some(counter) = reason.counter() {
-                        netns.mib.count(counter);
-                    }
-                    return Received::Dropped(reason);
-                }
+                Err(reason) => return dropped(netns, reason),
             }
         }
     }
@@ -135,6 +130,23 @@ impl Worker {
         host: &dyn Host,
         witness: &mut W,
     ) -> Result<Step, DropReason> {
+        match self.approach(netns, now, packet, meta, host, witness)? {
+            Before::Sas(approach) => self.enter(netns, now, packet, &approach, meta, witness),
+            Before::Nothing(received) => Ok(Step::Done(received)),
+        }
+    }
+
+    /// Takes a packet to its first SA, or to its policies.
+    #[inline]
+    pub(super) fn approach<W: Witness>(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        meta: &mut InputMeta,
+        host: &dyn Host,
+        witness: &mut W,
+    ) -> Result<Before, DropReason> {
         let family = Family::of(packet).ok_or(DropReason::InnerHeader)?;
         let (address, may_be_fragment) = match family {
             Family::V4 => {
@@ -147,39 +159,43 @@ impl Worker {
         let to = host
             .destination(family.af(), address)
             .ok_or(DropReason::InNoRoute)?;
-        let counts = W::COUNTS;
         let ask = Ask {
             netns,
             now,
             to,
-            counts,
+            counts: W::COUNTS,
         };
         if !to.is_local {
             let judge = &mut (&mut self.admitted, witness);
             ask.policies(packet, meta, XFRM_POLICY_FWD, None, judge)?;
-            return Ok(Step::Done(Received::Forward));
+            return Ok(Before::Nothing(Received::Forward));
         }
         self.tools.reassembler.handle_timeout(now.boot);
         if may_be_fragment && self.put_together(now, packet, meta)? == Outcome::Kept {
-            return Ok(Step::Done(Received::Kept));
+            return Ok(Before::Nothing(Received::Kept));
         }
         let inbound = Inbound::locate(packet, 0)?;
-        let approach = match self.protected(netns, packet, &inbound)? {
-            Some(approach) => approach,
-            None => match ask.deliver(
-                packet,
-                meta,
-                &inbound,
-                host,
-                &mut (&mut self.admitted, witness),
-            )? {
-                Delivered::Esp(approach) => approach,
-                Delivered::Done(received) => return Ok(Step::Done(received)),
-            },
-        };
-        let arrival = self.open(netns, now, packet, &approach, meta, witness)?;
+        if let Some(approach) = self.protected(netns, packet, &inbound)? {
+            return Ok(Before::Sas(approach));
+        }
+        let judge = &mut (&mut self.admitted, witness);
+        ask.deliver(packet, meta, &inbound, host, judge)
+    }
+
+    /// Takes a packet through the SAs that it has come to.
+    #[inline]
+    pub(super) fn enter<W: Witness>(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        approach: &Approach,
+        meta: &mut InputMeta,
+        witness: &mut W,
+    ) -> Result<Step, DropReason> {
+        let arrival = self.open(netns, now, packet, approach, meta, witness)?;
         if let Arrival::Aggfrag(sa, sequence) = arrival {
-            if !counts {
+            if !W::COUNTS {
                 return Ok(Step::Done(Received::Inner));
             }
             self.take_payload(netns, now, packet, (sa, sequence), meta);
@@ -230,11 +246,19 @@ pub(super) enum Step {
     Done(Received),
 }
 
-/// What delivery on this host comes to.
-enum Delivered {
-    /// It is ESP in UDP.
-    Esp(Approach),
-    Done(Received),
+/// What a packet has before it.
+pub(super) enum Before {
+    Sas(Approach),
+    Nothing(Received),
+}
+
+/// Counts a packet's end.
+#[cold]
+pub(super) fn dropped(netns: &Netns, reason: DropReason) -> Received {
+    if let Some(counter) = reason.counter() {
+        netns.mib.count(counter);
+    }
+    Received::Dropped(reason)
 }
 
 /// Policies that a packet is held against.
@@ -287,7 +311,7 @@ impl Ask<'_> {
         inbound: &Inbound,
         host: &dyn Host,
         judge: &mut (&mut Admitted, &mut impl Witness),
-    ) -> Result<Delivered, DropReason> {
+    ) -> Result<Before, DropReason> {
         let owner = host.owner(&self.flow(packet, meta)?);
         let checked = self.policies(packet, meta, XFRM_POLICY_IN, owner, judge);
         if let Err(reason) = checked {
@@ -295,18 +319,18 @@ impl Ask<'_> {
         }
         let kind = owner.map_or(0, |owner| owner.encap);
         if kind == 0 || inbound.protocol != IPPROTO_UDP {
-            return Ok(Delivered::Done(Received::Local));
+            return Ok(Before::Nothing(Received::Local));
         }
         let datagram = packet.get(inbound.at..).unwrap_or_default();
         Ok(match encap::classify(datagram, kind) {
-            Datagram::Keepalive => Delivered::Done(Received::Consumed),
-            Datagram::Ike => Delivered::Done(Received::Local),
+            Datagram::Keepalive => Before::Nothing(Received::Consumed),
+            Datagram::Ike => Before::Nothing(Received::Local),
             // QUIRK: short_esp_in_udp_vanishes. Linux compares the datagram's length with what
             // the IP header should have in front of it.
             Datagram::Esp { at } if datagram.len() < inbound.family.header_bytes() + at => {
                 return Err(DropReason::InEncapShort);
             }
-            Datagram::Esp { at } => Delivered::Esp(Approach {
+            Datagram::Esp { at } => Before::Sas(Approach {
                 inbound: Inbound {
                     at: inbound.at + at,
                     protocol: IPPROTO_ESP,

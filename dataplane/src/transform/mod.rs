@@ -280,6 +280,13 @@ impl Transform {
         &self.mode
     }
 
+    /// Whether it is ESP in tunnel mode.
+    #[must_use]
+    #[inline]
+    pub fn is_esp_tunnel(&self) -> bool {
+        matches!(self.protocol, Protocol::Esp(_)) && self.mode.params().mode == Mode::Tunnel
+    }
+
     /// Puts the outer header of an outgoing packet in front, with a gap behind it.
     ///
     /// # Errors
