@@ -10,6 +10,7 @@
 //! Blocks lie in vectors of two in the order of the text. Counters are kept as numbers, low byte first,
 //! so that adding to them is one instruction.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -93,6 +94,26 @@ impl Keys {
     }
 }
 
+/// AES on some pairs of blocks.
+macro_rules! encrypt {
+    ($rounds:expr, $keys:expr, $pairs:ident) => {
+        let key = twice($keys.first);
+        for pair in &mut $pairs {
+            *pair = _mm256_xor_si256(*pair, key);
+        }
+        for key in $keys.middle.iter().take($rounds - 1) {
+            let key = twice(*key);
+            for pair in &mut $pairs {
+                *pair = _mm256_aesenc_epi128(*pair, key);
+            }
+        }
+        let key = twice($keys.last);
+        for pair in &mut $pairs {
+            *pair = _mm256_aesenclast_epi128(*pair, key);
+        }
+    };
+}
+
 /// Round keys (FIPS 197 5.2) and powers of the hash key.
 #[target_feature(enable = "avx2,aes,vaes,pclmulqdq,vpclmulqdq")]
 fn expand<const ROUNDS: usize>(key: &[u8]) -> Schedule {
@@ -133,7 +154,9 @@ fn expand<const ROUNDS: usize>(key: &[u8]) -> Schedule {
     }
     words.zeroize();
 
-    let [hash_key, ..] = encrypt::<ROUNDS>(&schedule, none(), 1);
+    let mut hash_key = [_mm256_setzero_si256()];
+    encrypt!(ROUNDS, schedule, hash_key);
+    let [hash_key] = hash_key;
     let hash_key = to_number(reversed(_mm256_castsi256_si128(hash_key)));
     // Times x, in the field of POLYVAL.
     let carry = 0_u128.wrapping_sub(hash_key >> 127);
@@ -178,15 +201,15 @@ fn crypt<const ROUNDS: usize, const SEAL: bool>(
     }
     let end = (keys, &text, mask_block, lengths);
     let tag = match rest.len().div_ceil(16) {
-        0 => tail::<ROUNDS, SEAL, 0>(end, rest),
-        1 => tail::<ROUNDS, SEAL, 1>(end, rest),
-        2 => tail::<ROUNDS, SEAL, 2>(end, rest),
-        3 => tail::<ROUNDS, SEAL, 3>(end, rest),
-        4 => tail::<ROUNDS, SEAL, 4>(end, rest),
-        5 => tail::<ROUNDS, SEAL, 5>(end, rest),
-        6 => tail::<ROUNDS, SEAL, 6>(end, rest),
-        7 => tail::<ROUNDS, SEAL, 7>(end, rest),
-        _ => tail::<ROUNDS, SEAL, 8>(end, rest),
+        0 => tail::<ROUNDS, SEAL, 0, 1>(end, rest),
+        1 => tail::<ROUNDS, SEAL, 1, 1>(end, rest),
+        2 => tail::<ROUNDS, SEAL, 2, 2>(end, rest),
+        3 => tail::<ROUNDS, SEAL, 3, 2>(end, rest),
+        4 => tail::<ROUNDS, SEAL, 4, 3>(end, rest),
+        5 => tail::<ROUNDS, SEAL, 5, 3>(end, rest),
+        6 => tail::<ROUNDS, SEAL, 6, 4>(end, rest),
+        7 => tail::<ROUNDS, SEAL, 7, 4>(end, rest),
+        _ => tail::<ROUNDS, SEAL, 8, 5>(end, rest),
     };
     to_number(tag)
 }
@@ -201,8 +224,38 @@ struct Text {
     carry: __m128i,
 }
 
+/// A round of AES on four pairs of blocks, in step with the hash.
+///
+/// The compiler would put one pair's rounds behind the other's, to need fewer registers, and the
+/// processor would wait for each.
+macro_rules! round {
+    ($key:expr, $sum:ident, $a:ident, $b:ident, $c:ident, $d:ident) => {
+        let key = twice(*$key);
+        $a = _mm256_aesenc_epi128($a, key);
+        $b = _mm256_aesenc_epi128($b, key);
+        $c = _mm256_aesenc_epi128($c, key);
+        $d = _mm256_aesenc_epi128($d, key);
+        // SAFETY: no instruction at all, but all of these have to be there now.
+        unsafe {
+            asm!(
+                "/* {0} {1} {2} {3} {4} {5} {6} */",
+                inout(ymm_reg) $a,
+                inout(ymm_reg) $b,
+                inout(ymm_reg) $c,
+                inout(ymm_reg) $d,
+                inout(ymm_reg) $sum.low,
+                inout(ymm_reg) $sum.middle,
+                inout(ymm_reg) $sum.high,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+    };
+}
+
 /// Takes 8 blocks at a time.
-#[inline]
+///
+/// What is hashed while they are encrypted: the same blocks if they come encrypted, else those
+/// of the group before. So neither waits for the other.
 #[target_feature(enable = "avx2,aes,vaes,pclmulqdq,vpclmulqdq")]
 fn body<const ROUNDS: usize, const SEAL: bool>(
     keys: &Schedule,
@@ -210,87 +263,129 @@ fn body<const ROUNDS: usize, const SEAL: bool>(
     groups: &mut [[u8; GROUP_BYTES]],
 ) {
     let [.., first_power, _] = &keys.powers;
-    let mut hash = product(text.before, of_number(*first_power));
-    let powers = GroupPowers::of(keys);
-    let mut waiting = none();
-    let mut is_first = true;
+    let [k1, k2, k3, k4, k5, k6, k7, k8, k9, k10, k11, k12, k13] = &keys.middle;
+    let GroupPowers {
+        powers: [p1, p2, p3, p4],
+        halves: [h1, h2, h3, h4],
+    } = GroupPowers::of(keys);
+    let zero = _mm256_setzero_si256();
+    let before = product(text.before, of_number(*first_power));
+    // In the first round there is nothing to hash.
+    let (mut hash, mut later) = match SEAL {
+        true => (_mm_setzero_si128(), before),
+        false => (before, _mm_setzero_si128()),
+    };
+    let (mut x1, mut x2, mut x3, mut x4) = (zero, zero, zero, zero);
+    let mut counters = text.counters;
     for group in groups {
-        let stream = [
-            both_reversed(text.counters),
-            both_reversed(counted_on(text.counters, 2)),
-            both_reversed(counted_on(text.counters, 4)),
-            both_reversed(counted_on(text.counters, 6)),
-            _mm256_setzero_si256(),
-        ];
-        text.counters = counted_on(text.counters, 8);
         let (pieces, _) = group.as_chunks_mut::<32>();
-        let mut input = none();
-        for (input, piece) in input.iter_mut().zip(&*pieces) {
-            *input = load_two(piece);
-        }
-        // What was encrypted a round ago is hashed while this is encrypted.
+        let [piece1, piece2, piece3, piece4] = pieces else {
+            break;
+        };
+        let (i1, i2) = (load_two(piece1), load_two(piece2));
+        let (i3, i4) = (load_two(piece3), load_two(piece4));
         if !SEAL {
-            for (to, from) in waiting.iter_mut().zip(input) {
-                *to = both_reversed(from);
-            }
-            hash = powers.hash(hash, waiting);
-        } else if !is_first {
-            hash = powers.hash(hash, waiting);
+            (x1, x2) = (both_reversed(i1), both_reversed(i2));
+            (x3, x4) = (both_reversed(i3), both_reversed(i4));
         }
-        is_first = false;
-        let stream = encrypt::<ROUNDS>(keys, stream, 4);
-        for (((piece, input), stream), waiting) in
-            pieces.iter_mut().zip(input).zip(stream).zip(&mut waiting)
-        {
-            let output = _mm256_xor_si256(input, stream);
-            store_two(piece, output);
-            if SEAL {
-                *waiting = both_reversed(output);
-            }
+        let key = twice(keys.first);
+        let mut a = _mm256_xor_si256(both_reversed(counters), key);
+        let mut b = _mm256_xor_si256(both_reversed(counted_on(counters, 2)), key);
+        let mut c = _mm256_xor_si256(both_reversed(counted_on(counters, 4)), key);
+        let mut d = _mm256_xor_si256(both_reversed(counted_on(counters, 6)), key);
+        counters = counted_on(counters, 8);
+        let mut sum = Sum::new();
+        round!(k1, sum, a, b, c, d);
+        sum.add_folded(x2, p2, h2);
+        round!(k2, sum, a, b, c, d);
+        sum.add_folded(x3, p3, h3);
+        round!(k3, sum, a, b, c, d);
+        sum.add_folded(x4, p4, h4);
+        round!(k4, sum, a, b, c, d);
+        x1 = _mm256_xor_si256(x1, _mm256_zextsi128_si256(hash));
+        sum.add_folded(x1, p1, h1);
+        round!(k5, sum, a, b, c, d);
+        sum = sum.unfolded();
+        round!(k6, sum, a, b, c, d);
+        round!(k7, sum, a, b, c, d);
+        round!(k8, sum, a, b, c, d);
+        round!(k9, sum, a, b, c, d);
+        if ROUNDS == LONG {
+            round!(k10, sum, a, b, c, d);
+            round!(k11, sum, a, b, c, d);
+            round!(k12, sum, a, b, c, d);
+            round!(k13, sum, a, b, c, d);
+        }
+        hash = _mm_xor_si128(sum.reduced(), later);
+        later = _mm_setzero_si128();
+        // The last round ends with the key; text and key may as well be added up before.
+        let key = twice(keys.last);
+        let o1 = _mm256_aesenclast_epi128(a, _mm256_xor_si256(key, i1));
+        let o2 = _mm256_aesenclast_epi128(b, _mm256_xor_si256(key, i2));
+        let o3 = _mm256_aesenclast_epi128(c, _mm256_xor_si256(key, i3));
+        let o4 = _mm256_aesenclast_epi128(d, _mm256_xor_si256(key, i4));
+        store_two(piece1, o1);
+        store_two(piece2, o2);
+        store_two(piece3, o3);
+        store_two(piece4, o4);
+        if SEAL {
+            (x1, x2) = (both_reversed(o1), both_reversed(o2));
+            (x3, x4) = (both_reversed(o3), both_reversed(o4));
         }
     }
     if SEAL {
-        hash = powers.hash(hash, waiting);
+        let mut sum = Sum::new();
+        sum.add_folded(x2, p2, h2);
+        sum.add_folded(x3, p3, h3);
+        sum.add_folded(x4, p4, h4);
+        x1 = _mm256_xor_si256(x1, _mm256_zextsi128_si256(hash));
+        sum.add_folded(x1, p1, h1);
+        hash = sum.unfolded().reduced();
     }
-    text.before = _mm_setzero_si128();
-    text.carry = hash;
+    *text = Text {
+        counters,
+        before: _mm_setzero_si128(),
+        carry: hash,
+    };
 }
 
 /// Takes what is left, `BLOCKS` blocks of which the last may be short; the tag.
-#[inline]
 #[target_feature(enable = "avx2,aes,vaes,pclmulqdq,vpclmulqdq")]
-fn tail<const ROUNDS: usize, const SEAL: bool, const BLOCKS: usize>(
+fn tail<const ROUNDS: usize, const SEAL: bool, const BLOCKS: usize, const PAIRS: usize>(
     (keys, text, mask_block, lengths): (&Schedule, &Text, __m128i, __m128i),
     rest: &mut [u8],
 ) -> __m128i {
     // The tag's mask and the first block; the second and third; ...
-    let first = both(mask_block, _mm256_castsi256_si128(text.counters));
-    let stream = [
-        both_reversed(first),
-        both_reversed(counted_on(text.counters, 1)),
-        both_reversed(counted_on(text.counters, 3)),
-        both_reversed(counted_on(text.counters, 5)),
-        both_reversed(counted_on(text.counters, 7)),
-    ];
-    let stream = encrypt::<ROUNDS>(keys, stream, BLOCKS / 2 + 1);
+    let mut stream = [_mm256_setzero_si256(); PAIRS];
+    for (pair, ahead) in stream.iter_mut().zip([-1, 1, 3, 5, 7]) {
+        *pair = both_reversed(match ahead {
+            -1 => both(mask_block, low_half(text.counters)),
+            ahead => counted_on(text.counters, ahead),
+        });
+    }
+    encrypt!(ROUNDS, keys, stream);
 
     // Hashed are: what is in front and the first block; the second and third; ...; the last block
     // and the lengths, or, if their number is odd, the lengths alone.
     let mut sum = Sum::new();
     let mut powers = keys.powers.get(POWERS - 2 - BLOCKS..).unwrap_or_default();
     let mut rest = rest;
-    for (at, stream) in stream.into_iter().enumerate().take(BLOCKS / 2 + 1) {
-        let is_whole = at > 0 && 2 * at + 1 < BLOCKS;
-        let pair = if is_whole {
+    for (at, stream) in stream.into_iter().enumerate() {
+        // Under the stream's halves.
+        let [low, high] = [(2 * at).checked_sub(1), Some(2 * at)];
+        let is_last = |block: Option<usize>| block == BLOCKS.checked_sub(1);
+        let pair = if low.is_some() && 2 * at + 1 < BLOCKS {
             two_in_place::<SEAL>(first_bytes(&mut rest, 32), stream)
         } else {
-            let before = match at {
-                0 => text.before,
-                _ => block_in_place::<SEAL>(first_bytes(&mut rest, 16), low_half(stream)),
+            let before = match low {
+                None => text.before,
+                low if is_last(low) => last_in_place::<SEAL>(rest, low_half(stream)),
+                _ => in_place::<SEAL>(first_bytes(&mut rest, 16), low_half(stream)),
             };
-            let mut after = match 2 * at < BLOCKS {
-                true => block_in_place::<SEAL>(first_bytes(&mut rest, 16), high_half(stream)),
-                false => lengths,
+            let mut after = match high {
+                _ if 2 * at >= BLOCKS => lengths,
+                high if is_last(high) => last_in_place::<SEAL>(rest, high_half(stream)),
+                _ => in_place::<SEAL>(first_bytes(&mut rest, 16), high_half(stream)),
             };
             if at == 0 {
                 after = _mm_xor_si128(after, text.carry);
@@ -302,9 +397,9 @@ fn tail<const ROUNDS: usize, const SEAL: bool, const BLOCKS: usize>(
     if BLOCKS % 2 == 1 {
         sum.add_next(both(lengths, _mm_setzero_si128()), &mut powers);
     }
-    let [mask, ..] = stream;
+    let mask = stream.first().map_or(mask_block, |first| low_half(*first));
     // As a number: the first byte is the highest.
-    _mm_xor_si128(sum.reduced(), reversed(low_half(mask)))
+    _mm_xor_si128(sum.reduced(), reversed(mask))
 }
 
 /// Takes so many bytes from the front, or all that there are.
@@ -329,15 +424,25 @@ fn two_in_place<const SEAL: bool>(bytes: &mut [u8], stream: __m256i) -> __m256i 
     both_reversed(if SEAL { output } else { input })
 }
 
-/// Encrypts or decrypts a block of up to 16 bytes; what is hashed of it.
+/// Encrypts or decrypts a whole block; what is hashed of it.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn block_in_place<const SEAL: bool>(bytes: &mut [u8], stream: __m128i) -> __m128i {
-    if let Some(whole) = bytes.first_chunk_mut() {
-        let input = load(whole);
-        let output = _mm_xor_si128(input, stream);
-        store(whole, output);
-        return reversed(if SEAL { output } else { input });
+fn in_place<const SEAL: bool>(bytes: &mut [u8], stream: __m128i) -> __m128i {
+    let Some(bytes) = bytes.first_chunk_mut() else {
+        return _mm_setzero_si128();
+    };
+    let input = load(bytes);
+    let output = _mm_xor_si128(input, stream);
+    store(bytes, output);
+    reversed(if SEAL { output } else { input })
+}
+
+/// Encrypts or decrypts the last block, of 1 to 16 bytes; what is hashed of it.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn last_in_place<const SEAL: bool>(bytes: &mut [u8], stream: __m128i) -> __m128i {
+    if bytes.len() == 16 {
+        return in_place::<SEAL>(bytes, stream);
     }
     // A copy would be written in narrower pieces than it is read in, for which the processor waits.
     let input = short_number(bytes);
@@ -393,37 +498,6 @@ fn put<const BYTES: usize>(to: &mut [u8], value: [u8; 16]) {
     if let (Some(to), Some(value)) = (to.first_chunk_mut::<BYTES>(), value.first_chunk()) {
         *to = *value;
     }
-}
-
-/// Vectors of two blocks that are taken together; a group has four.
-type Pairs = [__m256i; 5];
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn none() -> Pairs {
-    [_mm256_setzero_si256(); 5]
-}
-
-/// AES on the first `count` pairs.
-#[inline]
-#[target_feature(enable = "avx2,vaes")]
-fn encrypt<const ROUNDS: usize>(keys: &Schedule, pairs: Pairs, count: usize) -> Pairs {
-    let mut pairs = pairs;
-    let key = twice(keys.first);
-    for pair in pairs.iter_mut().take(count) {
-        *pair = _mm256_xor_si256(*pair, key);
-    }
-    for key in keys.middle.iter().take(ROUNDS - 1) {
-        let key = twice(*key);
-        for pair in pairs.iter_mut().take(count) {
-            *pair = _mm256_aesenc_epi128(*pair, key);
-        }
-    }
-    let key = twice(keys.last);
-    for pair in pairs.iter_mut().take(count) {
-        *pair = _mm256_aesenclast_epi128(*pair, key);
-    }
-    pairs
 }
 
 /// A sum of products that have not been reduced, of two blocks each.
@@ -542,22 +616,6 @@ impl GroupPowers {
             *half = added_halves(*power);
         }
         Self { powers, halves }
-    }
-
-    /// Goes on hashing with the blocks of a group.
-    #[inline]
-    #[target_feature(enable = "avx2,pclmulqdq,vpclmulqdq")]
-    fn hash(&self, hash: __m128i, blocks: Pairs) -> __m128i {
-        let [first, second, third, fourth, _] = blocks;
-        let first = _mm256_xor_si256(first, _mm256_zextsi128_si256(hash));
-        let mut sum = Sum::new();
-        let [p1, p2, p3, p4] = self.powers;
-        let [h1, h2, h3, h4] = self.halves;
-        sum.add_folded(second, p2, h2);
-        sum.add_folded(third, p3, h3);
-        sum.add_folded(fourth, p4, h4);
-        sum.add_folded(first, p1, h1);
-        sum.unfolded().reduced()
     }
 }
 
