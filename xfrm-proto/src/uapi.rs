@@ -48,9 +48,7 @@ pub use policy::*;
     Copy,
     Debug,
     Default,
-    PartialEq,
     Eq,
-    Hash,
     PartialOrd,
     Ord,
     FromBytes,
@@ -61,9 +59,37 @@ pub use policy::*;
 pub struct Address(pub [u8; 16]);
 impl Pod for Address {}
 
+// Both as numbers of 64 bits, because that is how addresses are written: read any wider, they would have
+// to get to the cache first.
+impl PartialEq for Address {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        let ([a, b], [c, d]) = (self.halves(), other.halves());
+        (a ^ c) | (b ^ d) == 0
+    }
+}
+
+impl std::hash::Hash for Address {
+    #[inline]
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        let [low, high] = self.halves();
+        state.write_u64(low);
+        state.write_u64(high);
+    }
+}
+
 impl Address {
     /// The wildcard address.
     pub const ANY: Self = Self([0; 16]);
+
+    /// All of it as two numbers, for comparing and hashing.
+    #[must_use]
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "one half each")]
+    pub const fn halves(&self) -> [u64; 2] {
+        let bits = u128::from_le_bytes(self.0);
+        [bits as u64, (bits >> 64) as u64]
+    }
 
     /// An IPv4 address; the other twelve bytes are zero.
     #[must_use]

@@ -38,6 +38,21 @@ pub(super) struct Approach {
     pub(super) encap: u16,
 }
 
+impl Approach {
+    /// To be filled in.
+    pub(super) const NOWHERE: Self = Self {
+        inbound: Inbound {
+            family: Family::V4,
+            header_bytes: 0,
+            next_header_at: 0,
+            at: 0,
+            protocol: 0,
+        },
+        spi: None,
+        encap: 0,
+    };
+}
+
 /// What came out of the last SA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
@@ -61,7 +76,8 @@ impl Worker {
         witness: &mut W,
     ) -> Result<Arrival, DropReason> {
         let looked_up_by = meta.mark;
-        let mut inbound = approach.inbound;
+        let mut next;
+        let mut inbound = &approach.inbound;
         let (mut spi, mut low) = match approach.spi {
             Some(spi) => (spi, 0),
             None => inbound.spi(packet)?.ok_or(DropReason::InHeaderShort)?,
@@ -75,7 +91,7 @@ impl Worker {
             }
             let id = netns
                 .sad
-                .lookup(looked_up_by, daddr, spi, protocol_of_sa(&inbound), family);
+                .lookup(looked_up_by, daddr, spi, protocol_of_sa(inbound), family);
             let id = id.ok_or(DropReason::InNoStates)?;
             let sa = netns.sad.get(id).ok_or(DropReason::InNoStates)?;
             let stand_in = witness.meet(sa);
@@ -89,7 +105,7 @@ impl Worker {
             let arrived = Arrived {
                 sa,
                 handle,
-                inbound: &inbound,
+                inbound,
                 low,
                 encap,
             };
@@ -99,12 +115,15 @@ impl Worker {
             match delivery {
                 Delivery::Packet(_) => return Ok(Arrival::Inner),
                 Delivery::Aggfrag => return Ok(Arrival::Aggfrag(handle, sequence)),
-                Delivery::Next(next) => inbound = next,
+                Delivery::Next(rest) => {
+                    next = rest;
+                    inbound = &next;
+                }
             }
             // Transport mode: the addresses are still the outer ones.
             (daddr, family) = (sa.id.daddr, sa.family);
             match inbound.spi(packet)? {
-                Some(next) => (spi, low) = next,
+                Some(found) => (spi, low) = found,
                 None => {
                     inbound.finish(packet)?;
                     // The sender summed addresses that a NAT may have changed since. Linux takes such

@@ -7,73 +7,75 @@
 //! other, which is how everything else goes.
 
 use xfrm_proto::consts::{IPPROTO_ESP, XFRM_SA_DIR_IN};
+use xfrm_proto::uapi::Address;
 
 use crate::drop_reason::DropReason;
 use crate::netns::Netns;
 use crate::packet::PacketBuf;
 use crate::path::bundle::set_mark;
 use crate::path::input::{Approach, Arrived, destination, refuse};
-use crate::path::receive::{Before, Host, InputMeta, Received, Step, dropped};
+use crate::path::receive::{Host, InputMeta, Received, Step, dropped};
 use crate::path::witness::Nobody;
 use crate::path::worker::Worker;
 use crate::sad::{Sa, SaHandle};
 use crate::time::Now;
 use crate::transform::{MOST_AT_ONCE, Opened, Sequence, Transform};
 
-/// Packets that came through one SA; what they have in common.
+/// Packets of one SA; what they have in common.
 struct Run<'a> {
     sa: &'a Sa,
     handle: SaHandle,
     transform: &'a Transform,
-    /// What names the SA, from packet and approach.
     name: Name,
     /// The high half of all numbers.
     high: u32,
-    /// Of each packet, where it has its header, and the low half of its number.
-    members: [Option<(Approach, u32)>; MOST_AT_ONCE],
-    count: usize,
 }
 
-/// What an SA is looked up by, beside what all packets have in common.
-type Name = (xfrm_proto::uapi::Address, u16, u32, u16);
+/// What of a packet names its SA.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Name {
+    daddr: Address,
+    family: u16,
+    encap: u16,
+    spi: u32,
+}
 
-/// What names a packet's SA, and the low half of its number.
-#[inline]
-fn name_of(packet: &[u8], approach: &Approach) -> Option<(Name, u32)> {
-    let Approach {
-        inbound,
-        spi: None,
-        encap,
-    } = approach
-    else {
-        return None;
+/// One of several packets: where its SA's header is, and the low half of its number.
+#[derive(Clone, Copy)]
+struct Member {
+    approach: Approach,
+    low: u32,
+}
+
+impl Member {
+    const NONE: Self = Self {
+        approach: Approach::NOWHERE,
+        low: 0,
     };
-    if inbound.protocol != IPPROTO_ESP {
-        return None;
-    }
-    let (daddr, family) = destination(packet)?;
-    let (spi, low) = inbound.spi(packet).ok()??;
-    Some(((daddr, family, spi, *encap), low))
-}
 
-impl<'a> Run<'a> {
-    /// Takes another packet, if it is one of these.
+    /// Notes the number; the name of the SA.
     #[inline]
-    fn take(&mut self, packet: &[u8], approach: &Approach) -> bool {
-        let last = self.count.checked_sub(1);
-        let last = last.and_then(|at| *self.members.get(at)?);
-        let (Some((name, low)), Some((_, before))) = (name_of(packet, approach), last) else {
-            return false;
+    fn name(&mut self, packet: &[u8]) -> Option<Name> {
+        let Approach {
+            inbound,
+            spi: None,
+            encap,
+        } = &self.approach
+        else {
+            return None;
         };
-        let Some(place) = self.members.get_mut(self.count) else {
-            return false;
-        };
-        let is_next = name == self.name && low > before;
-        if is_next {
-            *place = Some((*approach, low));
-            self.count += 1;
+        if inbound.protocol != IPPROTO_ESP {
+            return None;
         }
-        is_next
+        let (daddr, family) = destination(packet)?;
+        let (spi, low) = inbound.spi(packet).ok()??;
+        self.low = low;
+        Some(Name {
+            daddr,
+            family,
+            encap: *encap,
+            spi,
+        })
     }
 }
 
@@ -90,22 +92,24 @@ impl Worker {
         done: &mut dyn FnMut(&mut PacketBuf, Received),
     ) {
         let mut rest = packets;
-        let mut looked_at = None;
+        let mut members = [Member::NONE; MOST_AT_ONCE];
+        // Of the first of them: what was found out about it when the packets before it were looked at.
+        let mut known = None;
         while let [first, others @ ..] = rest {
             let mut own = *meta;
-            let before = looked_at
-                .take()
-                .unwrap_or_else(|| self.approach(netns, now, first, &mut own, host, &mut Nobody));
-            let approach = match before {
-                Ok(Before::Sas(approach)) => Ok(approach),
-                Ok(Before::Nothing(received)) => Err(received),
+            let [member, ..] = &mut members;
+            let approached = known.take().unwrap_or_else(|| {
+                let to = (&mut member.approach, &mut Nobody);
+                self.approach(netns, now, first, &mut own, host, to)
+            });
+            let run = match approached {
+                Ok(None) => self.begin(netns, first, member, meta).ok_or_else(|| {
+                    self.receive_from(netns, now, first, &member.approach, own, host)
+                }),
+                Ok(Some(received)) => Err(received),
                 Err(reason) => Err(dropped(netns, reason)),
             };
-            let begun = approach.and_then(|approach| {
-                let run = self.begin(netns, first, &approach, meta);
-                run.ok_or_else(|| self.receive_from(netns, now, first, &approach, &mut own, host))
-            });
-            let mut run = match begun {
+            let run = match run {
                 Ok(run) => run,
                 Err(received) => {
                     done(first, received);
@@ -113,21 +117,31 @@ impl Worker {
                     continue;
                 }
             };
-            for packet in others {
-                if run.count == MOST_AT_ONCE {
+            let mut count = 1;
+            let mut last = member.low;
+            let [_, places @ ..] = &mut members;
+            for (packet, place) in others.iter_mut().zip(places) {
+                let to = (&mut place.approach, &mut Nobody);
+                let approached = self.approach(netns, now, packet, &mut own, host, to);
+                let is_next = matches!(approached, Ok(None))
+                    && place.name(packet) == Some(run.name)
+                    && place.low > last;
+                if !is_next {
+                    known = Some(approached);
                     break;
                 }
-                match self.approach(netns, now, packet, &mut own, host, &mut Nobody) {
-                    Ok(Before::Sas(approach)) if run.take(packet, &approach) => {}
-                    other => {
-                        looked_at = Some(other);
-                        break;
-                    }
-                }
+                last = place.low;
+                count += 1;
             }
-            let group = rest.get_mut(..run.count).unwrap_or_default();
-            self.pass_run(netns, now, group, &run, meta, host, done);
-            rest = rest.get_mut(run.count..).unwrap_or_default();
+            let group = rest.get_mut(..count).unwrap_or_default();
+            self.pass_run(netns, now, group, (&run, &members), meta, host, done);
+            rest = rest.get_mut(count..).unwrap_or_default();
+            if known.is_some()
+                && let Some(next) = members.get(count).copied()
+            {
+                let [first, ..] = &mut members;
+                *first = next;
+            }
         }
     }
 
@@ -138,11 +152,12 @@ impl Worker {
         now: Now,
         packet: &mut PacketBuf,
         approach: &Approach,
-        meta: &mut InputMeta,
+        meta: InputMeta,
         host: &dyn Host,
     ) -> Received {
-        match self.enter(netns, now, packet, approach, meta, &mut Nobody) {
-            Ok(Step::Again) => self.receive(netns, now, packet, meta, host),
+        let mut meta = meta;
+        match self.enter(netns, now, packet, approach, &mut meta, &mut Nobody) {
+            Ok(Step::Again) => self.receive(netns, now, packet, &mut meta, host),
             Ok(Step::Done(received)) => received,
             Err(reason) => dropped(netns, reason),
         }
@@ -153,37 +168,32 @@ impl Worker {
         &mut self,
         netns: &'a Netns,
         packet: &[u8],
-        approach: &Approach,
+        member: &mut Member,
         meta: &InputMeta,
     ) -> Option<Run<'a>> {
-        let (name, low) = name_of(packet, approach)?;
-        let (daddr, family, spi, encap) = name;
-        let id = netns
-            .sad
-            .lookup(meta.mark, daddr, spi, IPPROTO_ESP, family)?;
-        let sa = netns.sad.get(id)?;
+        let name = member.name(packet)?;
+        let Name {
+            daddr,
+            family,
+            encap,
+            spi,
+        } = name;
+        let sad = &netns.sad;
+        let id = sad.lookup(meta.mark, daddr, spi, IPPROTO_ESP, family)?;
+        let sa = sad.get(id)?;
         let fits = matches!(sa.dir, 0 | XFRM_SA_DIR_IN)
             && sa.is_valid()
             && sa.encap().map_or(0, |encap| encap.kind) == encap
             && !netns.listeners.aevents
             && meta.path.is_empty();
-        let high = sa.window().newer_from(low).filter(|_| fits)?;
+        let high = sa.window().newer_from(member.low).filter(|_| fits)?;
         let transform = sa.transform(netns.profile, &mut *self.tools.entropy)?;
-        if !transform.is_esp_tunnel() {
-            return None;
-        }
-        let mut members = [None; MOST_AT_ONCE];
-        if let Some(first) = members.first_mut() {
-            *first = Some((*approach, low));
-        }
-        Some(Run {
+        transform.is_esp_tunnel().then(|| Run {
             sa,
             handle: sa.handle(id),
             transform,
             name,
             high,
-            members,
-            count: 1,
         })
     }
 
@@ -197,28 +207,25 @@ impl Worker {
         netns: &Netns,
         now: Now,
         packets: &mut [PacketBuf],
-        run: &Run<'_>,
+        (run, members): (&Run<'_>, &[Member]),
         meta: &InputMeta,
         host: &dyn Host,
         done: &mut dyn FnMut(&mut PacketBuf, Received),
     ) {
         let sa = run.sa;
-        let members = run.members.iter().flatten();
         let total = packets.iter().map(|packet| packet.len()).sum();
         let [count, total] = [packets.len(), total].map(|it| u64::try_from(it).unwrap_or(u64::MAX));
         if !sa.traffic.admits_all(&sa.lft, count, total, now.real) {
-            for (packet, (approach, _)) in packets.iter_mut().zip(members) {
-                let received =
-                    self.receive_from(netns, now, packet, approach, &mut { *meta }, host);
+            for (packet, Member { approach, .. }) in packets.iter_mut().zip(members) {
+                let received = self.receive_from(netns, now, packet, approach, *meta, host);
                 done(packet, received);
             }
             return;
         }
 
         let mut outcomes = [const { Err(DropReason::InReplay) }; MOST_AT_ONCE];
-        for ((packet, outcome), (approach, low)) in
-            packets.iter_mut().zip(&mut outcomes).zip(members.clone())
-        {
+        for ((packet, outcome), member) in packets.iter_mut().zip(&mut outcomes).zip(members) {
+            let Member { approach, low } = member;
             let sequence = Sequence::new(run.high, *low);
             let inbound = &approach.inbound;
             let scratch = &mut self.tools.scratch;
@@ -238,55 +245,57 @@ impl Worker {
                 Err(_) => {}
             }
         }
-        self.accept_run(now, packets, run, &mut outcomes);
+        accept(now, packets, (run, members), &mut outcomes);
 
         let mut inner = *meta;
         inner.mark = set_mark(meta.mark, sa);
         let pushed = inner.path.push(run.handle);
-        for ((packet, outcome), (approach, _)) in packets.iter_mut().zip(outcomes).zip(members) {
-            let unwrapped = pushed
-                .ok_or(DropReason::InDepth)
-                .and(outcome)
-                .and_then(|opened| run.transform.unwrap(packet, &approach.inbound, &opened));
+        self.admitted.expect_alike(true);
+        for ((packet, outcome), member) in packets.iter_mut().zip(&outcomes).zip(members) {
+            let inbound = &member.approach.inbound;
+            let unwrapped = match (outcome, pushed) {
+                (Ok(opened), Some(())) => run.transform.unwrap(packet, inbound, opened),
+                (Ok(_), None) => Err(DropReason::InDepth),
+                (Err(reason), _) => Err(*reason),
+            };
             let received = match unwrapped {
                 Ok(_) => self.receive(netns, now, packet, &mut { inner }, host),
                 Err(reason) => dropped(netns, reason),
             };
             done(packet, received);
         }
+        self.admitted.expect_alike(false);
     }
+}
 
-    /// What is done once it is known which packets are genuine: they count, and their numbers are
-    /// used up.
-    fn accept_run(
-        &mut self,
-        now: Now,
-        packets: &[PacketBuf],
-        run: &Run<'_>,
-        outcomes: &mut [Result<Opened, DropReason>],
-    ) {
-        let sa = run.sa;
-        let (mut accepted, mut bytes) = (0, 0);
-        {
-            let mut window = sa.window();
-            let members = run.members.iter().flatten();
-            for ((packet, outcome), (_, low)) in packets.iter().zip(&mut *outcomes).zip(members) {
-                let Ok(opened) = *outcome else { continue };
-                // Another worker may have been faster.
-                match window.recheck(Sequence::new(run.high, *low)) {
-                    Ok(()) => {
-                        window.advance(*low);
-                        accepted += 1;
-                        bytes += packet.len().saturating_sub(opened.at);
-                    }
-                    Err(refusal) => *outcome = Err(refuse(sa, refusal)),
+/// What is done once it is known which packets are genuine: they count, and their numbers are
+/// used up.
+fn accept(
+    now: Now,
+    packets: &[PacketBuf],
+    (run, members): (&Run<'_>, &[Member]),
+    outcomes: &mut [Result<Opened, DropReason>],
+) {
+    let sa = run.sa;
+    let (mut accepted, mut bytes) = (0, 0);
+    {
+        let mut window = sa.window();
+        for ((packet, outcome), member) in packets.iter().zip(&mut *outcomes).zip(members) {
+            let Ok(opened) = outcome else { continue };
+            // Another worker may have been faster.
+            match window.recheck(Sequence::new(run.high, member.low)) {
+                Ok(()) => {
+                    window.advance(member.low);
+                    accepted += 1;
+                    bytes += packet.len().saturating_sub(opened.at);
                 }
+                Err(refusal) => *outcome = Err(refuse(sa, refusal)),
             }
-            sa.traffic.keep_window(&window);
         }
-        if accepted > 0 {
-            let bytes = u64::try_from(bytes).unwrap_or(0);
-            sa.traffic.count(accepted, bytes, now.real);
-        }
+        sa.traffic.keep_window(&window);
+    }
+    if accepted > 0 {
+        let bytes = u64::try_from(bytes).unwrap_or(0);
+        sa.traffic.count(accepted, bytes, now.real);
     }
 }

@@ -143,6 +143,7 @@ impl Inbound {
     ///
     /// # Errors
     /// Headers that do not parse.
+    #[inline(always)]
     pub fn locate(packet: &[u8], encap_kind: u16) -> Result<Self, DropReason> {
         let family = Family::of(packet).ok_or(DropReason::InHeader)?;
         let place = match family {
