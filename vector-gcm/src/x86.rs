@@ -456,14 +456,11 @@ fn last_in_place<const SEAL: bool>(bytes: &mut [u8], stream: __m128i) -> __m128i
 /// Fewer than 16 bytes as a number, the first byte the lowest.
 #[inline]
 fn short_number(bytes: &[u8]) -> u128 {
-    let (mut number, mut shift, mut rest) = (0, 0, bytes);
-    if let Some((piece, others)) = rest.split_first_chunk() {
-        number = u128::from(u64::from_le_bytes(*piece));
-        (shift, rest) = (64, others);
-    }
-    if let Some((piece, others)) = rest.split_first_chunk() {
-        number |= u128::from(u32::from_le_bytes(*piece)) << shift;
-        (shift, rest) = (shift + 32, others);
+    let (mut number, mut shift) = (0, 0);
+    let (words, rest) = bytes.as_chunks();
+    for word in words {
+        number |= u128::from(u32::from_le_bytes(*word)) << shift;
+        shift += 32;
     }
     for byte in rest {
         number |= u128::from(*byte) << shift;
@@ -474,29 +471,17 @@ fn short_number(bytes: &[u8]) -> u128 {
 
 /// The reverse of [`short_number`].
 #[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the lowest word or byte is wanted")]
 fn put_short_number(bytes: &mut [u8], number: u128) {
-    let (mut number, mut rest) = (number, bytes);
-    for size in [8, 4, 2, 1] {
-        if rest.len() < size {
-            continue;
-        }
-        let piece = first_bytes(&mut rest, size);
-        let value = number.to_le_bytes();
-        match piece {
-            [_, _, _, _, _, _, _, _] => put::<8>(piece, value),
-            [_, _, _, _] => put::<4>(piece, value),
-            [_, _] => put::<2>(piece, value),
-            _ => put::<1>(piece, value),
-        }
-        number >>= 8 * size;
+    let mut number = number;
+    let (words, rest) = bytes.as_chunks_mut();
+    for word in words {
+        *word = (number as u32).to_le_bytes();
+        number >>= 32;
     }
-}
-
-/// Writes the first bytes of a value.
-#[inline]
-fn put<const BYTES: usize>(to: &mut [u8], value: [u8; 16]) {
-    if let (Some(to), Some(value)) = (to.first_chunk_mut::<BYTES>(), value.first_chunk()) {
-        *to = *value;
+    for byte in rest {
+        *byte = number as u8;
+        number >>= 8;
     }
 }
 

@@ -12,6 +12,7 @@ use crate::path::lookup::Policies;
 use crate::path::sec_path::SecPath;
 use crate::spd::SocketKey;
 use crate::spd::flow::equal_words;
+use crate::time::WallSecs;
 
 /// Words of a key in front of the SAs.
 const OWN_WORDS: usize = 9;
@@ -19,6 +20,8 @@ const WORDS: usize = OWN_WORDS + XFRM_MAX_DEPTH;
 
 #[derive(Debug)]
 struct Admission {
+    /// When the policies were marked as used last.
+    marked: WallSecs,
     /// Generations of both databases.
     generations: [u64; 2],
     /// Policies to be marked as used by every packet.
@@ -74,8 +77,10 @@ impl Admitted {
         if let Some(admission) = self.memory.find(&key)
             && admission.generations == generations
         {
-            for &policy in admission.policies.iter().flatten() {
-                netns.spd.mark_used(policy, now);
+            if std::mem::replace(&mut admission.marked, now) != now {
+                for &policy in admission.policies.iter().flatten() {
+                    netns.spd.mark_used(policy, now);
+                }
             }
             path.verified = admission.verified;
             if self.remembers_recent {
@@ -88,6 +93,7 @@ impl Admitted {
         }
         let policies = question.check(path)?;
         let admission = Admission {
+            marked: now,
             generations,
             policies,
             verified: path.verified,

@@ -101,10 +101,11 @@ impl Flow {
             mark,
         } = self;
         let [[d0, d1], [s0, s1]] = [daddr.halves(), saddr.halves()];
-        let upper = u64::from(family) << 48 | u64::from(proto) << 32;
-        let ports = u64::from(dport) << 16 | u64::from(sport);
+        // Not in the order of memory: the compiler would read neighbours together again.
+        let upper = u64::from(dport) << 48 | u64::from(family) << 32;
+        let lower = u64::from(proto) << 16 | u64::from(sport);
         let came_with = u64::from(ifindex.cast_unsigned()) << 32 | u64::from(mark);
-        [d0, d1, s0, s1, upper | ports, came_with]
+        [d0, d1, s0, s1, upper | lower, came_with]
     }
 
     /// The flow, as seen from here, of the packet that an ICMP error of this flow is about
