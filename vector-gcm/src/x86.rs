@@ -128,7 +128,7 @@ fn expand<const ROUNDS: usize>(key: &[u8]) -> Schedule {
         let [mut before, far] = [at - 1, at - key_words].map(|at| words.get(at).map_or(0, |w| *w));
         if at % key_words == 0 {
             before = substituted(before).rotate_right(8) ^ constant;
-            constant = constant << 1 ^ (constant >> 7) * 0x11b;
+            constant = (constant << 1) ^ ((constant >> 7) * 0x11b);
         } else if key_words == 8 && at % 8 == 4 {
             before = substituted(before);
         }
@@ -149,7 +149,12 @@ fn expand<const ROUNDS: usize>(key: &[u8]) -> Schedule {
         match at {
             0 => schedule.first = key,
             _ if at == ROUNDS => schedule.last = key,
-            _ => schedule.middle.iter_mut().skip(at - 1).take(1).for_each(|k| *k = key),
+            _ => schedule
+                .middle
+                .iter_mut()
+                .skip(at - 1)
+                .take(1)
+                .for_each(|k| *k = key),
         }
     }
     words.zeroize();
@@ -471,7 +476,10 @@ fn short_number(bytes: &[u8]) -> u128 {
 
 /// The reverse of [`short_number`].
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "the lowest word or byte is wanted")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the lowest word or byte is wanted"
+)]
 fn put_short_number(bytes: &mut [u8], number: u128) {
     let mut number = number;
     let (words, rest) = bytes.as_chunks_mut();

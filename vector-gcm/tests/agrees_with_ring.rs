@@ -1,4 +1,9 @@
 //! Every length, both directions, beside `ring`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "the helpers of tests are tests"
+)]
 
 use proptest::prelude::*;
 use ring::aead::{AES_128_GCM, AES_256_GCM, LessSafeKey, UnboundKey};
@@ -35,7 +40,9 @@ impl Both {
         let ring_nonce = [&salt[..], &iv].concat().try_into().unwrap();
         let ring_nonce = ring::aead::Nonce::assume_unique_for_key(ring_nonce);
         let aad = ring::aead::Aad::from(aad);
-        let tag = self.ring.seal_in_place_separate_tag(ring_nonce, aad, &mut expected);
+        let tag = self
+            .ring
+            .seal_in_place_separate_tag(ring_nonce, aad, &mut expected);
         let tag = tag.unwrap();
 
         let mut body = plain.to_vec();
@@ -68,7 +75,9 @@ impl Both {
 fn every_length() {
     for key in [&[7_u8; 16][..], &[9; 32]] {
         let Some(both) = both(key) else { return };
-        let plain: Vec<u8> = (0..600_u32).map(|n| u8::try_from(n * 7 % 251).unwrap()).collect();
+        let plain: Vec<u8> = (0..600_u32)
+            .map(|n| u8::try_from(n * 7 % 251).unwrap())
+            .collect();
         for bytes in 0..=plain.len() {
             let iv = (bytes as u64 * 0x1234_5678_9abc).to_be_bytes();
             both.check([1, 2, 3, 4], iv, &[5; 8], &plain[..bytes]);

@@ -61,7 +61,6 @@ pub struct Address(pub [u8; 16]);
 impl Pod for Address {}
 
 // As two numbers, for which a hash function needs one multiplication.
-#[expect(clippy::derived_hash_with_manual_eq, reason = "equal addresses have equal halves")]
 impl std::hash::Hash for Address {
     #[inline]
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {

@@ -120,9 +120,8 @@ impl Inbound {
                 routes: &road.routes,
                 watched: road.observed.watch(),
             };
-            for packet in batch.iter_mut().take(count) {
-                host.receive(&mut road.worker, &arrival, packet);
-            }
+            let packets = batch.get_mut(..count).unwrap_or_default();
+            host.receive_all(&mut road.worker, &arrival, packets);
             host.receive_inner(&mut road.worker, &arrival);
             drop(netns);
             host.flush(road);
@@ -165,13 +164,29 @@ impl ToHost {
         self.outbox.push(packet, HOST);
     }
 
-    fn receive(&mut self, worker: &mut Worker, arrival: &Arrival<'_>, packet: &mut PacketBuf) {
-        let passage = arrival.watched.map(|it| it.begin(Direction::In, packet));
-        let received = arrival.receive(worker, packet, &mut InputMeta::default());
-        if let Some(passage) = passage {
+    /// Takes what has come together. Somebody who captures sees each packet on its way.
+    fn receive_all(
+        &mut self,
+        worker: &mut Worker,
+        arrival: &Arrival<'_>,
+        packets: &mut [PacketBuf],
+    ) {
+        let mut meta = InputMeta::default();
+        let Some(watched) = arrival.watched else {
+            let Arrival {
+                netns, now, routes, ..
+            } = *arrival;
+            let mut done = |packet: &mut PacketBuf, received| self.deliver(&received, packet);
+            worker.receive_batch(netns, now, packets, &meta, routes, &mut done);
+            return;
+        };
+        for packet in packets {
+            let passage = watched.begin(Direction::In, packet);
+            let received = arrival.receive(worker, packet, &mut meta);
             passage.arrives(&received, packet);
+            self.deliver(&received, packet);
+            meta = InputMeta::default();
         }
-        self.deliver(&received, packet);
     }
 
     /// Receives what came out of IPTFS payloads.
