@@ -18,8 +18,8 @@ use super::keeper::Role;
 use super::namespace::{self, Home};
 use super::observe::Observed;
 use super::own_sockets::Own;
-use super::packets::{PacketThreads, Sockets};
-use super::{Daemon, clock, host};
+use super::packets::{PacketThreads, Sockets, Ties};
+use super::{Daemon, host};
 use crate::attach::{Attachment, BYPASS, Change, Devices, EncapSocket, OwnSocket};
 use xfrm_proto::control::{Answer, Socket};
 
@@ -81,7 +81,7 @@ impl Followed {
             devices,
             sockets,
             encap,
-            &daemon.line,
+            &daemon.ties,
             &self.observed,
         )?;
         self.threads = Some(threads);
@@ -171,7 +171,7 @@ struct Carrier<'a> {
     id: NetnsId,
     home: &'a Home,
     netns: Arc<std::sync::RwLock<dataplane::Netns>>,
-    line: super::packets::Line,
+    ties: Ties,
 }
 
 impl Daemon {
@@ -234,7 +234,10 @@ impl Daemon {
             id,
             home,
             netns,
-            line: inquiries.line(),
+            ties: Ties {
+                line: inquiries.line(),
+                clock: self.clock.clone(),
+            },
         };
         let result = match changed {
             Ok(Change::Same) => Ok(()),
@@ -290,7 +293,7 @@ impl Daemon {
         };
         for (id, requests) in inquiries.take() {
             let inputs = Inputs {
-                now: clock::now(),
+                now: self.clock.now(),
                 entropy: &mut self.entropy,
             };
             self.emulator
@@ -302,7 +305,7 @@ impl Daemon {
 
     /// Gives packets back that have waited, for SAs or in them.
     pub(super) fn release_held(&mut self) {
-        let now = clock::boot();
+        let now = self.clock.now().boot;
         for (&id, followed) in &self.following {
             let Some(threads) = &followed.threads else {
                 continue;

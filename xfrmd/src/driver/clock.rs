@@ -5,19 +5,33 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::host;
 
-/// The present: boot time for timers, wall time for what is shown.
-pub(crate) fn now() -> Now {
-    Now {
-        boot: boot(),
-        real: WallSecs(
-            clock_gettime(ClockId::CLOCK_REALTIME)
-                .map_or(0, |now| u64::try_from(now.tv_sec()).unwrap_or(0)),
-        ),
+/// The engine's clock: the one place where it gets its time from.
+///
+/// What the daemon does on the host's account (looking again for sockets that linger, rights that
+/// were checked long ago) goes by [`uptime`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Clock;
+
+impl Clock {
+    /// The present: boot time for timers, wall time for what is shown.
+    pub(crate) fn now(&self) -> Now {
+        Now {
+            boot: uptime(),
+            real: WallSecs(
+                clock_gettime(ClockId::CLOCK_REALTIME)
+                    .map_or(0, |now| u64::try_from(now.tv_sec()).unwrap_or(0)),
+            ),
+        }
+    }
+
+    /// When the host's clock shows what is `at` on this one; never, if that does not depend on it.
+    pub(crate) fn at_uptime(&self, at: BootNanos) -> Option<BootNanos> {
+        Some(at)
     }
 }
 
-/// Time since boot, suspensions included.
-pub(crate) fn boot() -> BootNanos {
+/// The host's time since boot, suspensions included.
+pub(crate) fn uptime() -> BootNanos {
     let Ok(now) = clock_gettime(ClockId::CLOCK_BOOTTIME) else {
         return BootNanos(0);
     };

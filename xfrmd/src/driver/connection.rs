@@ -21,7 +21,7 @@ use super::client::Inside;
 use super::files::WriteError;
 use super::privilege::Credentials;
 pub(super) use super::reply::Reply;
-use super::{Daemon, Owner, Source, clock, host};
+use super::{Daemon, Owner, Source, host};
 
 /// Sockets that a client without privileges can show before it must show them again.
 const MOST_PROVEN: usize = 256;
@@ -403,7 +403,7 @@ impl Daemon {
         }
         let number = |family: u32| u16::try_from(family).unwrap_or(u16::MAX);
         let result = self.emulator.set_socket_policy(
-            clock::now(),
+            self.clock.now(),
             entered.id,
             SocketKey(socket.cookie),
             number(family),
@@ -430,7 +430,7 @@ impl Daemon {
             if !self.may_forget(id, socket) {
                 continue;
             }
-            let now = clock::now();
+            let now = self.clock.now();
             // Taking policies away does not fail.
             let _ = self.emulator.set_socket_policy(now, id, socket, 0, 0, None);
             self.keep_driver(id);

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{Address, XfrmId};
 
-use super::clock::{self, HostEntropy};
+use super::clock::HostEntropy;
 use super::connection::{Connection, Reply};
 use super::{Daemon, Owner};
 use crate::attach::HostRoutes;
@@ -98,7 +98,7 @@ impl Daemon {
                 if_id: asked.if_id,
                 ..InputMeta::default()
             };
-            worker.explain_input(&netns, clock::now(), &mut packet, &mut meta, &routes)
+            worker.explain_input(&netns, self.clock.now(), &mut packet, &mut meta, &routes)
         };
         Ok(described(&explanation))
     }

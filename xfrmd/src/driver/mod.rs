@@ -68,7 +68,7 @@ use xfrm_proto::control::{LARGEST_FRAME, Secret};
 use xfrmd::emulator::{Destination, Emulator, Inputs, NetnsId};
 
 use attaching::Following;
-use clock::HostEntropy;
+use clock::{Clock, HostEntropy};
 use connection::Connection;
 use files::Writer;
 use instance::{Delivery, Instance};
@@ -153,6 +153,7 @@ impl Source {
 pub(crate) struct Daemon {
     settings: Settings,
     emulator: Emulator,
+    clock: Clock,
     entropy: HostEntropy,
     home: Home,
     watch: Option<Watch>,
@@ -208,6 +209,7 @@ impl Daemon {
         Ok(Self {
             emulator: Emulator::new(settings.profile, settings.limits),
             settings,
+            clock: Clock,
             entropy: HostEntropy::default(),
             home: Home::here()?,
             watch,
@@ -283,7 +285,7 @@ impl Daemon {
         self.armed = None;
         self.read_writers();
         let inputs = Inputs {
-            now: clock::now(),
+            now: self.clock.now(),
             entropy: &mut self.entropy,
         };
         self.emulator.handle_timeout(inputs);
@@ -305,9 +307,10 @@ impl Daemon {
 
     /// Sets the timer for what comes next, unless it is set for that or earlier.
     fn arm(&mut self) {
-        let mut next = self.emulator.poll_timeout();
+        let next = self.emulator.poll_timeout();
+        let mut next = next.and_then(|at| self.clock.at_uptime(at));
         let mut also = |nanos| {
-            let at = clock::boot().plus_nanos(nanos);
+            let at = clock::uptime().plus_nanos(nanos);
             next = Some(next.map_or(at, |next| next.min(at)));
         };
         if self.overruns {

@@ -12,7 +12,6 @@ use super::sockets::Receivers;
 use super::{Command, HOST, Road, buffers, readable, wait_for};
 use crate::attach::HostRoutes;
 use crate::capture::record::{Direction, Layer};
-use crate::driver::clock;
 use crate::driver::observe::Observed;
 use crate::driver::outbox::Outbox;
 
@@ -116,7 +115,7 @@ impl Inbound {
                 .add(batch.get(..count).unwrap_or_default());
             let arrival = Arrival {
                 netns: &netns,
-                now: clock::now(),
+                now: road.clock.now(),
                 routes: &road.routes,
                 watched: road.observed.watch(),
             };

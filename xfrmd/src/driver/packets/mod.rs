@@ -34,7 +34,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
 
-use super::clock::HostEntropy;
+use super::clock::{Clock, HostEntropy};
 use super::observe::Observed;
 use crate::attach::{Devices, EncapSocket, HostRoutes, OwnSocket};
 use inbound::Inbound;
@@ -60,6 +60,12 @@ pub(super) type Asked = (NetnsId, Vec<Request>);
 pub(super) struct Line {
     sender: Sender<Asked>,
     wake: Arc<EventFd>,
+}
+
+/// What packet threads have of the control thread.
+pub(super) struct Ties {
+    pub(super) line: Line,
+    pub(super) clock: Clock,
 }
 
 /// The control thread's end.
@@ -150,7 +156,7 @@ impl PacketThreads {
         devices: Devices,
         sockets: Sockets,
         (encap, bulk): (Vec<EncapSocket>, Vec<Arc<Bulk>>),
-        line: &Line,
+        ties: &Ties,
         observed: &Arc<Observed>,
     ) -> io::Result<Self> {
         let Devices { tun, marked } = devices;
@@ -177,7 +183,8 @@ impl PacketThreads {
                 worker: Worker::new(number, Box::new(HostEntropy::default())),
                 commands,
                 wake,
-                line: line.clone(),
+                line: ties.line.clone(),
+                clock: ties.clock.clone(),
                 observed: Arc::clone(observed),
             };
             Ok((road, sender, ours))
@@ -286,6 +293,7 @@ struct Road {
     commands: Receiver<Command>,
     wake: Arc<EventFd>,
     line: Line,
+    clock: Clock,
     observed: Arc<Observed>,
 }
 

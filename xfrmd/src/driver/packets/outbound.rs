@@ -71,7 +71,7 @@ impl Outbound {
     /// Waits for packets, commands or news; false when it is time to stop.
     fn wait(&mut self) -> bool {
         let timeout = self.road.routes.poll_timeout().map(|at| {
-            let nanos = at.0.saturating_sub(clock::boot().0);
+            let nanos = at.0.saturating_sub(clock::uptime().0);
             let ms = i32::try_from(nanos / 1_000_000 + 1).unwrap_or(i32::MAX);
             PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
         });
@@ -85,7 +85,7 @@ impl Outbound {
             return true;
         };
         if timeout.is_some() {
-            self.road.routes.expire(clock::boot());
+            self.road.routes.expire(clock::uptime());
         }
         if news {
             self.road.routes.forget();
@@ -124,7 +124,7 @@ impl Outbound {
         for queue in queues {
             road.worker.retry(
                 &netns,
-                clock::now(),
+                road.clock.now(),
                 queue,
                 &road.routes,
                 &mut |packet, to| push_late(wire, watched, packet, *to),
@@ -139,7 +139,7 @@ impl Outbound {
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
         let arrival = Arrival {
             netns: &netns,
-            now: clock::now(),
+            now: road.clock.now(),
             routes: &road.routes,
             watched: road.observed.watch(),
         };
@@ -171,7 +171,7 @@ impl Outbound {
                 .unwrap_or_else(PoisonError::into_inner);
             for packet in batch.iter().take(count) {
                 if let Some(learned) = netns.learn_mtu(packet, 0, &self.road.routes) {
-                    self.road.routes.learn(&learned, clock::boot());
+                    self.road.routes.learn(&learned, clock::uptime());
                 }
             }
         }
@@ -191,7 +191,7 @@ impl Outbound {
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
         let mut passage = Passage {
             netns: &netns,
-            now: clock::now(),
+            now: road.clock.now(),
             wire,
             host,
             ident,
