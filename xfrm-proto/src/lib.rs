@@ -12,6 +12,7 @@
 //! * [`algo`]: algorithm blobs and [`algo::Key`], which never shows itself.
 //! * [`reply`]: building messages in the kernel's layout.
 //! * [`extack`]: `NLMSG_ERROR` and `NLMSG_DONE` with their TLVs.
+//! * [`decode`]: messages as text that leaves nothing out.
 //! * [`control`]: frames between the shim and the daemon, the only module without the feature
 //!   `messages`, so that the shim needs nothing else.
 #![forbid(unsafe_code)]
@@ -22,6 +23,8 @@ pub mod algo;
 pub mod attrs;
 pub mod consts;
 pub mod control;
+#[cfg(feature = "messages")]
+pub mod decode;
 #[cfg(feature = "messages")]
 pub mod extack;
 #[cfg(feature = "messages")]

@@ -12,7 +12,7 @@ use xfrm_proto::uapi::*;
 
 use super::craft::ip;
 use super::describe;
-use crate::decode::{self, hex};
+use xfrm_proto::decode::{self, hex};
 use crate::message::Message;
 use crate::scenario::Sa;
 use crate::scenario::build::Policy;

@@ -291,13 +291,12 @@ impl Daemon {
         let Some(inquiries) = &self.inquiries else {
             return;
         };
-        for (id, requests) in inquiries.take() {
+        for (asked, requests) in inquiries.take() {
             let inputs = Inputs {
                 now: self.clock.now(),
                 entropy: &mut self.entropy,
             };
-            self.emulator
-                .with_packets(inputs, id, |netns, cx| netns.handle_requests(cx, requests));
+            self.emulator.handle_requests(inputs, asked, requests);
         }
         self.deliver(None, false);
         self.arm();
@@ -310,15 +309,12 @@ impl Daemon {
             let Some(threads) = &followed.threads else {
                 continue;
             };
-            if let Some(mut netns) = self.emulator.netns_mut(id) {
-                let queues = netns.take_held(now);
-                if !queues.is_empty() {
-                    threads.retry(queues);
-                }
-                let due = netns.take_iptfs(now);
-                if !due.is_empty() {
-                    threads.run_iptfs(due);
-                }
+            let (queues, due) = self.emulator.release(id, now);
+            if !queues.is_empty() {
+                threads.retry(queues);
+            }
+            if !due.is_empty() {
+                threads.run_iptfs(due);
             }
         }
     }

@@ -33,6 +33,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
+use xfrmd::tape::Asked;
 
 use super::clock::{Clock, HostEntropy};
 use super::observe::Observed;
@@ -52,13 +53,13 @@ const HOST: Departure = Departure {
     mark: 0,
 };
 
-/// What packets of a namespace ask for.
-pub(super) type Asked = (NetnsId, Vec<Request>);
+/// What packets of a worker ask for.
+pub(super) type Inquiry = (Asked, Vec<Request>);
 
 /// How threads reach the control thread.
 #[derive(Clone)]
 pub(super) struct Line {
-    sender: Sender<Asked>,
+    sender: Sender<Inquiry>,
     wake: Arc<EventFd>,
 }
 
@@ -70,7 +71,7 @@ pub(super) struct Ties {
 
 /// The control thread's end.
 pub(super) struct Inquiries {
-    receiver: Receiver<Asked>,
+    receiver: Receiver<Inquiry>,
     line: Line,
 }
 
@@ -95,7 +96,7 @@ impl Inquiries {
     }
 
     /// What has been asked, oldest first.
-    pub(super) fn take(&self) -> Vec<Asked> {
+    pub(super) fn take(&self) -> Vec<Inquiry> {
         let _ = self.line.wake.read();
         self.receiver.try_iter().collect()
     }
@@ -177,6 +178,7 @@ impl PacketThreads {
             let ours = Arc::clone(&wake);
             let road = Road {
                 id,
+                number,
                 netns: Arc::clone(netns),
                 tun: Arc::clone(&tun),
                 routes,
@@ -286,6 +288,8 @@ impl Drop for Thread {
 /// What both directions need.
 struct Road {
     id: NetnsId,
+    /// Of its worker.
+    number: u32,
     netns: Arc<RwLock<Netns>>,
     tun: Arc<Tun>,
     routes: HostRoutes,
@@ -312,9 +316,14 @@ impl Road {
     /// Asks what packets want of the control thread.
     fn ask(&mut self) {
         if self.worker.has_requests() {
-            let asked = (self.id, self.worker.drain_requests().collect());
+            let asked = Asked {
+                netns: self.id,
+                worker: self.number,
+                upto: u64::MAX,
+            };
+            let requests = self.worker.drain_requests().collect();
             // The control thread ends after us.
-            let _ = self.line.sender.send(asked);
+            let _ = self.line.sender.send((asked, requests));
             let _ = self.line.wake.write(1);
         }
     }
