@@ -34,7 +34,8 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
 
-use super::clock::{Clock, HostEntropy};
+use super::clock::Clock;
+use super::clock::randomness::Source as RandomSource;
 use super::observe::Observed;
 use crate::attach::{Devices, EncapSocket, HostRoutes, OwnSocket};
 use inbound::Inbound;
@@ -66,6 +67,7 @@ pub(super) struct Line {
 pub(super) struct Ties {
     pub(super) line: Line,
     pub(super) clock: Clock,
+    pub(super) randomness: RandomSource,
 }
 
 /// The control thread's end.
@@ -171,6 +173,8 @@ impl PacketThreads {
         receivers.set_ports(&ports, &bulk);
         senders.set_bulk(bulk);
         let road = |routes: HostRoutes, number| -> io::Result<_> {
+            // The control thread is the first.
+            let user = 1 + 2 * u64::from(id.0) + u64::from(number);
             routes.set_encap_sockets(encap.clone());
             let (sender, commands) = channel();
             let wake = Arc::new(wake_up_call()?);
@@ -180,7 +184,7 @@ impl PacketThreads {
                 netns: Arc::clone(netns),
                 tun: Arc::clone(&tun),
                 routes,
-                worker: Worker::new(number, Box::new(HostEntropy::default())),
+                worker: Worker::new(number, Box::new(ties.randomness.stream(user))),
                 commands,
                 wake,
                 line: ties.line.clone(),
