@@ -7,8 +7,10 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use dataplane::Profile;
 
+use super::clock::ClockAction;
 use crate::capture;
 use crate::config::{self, Config};
+use crate::driver::clock::Timekeeping;
 use crate::driver::seccomp::Front;
 use crate::explain::Question;
 use crate::log::Format;
@@ -37,9 +39,30 @@ pub(super) enum Action {
         /// around them (static programs, Go), or by whichever fits each.
         #[arg(long, value_name = "FRONT", default_value = "auto")]
         front: Front,
+        /// What time it is for the command and its instance: the host's, a clock that stands until `xfrmd clock`
+        /// moves it, or one that jumps to the next timer whenever everything is idle
+        /// [default: $XFRMD_CLOCK, or real].
+        #[arg(long, value_name = "CLOCK")]
+        clock: Option<Timekeeping>,
+        /// Random numbers of the instance come from this seed, so that runs are alike. For tests only: what is
+        /// encrypted so is not secret.
+        #[arg(long, value_name = "NUMBER")]
+        seed: Option<u64>,
         /// The command and its arguments.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
+    },
+    /// Shows or moves the virtual clock of a run: xfrmd run --clock virtual -- COMMAND.
+    ///
+    /// Called inside the run, or outside with its --socket. Exit code 2 for what can never come true.
+    Clock {
+        #[command(subcommand)]
+        action: Option<ClockAction>,
+        /// As JSON.
+        #[arg(short, long, global = true)]
+        json: bool,
+        #[command(flatten)]
+        socket: SocketOption,
     },
     /// Prints what a shell must set to use a running daemon: eval "$(xfrmd env)".
     Env {

@@ -102,6 +102,11 @@ impl Followed {
         }
     }
 
+    /// Protected packets that have come or gone.
+    pub(super) fn packets(&self) -> u64 {
+        self.observed.received.packets() + self.observed.sent.packets()
+    }
+
     /// Goes on with a namespace and a device that others have left.
     pub(super) fn take_over(&mut self, namespace: Option<OwnedFd>, tun: Option<OwnedFd>) {
         self.namespace = namespace;
@@ -237,6 +242,7 @@ impl Daemon {
             ties: Ties {
                 line: inquiries.line(),
                 clock: self.clock.clone(),
+                randomness: self.settings.randomness,
             },
         };
         let result = match changed {

@@ -35,7 +35,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
 use xfrmd::tape::Asked;
 
-use super::clock::{Clock, HostEntropy};
+use super::clock::Clock;
+use super::clock::randomness::Source as RandomSource;
 use super::observe::Observed;
 use crate::attach::{Devices, EncapSocket, HostRoutes, OwnSocket};
 use inbound::Inbound;
@@ -67,6 +68,7 @@ pub(super) struct Line {
 pub(super) struct Ties {
     pub(super) line: Line,
     pub(super) clock: Clock,
+    pub(super) randomness: RandomSource,
 }
 
 /// The control thread's end.
@@ -172,6 +174,8 @@ impl PacketThreads {
         receivers.set_ports(&ports, &bulk);
         senders.set_bulk(bulk);
         let road = |routes: HostRoutes, number| -> io::Result<_> {
+            // The control thread is the first.
+            let user = 1 + 2 * u64::from(id.0) + u64::from(number);
             routes.set_encap_sockets(encap.clone());
             let (sender, commands) = channel();
             let wake = Arc::new(wake_up_call()?);
@@ -182,7 +186,7 @@ impl PacketThreads {
                 netns: Arc::clone(netns),
                 tun: Arc::clone(&tun),
                 routes,
-                worker: Worker::new(number, Box::new(HostEntropy::default())),
+                worker: Worker::new(number, Box::new(ties.randomness.stream(user))),
                 commands,
                 wake,
                 line: ties.line.clone(),
