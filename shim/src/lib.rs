@@ -32,6 +32,7 @@ mod descriptors;
 mod netlink;
 mod options;
 mod pages;
+mod ports;
 mod procfs;
 mod real;
 mod receive;

@@ -13,7 +13,7 @@ use crate::calls::{
 };
 use crate::descriptors::{self, FcntlArg};
 use crate::table::{self, Kind};
-use crate::{control, netlink, options, procfs, real, sys};
+use crate::{control, netlink, options, ports, procfs, real, sys};
 
 /// Low bits of a socket's type.
 const TYPE_MASK: c_int = 0xf;
@@ -118,7 +118,7 @@ exported! {
     fn bind(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int {
         match table::socket(fd) {
             Some(entry) => netlink::bind(entry, fd, address, len),
-            None => real::bind(fd, address, len),
+            None => ports::bind(fd, address, len),
         }
     }
 

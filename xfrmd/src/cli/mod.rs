@@ -34,6 +34,7 @@ fn settings(config: &Config) -> Settings {
         limits: config.limits,
         max_connections: config.max_clients,
         packets: config.packets && packets_can_be_carried(),
+        capture: config.capture,
         owner: Owner::System,
         shim: None,
         clock: Clock::default(),

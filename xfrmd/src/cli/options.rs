@@ -8,6 +8,7 @@ use clap_complete::Shell;
 use dataplane::Profile;
 
 use super::clock::ClockAction;
+use crate::attach::Capture;
 use crate::capture;
 use crate::config::{self, Config};
 use crate::driver::clock::Timekeeping;
@@ -181,6 +182,10 @@ pub(super) struct TableOptions {
     /// say. Needs CAP_NET_ADMIN and CAP_NET_RAW in the network namespace, and /dev/net/tun.
     #[arg(long)]
     packets: bool,
+    /// By what the host picks packets: nf_tables, or rules and routes, by which less can be said
+    /// [default: auto].
+    #[arg(long, value_name = "HOW", value_enum)]
+    capture: Option<Capture>,
     /// Most connections of client processes [default: 16384].
     #[arg(long, value_name = "COUNT")]
     max_clients: Option<usize>,
@@ -200,6 +205,7 @@ impl TableOptions {
         put(&mut config.limits.max_policies, &self.max_policies);
         put(&mut config.max_clients, &self.max_clients);
         config.packets |= self.packets;
+        put(&mut config.capture, &self.capture);
     }
 }
 

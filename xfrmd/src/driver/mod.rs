@@ -68,6 +68,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use xfrm_proto::control::{LARGEST_FRAME, Secret};
 use xfrmd::emulator::{Destination, Emulator, Inputs, NetnsId};
 
+use crate::attach::Capture;
 use attaching::Following;
 use clock::Clock;
 use clock::motion::Motion;
@@ -113,6 +114,8 @@ pub(crate) struct Settings {
     pub(crate) owner: Owner,
     /// Whether packets are carried, not only requests answered.
     pub(crate) packets: bool,
+    /// By what the host picks them.
+    pub(crate) capture: Capture,
     /// Where clients load the shim from.
     pub(crate) shim: Option<PathBuf>,
     /// What time it is.

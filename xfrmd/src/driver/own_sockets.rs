@@ -106,7 +106,7 @@ impl Daemon {
         followed.tell_own();
         self.follow_policies(id);
         let attached = self.following.get(&id);
-        if attached.is_none_or(|followed| !followed.attachment.is_attached()) {
+        if attached.is_none_or(|followed| !followed.attachment.knows_sockets()) {
             self.forget_own_sockets(|own| own.socket.key == key);
             return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
         }

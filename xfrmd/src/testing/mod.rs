@@ -67,8 +67,8 @@ use xfrm_proto::reply::messages;
 
 use crate::emulator::{Destination, Emulator, Inputs, NetnsId, Peer};
 
-pub use packets::{Arrived, Departed, Station};
 use packets::Road;
+pub use packets::{Arrived, Departed, Station};
 
 /// A positive errno.
 pub type Errno = i32;

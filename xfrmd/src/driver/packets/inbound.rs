@@ -10,7 +10,7 @@ use std::sync::PoisonError;
 
 use super::sockets::Receivers;
 use super::{Command, HOST, Road, buffers, readable, wait_for};
-use crate::attach::HostRoutes;
+use crate::attach::{HostRoutes, STATE_MASK};
 use crate::capture::record::{Direction, Layer};
 use crate::driver::observe::Observed;
 use crate::driver::outbox::Outbox;
@@ -166,7 +166,13 @@ impl ToHost {
 
     fn receive(&mut self, worker: &mut Worker, arrival: &Arrival<'_>, packet: &mut PacketBuf) {
         let passage = arrival.watched.map(|it| it.begin(Direction::In, packet));
-        let received = arrival.receive(worker, packet, &mut InputMeta::default());
+        let origin = packet.origin();
+        let mut meta = InputMeta {
+            mark: origin.mark & !STATE_MASK,
+            ifindex: origin.ifindex,
+            ..InputMeta::default()
+        };
+        let received = arrival.receive(worker, packet, &mut meta);
         if let Some(passage) = passage {
             passage.arrives(&received, packet);
         }

@@ -37,10 +37,12 @@ use xfrmd::tape::Asked;
 
 use super::clock::Clock;
 use super::clock::randomness::Source as RandomSource;
+use super::keeper::Role;
 use super::observe::Observed;
 use crate::attach::{Devices, EncapSocket, HostRoutes, OwnSocket};
 use inbound::Inbound;
 use outbound::Outbound;
+pub(super) use sockets::Left;
 use sockets::{Receivers, Senders};
 
 /// A thread that is overwhelmed is not waited for.
@@ -134,14 +136,21 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// In the calling thread's namespace.
-    pub(super) fn open() -> io::Result<Self> {
+    /// In the calling thread's namespace; with those that are left of a daemon before us.
+    pub(super) fn open(left: &mut Left) -> io::Result<Self> {
         Ok(Self {
-            receivers: Receivers::open()?,
+            receivers: Receivers::open(left)?,
             senders: Senders::open()?,
             routes: [HostRoutes::open()?, HostRoutes::open()?],
             namespace: File::open("/proc/thread-self/ns/net")?,
         })
+    }
+}
+
+impl Sockets {
+    /// Those in which packets can wait for another daemon.
+    pub(super) fn held(&self) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
+        self.receivers.held()
     }
 }
 
@@ -162,7 +171,11 @@ impl PacketThreads {
         ties: &Ties,
         observed: &Arc<Observed>,
     ) -> io::Result<Self> {
-        let Devices { tun, marked } = devices;
+        let Devices {
+            tun,
+            marked,
+            are_beyond_policies,
+        } = devices;
         let tun = Arc::new(tun);
         let Sockets {
             mut receivers,
@@ -200,7 +213,7 @@ impl PacketThreads {
         let namespace_out = namespace.try_clone()?;
         let outbound = Thread::start("packets-out", commands_out, wake_out, move || {
             enter(&namespace_out, || {
-                Outbound::new(road_out, marked, senders).run()
+                Outbound::new(road_out, marked, senders, are_beyond_policies).run()
             });
         })?;
         let inbound = Thread::start("packets-in", commands_in, wake_in, move || {
