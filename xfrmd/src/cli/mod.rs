@@ -1,5 +1,6 @@
 //! The command line: the daemon, `xfrmd run`, and what asks a running daemon.
 
+mod clock;
 mod daemon;
 mod documents;
 mod options;
@@ -16,6 +17,8 @@ use xfrm_proto::control::{Address, ENV_CONTROL};
 
 use crate::config::{self, Config};
 use crate::driver::client;
+use crate::driver::clock::randomness::Source;
+use crate::driver::clock::{Clock, Timekeeping};
 use crate::driver::command::{self, Run};
 use crate::driver::program;
 use crate::driver::seccomp::Front;
@@ -31,8 +34,12 @@ fn settings(config: &Config) -> Settings {
         limits: config.limits,
         max_connections: config.max_clients,
         packets: config.packets && packets_can_be_carried(),
+        capture: config.capture,
         owner: Owner::System,
         shim: None,
+        clock: Clock::default(),
+        root: 0,
+        randomness: Source::Host,
     }
 }
 
@@ -61,8 +68,15 @@ pub(crate) fn main() -> ExitCode {
         Some(Action::Run {
             tables,
             front,
+            clock,
+            seed,
             command,
-        }) => run(&tables, front, command),
+        }) => run(&tables, front, (clock, seed), command),
+        Some(Action::Clock {
+            action,
+            json,
+            socket,
+        }) => clock::run(action.as_ref(), json, &socket),
         Some(Action::Env { socket }) => environment(&socket),
         Some(Action::Doctor { json }) => examine(json),
         Some(Action::Stat {
@@ -91,7 +105,12 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
-fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<ExitCode> {
+fn run(
+    tables: &TableOptions,
+    front: Front,
+    (clock, seed): (Option<Timekeeping>, Option<u64>),
+    command: Vec<OsString>,
+) -> Result<ExitCode> {
     let Some(name) = command.first() else {
         bail!("no command");
     };
@@ -99,6 +118,13 @@ fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<Ex
     log::start(wanted.as_deref().unwrap_or("warn"), log::Format::Text)?;
     let mut config = Config::default();
     tables.apply(&mut config);
+    let clock = match clock::chosen(clock) {
+        Ok(clock) => clock,
+        Err(error) => {
+            eprintln!("xfrmd: {error}");
+            return Ok(2.into());
+        }
+    };
     let checked = program::find(name, variable("PATH"))
         .and_then(|program| program::check(&program, front).map(|reach| (program, reach)));
     let (program, reach) = match checked {
@@ -109,7 +135,11 @@ fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<Ex
         }
     };
     let code = command::run(Run {
-        settings: settings(&config),
+        settings: Settings {
+            randomness: seed.map_or(Source::Host, Source::Seed),
+            ..settings(&config)
+        },
+        clock,
         front,
         program,
         reach,

@@ -10,9 +10,8 @@ use std::sync::PoisonError;
 
 use super::sockets::Receivers;
 use super::{Command, HOST, Road, buffers, readable, wait_for};
-use crate::attach::HostRoutes;
+use crate::attach::{HostRoutes, STATE_MASK};
 use crate::capture::record::{Direction, Layer};
-use crate::driver::clock;
 use crate::driver::observe::Observed;
 use crate::driver::outbox::Outbox;
 
@@ -116,7 +115,7 @@ impl Inbound {
                 .add(batch.get(..count).unwrap_or_default());
             let arrival = Arrival {
                 netns: &netns,
-                now: clock::now(),
+                now: road.clock.now(),
                 routes: &road.routes,
                 watched: road.observed.watch(),
             };
@@ -171,21 +170,27 @@ impl ToHost {
         arrival: &Arrival<'_>,
         packets: &mut [PacketBuf],
     ) {
-        let mut meta = InputMeta::default();
-        let Some(watched) = arrival.watched else {
-            let Arrival {
-                netns, now, routes, ..
-            } = *arrival;
-            let mut done = |packet: &mut PacketBuf, received| self.deliver(&received, packet);
-            worker.receive_batch(netns, now, packets, &meta, routes, &mut done);
-            return;
-        };
-        for packet in packets {
-            let passage = watched.begin(Direction::In, packet);
-            let received = arrival.receive(worker, packet, &mut meta);
-            passage.arrives(&received, packet);
-            self.deliver(&received, packet);
-            meta = InputMeta::default();
+        for group in packets.chunk_by_mut(|one, other| one.origin() == other.origin()) {
+            let origin = group.first().map(PacketBuf::origin).unwrap_or_default();
+            let meta = InputMeta {
+                mark: origin.mark & !STATE_MASK,
+                ifindex: origin.ifindex,
+                ..InputMeta::default()
+            };
+            let Some(watched) = arrival.watched else {
+                let Arrival {
+                    netns, now, routes, ..
+                } = *arrival;
+                let mut done = |packet: &mut PacketBuf, received| self.deliver(&received, packet);
+                worker.receive_batch(netns, now, group, &meta, routes, &mut done);
+                continue;
+            };
+            for packet in group {
+                let passage = watched.begin(Direction::In, packet);
+                let received = arrival.receive(worker, packet, &mut { meta });
+                passage.arrives(&received, packet);
+                self.deliver(&received, packet);
+            }
         }
     }
 
