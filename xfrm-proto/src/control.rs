@@ -300,6 +300,12 @@ pub enum Request {
         /// `SO_NETNS_COOKIE`.
         netns: u64,
     },
+    /// All SAs and policies of a namespace at one moment: the wall-clock second as eight bytes, then
+    /// messages as dumps have them.
+    Snapshot {
+        /// `SO_NETNS_COOKIE`.
+        netns: u64,
+    },
 }
 
 const CAP_ACK: u32 = 1;
@@ -345,6 +351,7 @@ impl Request {
             Self::Explain { netns } => header(13, &in_netns(netns), [0; 3]),
             Self::Capture { netns } => header(14, &in_netns(netns), [0; 3]),
             Self::Speaker { port } => header(12, &Socket::default(), [port, 0, 0]),
+            Self::Snapshot { netns } => header(20, &in_netns(netns), [0; 3]),
         }
     }
 
@@ -414,6 +421,7 @@ impl Request {
             12 => Self::Speaker { port: a },
             13 => Self::Explain { netns },
             14 => Self::Capture { netns },
+            20 => Self::Snapshot { netns },
             _ => return None,
         };
         Some((request, payload))
@@ -604,6 +612,7 @@ mod tests {
             Request::Speaker { port: 9 },
             Request::Explain { netns: 7 },
             Request::Capture { netns: 8 },
+            Request::Snapshot { netns: 9 },
         ];
         for request in requests {
             let mut frame = request.encode().to_vec();

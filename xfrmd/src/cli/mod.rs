@@ -1,5 +1,6 @@
 //! The command line: the daemon, `xfrmd run`, and what asks a running daemon.
 
+mod check;
 mod daemon;
 mod documents;
 mod options;
@@ -13,10 +14,11 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use serde_json::Value;
 use xfrm_proto::control::{Address, ENV_CONTROL};
+use xfrmd::check::Kind;
 
 use crate::config::{self, Config};
 use crate::driver::client;
-use crate::driver::command::{self, Run};
+use crate::driver::command::{self, AtEnd, Run};
 use crate::driver::program;
 use crate::driver::seccomp::Front;
 use crate::driver::{Owner, Settings};
@@ -61,10 +63,13 @@ pub(crate) fn main() -> ExitCode {
         Some(Action::Run {
             tables,
             front,
+            check,
+            ignore,
             command,
-        }) => run(&tables, front, command),
+        }) => run(&tables, front, check.then_some(ignore), command),
         Some(Action::Env { socket }) => environment(&socket),
         Some(Action::Doctor { json }) => examine(json),
+        Some(Action::Check { wanted }) => Ok(check::run(&wanted)),
         Some(Action::Stat {
             json,
             prometheus,
@@ -91,7 +96,14 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
-fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<ExitCode> {
+/// Runs a command. `accepted` are the kinds of findings that are no reason to complain at the end, if
+/// somebody looks at all.
+fn run(
+    tables: &TableOptions,
+    front: Front,
+    accepted: Option<Vec<Kind>>,
+    command: Vec<OsString>,
+) -> Result<ExitCode> {
     let Some(name) = command.first() else {
         bail!("no command");
     };
@@ -116,6 +128,9 @@ fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<Ex
         command,
         temporary: variable("TMPDIR").map(PathBuf::from),
         preload: variable("LD_PRELOAD"),
+        at_end: accepted.map(|accepted| -> AtEnd {
+            Box::new(move |address| check::at_end(address, &accepted))
+        }),
     })?;
     Ok(code.into())
 }

@@ -7,6 +7,9 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use dataplane::Profile;
 
+use xfrmd::check::Kind;
+
+use super::check;
 use crate::capture;
 use crate::config::{self, Config};
 use crate::driver::seccomp::Front;
@@ -37,6 +40,13 @@ pub(super) enum Action {
         /// around them (static programs, Go), or by whichever fits each.
         #[arg(long, value_name = "FRONT", default_value = "auto")]
         front: Front,
+        /// Tells what the command has left behind when it has ended; exit code 1 if it was
+        /// something and the command itself had 0.
+        #[arg(long)]
+        check: bool,
+        /// What --check accepts; may be given several times.
+        #[arg(long, value_name = "KIND", requires = "check")]
+        ignore: Vec<Kind>,
         /// The command and its arguments.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
@@ -77,6 +87,14 @@ pub(super) enum Action {
         wanted: capture::Wanted,
         #[command(flatten)]
         socket: SocketOption,
+    },
+    /// Looks for what is wrong with SAs and policies: orphans, leaks, weak algorithms, shadows.
+    ///
+    /// Of all network namespaces of the daemon. The exit code is 1 if something was found, so that it
+    /// can be a gate in CI, and 2 if nothing could be looked at.
+    Check {
+        #[command(flatten)]
+        wanted: check::Wanted,
     },
     /// Prints counters and table sizes of a running daemon.
     Stat {

@@ -309,9 +309,10 @@ impl Daemon {
                 self.socket_policy(connection, socket, (family, option_family), value)
             }
             Request::Show { socket, encap } => self.show(connection, socket, encap, fds),
-            Request::Stat => Reply::document(&self.statistics().to_string()),
+            Request::Stat => Reply::document(self.statistics().to_string()),
             Request::Explain { netns } => self.explain(connection, netns, payload),
             Request::Capture { netns } => self.capture(connection, netns, payload),
+            Request::Snapshot { netns } => self.snapshot(connection, netns),
             Request::Speaker { port } => match self.speaks_from(port) {
                 true => Reply::Answer(Answer::default()),
                 false => Reply::error(libc::ENOENT),
