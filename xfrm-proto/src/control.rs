@@ -321,6 +321,12 @@ pub enum Request {
     },
     /// The virtual clock is moved, as JSON in the payload says; the answer's comes when it has been.
     Move,
+    /// All SAs and policies of a namespace at one moment: the wall-clock second as eight bytes, then
+    /// messages as dumps have them.
+    Snapshot {
+        /// `SO_NETNS_COOKIE`.
+        netns: u64,
+    },
 }
 
 const CAP_ACK: u32 = 1;
@@ -372,6 +378,7 @@ impl Request {
             Self::Unwait => header(18, &Socket::default(), [0; 3]),
             Self::Timer { set } => header(19, &Socket::default(), [set.into(), 0, 0]),
             Self::Move => header(20, &Socket::default(), [0; 3]),
+            Self::Snapshot { netns } => header(21, &in_netns(netns), [0; 3]),
         }
     }
 
@@ -447,6 +454,7 @@ impl Request {
             18 => Self::Unwait,
             19 => Self::Timer { set: a != 0 },
             20 => Self::Move,
+            21 => Self::Snapshot { netns },
             _ => return None,
         };
         Some((request, payload))
@@ -643,6 +651,7 @@ mod tests {
             Request::Unwait,
             Request::Timer { set: true },
             Request::Move,
+            Request::Snapshot { netns: 9 },
         ];
         for request in requests {
             let mut frame = request.encode().to_vec();

@@ -1,5 +1,6 @@
 //! The command line: the daemon, `xfrmd run`, and what asks a running daemon.
 
+mod check;
 mod clock;
 mod daemon;
 mod documents;
@@ -14,12 +15,13 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use serde_json::Value;
 use xfrm_proto::control::{Address, ENV_CONTROL};
+use xfrmd::check::Kind;
 
 use crate::config::{self, Config};
 use crate::driver::client;
 use crate::driver::clock::randomness::Source;
 use crate::driver::clock::{Clock, Timekeeping};
-use crate::driver::command::{self, Run};
+use crate::driver::command::{self, AtEnd, Run};
 use crate::driver::program;
 use crate::driver::seccomp::Front;
 use crate::driver::{Owner, Settings};
@@ -70,8 +72,16 @@ pub(crate) fn main() -> ExitCode {
             front,
             clock,
             seed,
+            check,
+            ignore,
             command,
-        }) => run(&tables, front, (clock, seed), command),
+        }) => run(
+            &tables,
+            front,
+            (clock, seed),
+            check.then_some(ignore),
+            command,
+        ),
         Some(Action::Clock {
             action,
             json,
@@ -79,6 +89,7 @@ pub(crate) fn main() -> ExitCode {
         }) => clock::run(action.as_ref(), json, &socket),
         Some(Action::Env { socket }) => environment(&socket),
         Some(Action::Doctor { json }) => examine(json),
+        Some(Action::Check { wanted }) => Ok(check::run(&wanted)),
         Some(Action::Stat {
             json,
             prometheus,
@@ -105,10 +116,13 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
+/// Runs a command. `accepted` are the kinds of findings that are no reason to complain at the end, if
+/// somebody looks at all.
 fn run(
     tables: &TableOptions,
     front: Front,
     (clock, seed): (Option<Timekeeping>, Option<u64>),
+    accepted: Option<Vec<Kind>>,
     command: Vec<OsString>,
 ) -> Result<ExitCode> {
     let Some(name) = command.first() else {
@@ -146,6 +160,9 @@ fn run(
         command,
         temporary: variable("TMPDIR").map(PathBuf::from),
         preload: variable("LD_PRELOAD"),
+        at_end: accepted.map(|accepted| -> AtEnd {
+            Box::new(move |address| check::at_end(address, &accepted))
+        }),
     })?;
     Ok(code.into())
 }

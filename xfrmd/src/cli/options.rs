@@ -7,6 +7,9 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use dataplane::Profile;
 
+use xfrmd::check::Kind;
+
+use super::check;
 use super::clock::ClockAction;
 use crate::attach::Capture;
 use crate::capture;
@@ -49,6 +52,13 @@ pub(super) enum Action {
         /// encrypted so is not secret.
         #[arg(long, value_name = "NUMBER")]
         seed: Option<u64>,
+        /// Tells what the command has left behind when it has ended; exit code 1 if it was
+        /// something and the command itself had 0.
+        #[arg(long)]
+        check: bool,
+        /// What --check accepts; may be given several times.
+        #[arg(long, value_name = "KIND", requires = "check")]
+        ignore: Vec<Kind>,
         /// The command and its arguments.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
@@ -101,6 +111,14 @@ pub(super) enum Action {
         wanted: capture::Wanted,
         #[command(flatten)]
         socket: SocketOption,
+    },
+    /// Looks for what is wrong with SAs and policies: orphans, leaks, weak algorithms, shadows.
+    ///
+    /// Of all network namespaces of the daemon. The exit code is 1 if something was found, so that it
+    /// can be a gate in CI, and 2 if nothing could be looked at.
+    Check {
+        #[command(flatten)]
+        wanted: check::Wanted,
     },
     /// Prints counters and table sizes of a running daemon.
     Stat {

@@ -22,7 +22,7 @@
 //! * [`command`], [`program`], [`seccomp`]: `xfrmd run`.
 //! * [`explain`]: what would become of a packet.
 //! * [`service`]: what a service manager gives us and is told.
-//! * [`client`]: `xfrmd stat`, `explain` and `env`.
+//! * [`client`]: `xfrmd stat`, `check`, `explain` and `env`.
 
 mod attaching;
 pub(crate) mod client;
@@ -58,7 +58,7 @@ use std::path::PathBuf;
 
 use dataplane::netns::Limits;
 use dataplane::spd::SocketKey;
-use dataplane::{BootNanos, Profile};
+use dataplane::{BootNanos, Profile, WallSecs};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use nix::errno::Errno;
@@ -86,6 +86,11 @@ const LINGER: u64 = 2_000_000_000;
 const CLOSED_LOOK: u64 = 200_000_000;
 /// How often we try to tell members that they lost events.
 const OVERRUN_RETRY: u64 = 20_000_000;
+
+/// The second that it is on the host.
+pub(crate) fn wall_clock() -> WallSecs {
+    clock::Clock::default().now().real
+}
 
 /// Whose daemon this is.
 #[derive(Clone, Copy, Debug)]
