@@ -300,6 +300,8 @@ pub enum Request {
         /// `SO_NETNS_COOKIE`.
         netns: u64,
     },
+    /// Faults on purpose: what is wanted as JSON in the payload; what there is then, likewise.
+    Faults,
 }
 
 const CAP_ACK: u32 = 1;
@@ -344,6 +346,7 @@ impl Request {
             Self::Stat => header(9, &Socket::default(), [0; 3]),
             Self::Explain { netns } => header(13, &in_netns(netns), [0; 3]),
             Self::Capture { netns } => header(14, &in_netns(netns), [0; 3]),
+            Self::Faults => header(30, &Socket::default(), [0; 3]),
             Self::Speaker { port } => header(12, &Socket::default(), [port, 0, 0]),
         }
     }
@@ -414,6 +417,7 @@ impl Request {
             12 => Self::Speaker { port: a },
             13 => Self::Explain { netns },
             14 => Self::Capture { netns },
+            30 => Self::Faults,
             _ => return None,
         };
         Some((request, payload))
@@ -604,6 +608,7 @@ mod tests {
             Request::Speaker { port: 9 },
             Request::Explain { netns: 7 },
             Request::Capture { netns: 8 },
+            Request::Faults,
         ];
         for request in requests {
             let mut frame = request.encode().to_vec();

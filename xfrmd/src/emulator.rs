@@ -17,7 +17,7 @@ use dataplane::netns::{Limits, Listeners};
 use dataplane::spd::SocketKey;
 use dataplane::{BootNanos, Context, Entropy, Netns, Now, Profile};
 use xfrm_proto::consts::group;
-use xfrm_proto::extack::AckOptions;
+use xfrm_proto::extack::{AckOptions, XfrmError, write_ack};
 
 use crate::netlink::Sockets;
 pub use crate::netlink::{Batch, Datagram, Destination};
@@ -272,6 +272,22 @@ impl Emulator {
         let machine = [self.next_netns, self.acqseq];
         self.keeper.keep(peer.netns, &mut netns, machine);
         deliver_events(&mut netns, &mut self.outbox, peer.netns);
+    }
+
+    /// Refuses a message (header included) that is not handled, with netlink's own
+    /// acknowledgement; it waits in [`Emulator::poll_datagram`].
+    pub fn refuse(&mut self, peer: Peer, message: &[u8], error: &XfrmError) {
+        self.outbox
+            .send(peer.netns, Destination::Port(peer.port), |bytes| {
+                let (errno, extack) = (error.errno, &error.extack);
+                write_ack(bytes, message, peer.port, errno, extack, peer.options);
+            });
+    }
+
+    /// Has a datagram of the caller's wait behind all others in [`Emulator::poll_datagram`].
+    pub fn queue(&mut self, netns: NetnsId, to: Destination, datagram: &[u8]) {
+        self.outbox
+            .send(netns, to, |bytes| bytes.extend_from_slice(datagram));
     }
 
     /// Tells that `peer` has received a datagram: if it dumps, the next chunk is made.

@@ -2,6 +2,7 @@
 
 mod daemon;
 mod documents;
+mod faults;
 mod options;
 
 use std::ffi::OsString;
@@ -13,27 +14,31 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use serde_json::Value;
 use xfrm_proto::control::{Address, ENV_CONTROL};
+use xfrmd::faults::Plan;
 
 use crate::config::{self, Config};
 use crate::driver::client;
 use crate::driver::command::{self, Run};
+use crate::driver::faults::keep;
 use crate::driver::program;
 use crate::driver::seccomp::Front;
 use crate::driver::{Owner, Settings};
 use crate::explain::{self, Question};
 use crate::{attach, doctor, log, metrics};
+use faults::FaultOptions;
 use options::{Action, Cli, SocketOption, TableOptions};
 
 /// What a configuration means to the daemon, whoever's it is.
-fn settings(config: &Config) -> Settings {
-    Settings {
+fn settings(config: &Config, plan: &Plan) -> Result<Settings> {
+    Ok(Settings {
         profile: config.kernel,
         limits: config.limits,
         max_connections: config.max_clients,
         packets: config.packets && packets_can_be_carried(),
         owner: Owner::System,
         shim: None,
-    }
+        faults: keep(plan)?,
+    })
 }
 
 /// Says what is missing, if something is; requests are answered all the same.
@@ -60,9 +65,10 @@ pub(crate) fn main() -> ExitCode {
         None => daemon::run(&cli.daemon),
         Some(Action::Run {
             tables,
+            faults,
             front,
             command,
-        }) => run(&tables, front, command),
+        }) => run(&tables, &faults, front, command),
         Some(Action::Env { socket }) => environment(&socket),
         Some(Action::Doctor { json }) => examine(json),
         Some(Action::Stat {
@@ -79,6 +85,7 @@ pub(crate) fn main() -> ExitCode {
             client::capture(address, &wanted.as_json())
         })
         .and_then(|packets| wanted.receive(&packets)),
+        Some(Action::Fault { action }) => faults::run(&action),
         Some(Action::Config { file }) => {
             config::load(file.config.as_deref()).and_then(|config| write(&config.to_file()))
         }
@@ -91,9 +98,18 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
-fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<ExitCode> {
+fn run(
+    tables: &TableOptions,
+    faults: &FaultOptions,
+    front: Front,
+    command: Vec<OsString>,
+) -> Result<ExitCode> {
     let Some(name) = command.first() else {
         bail!("no command");
+    };
+    let plan = match faults.checked() {
+        Ok(plan) => plan,
+        Err(code) => return Ok(code),
     };
     let wanted = variable("XFRMD_LOG").map(|wanted| wanted.to_string_lossy().into_owned());
     log::start(wanted.as_deref().unwrap_or("warn"), log::Format::Text)?;
@@ -109,7 +125,7 @@ fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<Ex
         }
     };
     let code = command::run(Run {
-        settings: settings(&config),
+        settings: settings(&config, &plan)?,
         front,
         program,
         reach,

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use dataplane::Profile;
 
+use super::faults::{FaultAction, FaultOptions};
 use crate::capture;
 use crate::config::{self, Config};
 use crate::driver::seccomp::Front;
@@ -33,6 +34,8 @@ pub(super) enum Action {
     Run {
         #[command(flatten)]
         tables: TableOptions,
+        #[command(flatten)]
+        faults: FaultOptions,
         /// How programs are brought to the instance: by a library put into them, by a seccomp filter
         /// around them (static programs, Go), or by whichever fits each.
         #[arg(long, value_name = "FRONT", default_value = "auto")]
@@ -67,6 +70,11 @@ pub(super) enum Action {
         json: bool,
         #[command(flatten)]
         socket: SocketOption,
+    },
+    /// Has requests, events, packets or the daemon go wrong, or lists what does.
+    Fault {
+        #[command(subcommand)]
+        action: FaultAction,
     },
     /// Shows packets before and behind their SAs, or writes them as pcapng.
     ///
@@ -114,6 +122,8 @@ pub(super) enum Action {
 pub(super) struct DaemonOptions {
     #[command(flatten)]
     pub(super) tables: TableOptions,
+    #[command(flatten)]
+    pub(super) faults: FaultOptions,
     #[command(flatten)]
     pub(super) socket: SocketOption,
     #[command(flatten)]

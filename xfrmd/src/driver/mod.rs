@@ -20,6 +20,7 @@
 //! * [`listener`]: where clients find us.
 //! * [`command`], [`program`], [`seccomp`]: `xfrmd run`.
 //! * [`explain`]: what would become of a packet.
+//! * [`faults`]: what goes wrong on purpose.
 //! * [`service`]: what a service manager gives us and is told.
 //! * [`client`]: `xfrmd stat`, `explain` and `env`.
 
@@ -31,6 +32,7 @@ mod connection;
 mod entry;
 mod exchange;
 mod explain;
+pub(crate) mod faults;
 mod files;
 pub(crate) mod host;
 mod instance;
@@ -50,10 +52,12 @@ pub(crate) mod service;
 pub(crate) mod signals;
 mod statistics;
 
+use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use dataplane::netns::Limits;
 use dataplane::spd::SocketKey;
@@ -70,6 +74,7 @@ use xfrmd::emulator::{Destination, Emulator, Inputs, NetnsId};
 use attaching::Following;
 use clock::HostEntropy;
 use connection::Connection;
+use faults::Mischief;
 use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
@@ -112,6 +117,8 @@ pub(crate) struct Settings {
     pub(crate) packets: bool,
     /// Where clients load the shim from.
     pub(crate) shim: Option<PathBuf>,
+    /// What is to go wrong, as [`faults::keep`] keeps it.
+    pub(crate) faults: Arc<File>,
 }
 
 /// What an epoll event is about; the upper half of its data, the index is the lower.
@@ -178,6 +185,7 @@ pub(crate) struct Daemon {
     /// Who holds what must outlive us.
     line: Option<keeper::Line>,
     orphans: Vec<Orphan>,
+    mischief: Mischief,
 }
 
 impl Daemon {
@@ -201,7 +209,9 @@ impl Daemon {
         if let Some(watch) = &watch {
             wait(watch.fd(), Source::Namespaces, 0)?;
         }
-        let inquiries = settings.packets.then(Inquiries::new).transpose()?;
+        let mischief = Mischief::new(Arc::clone(&settings.faults));
+        let inquiries = || Inquiries::new(&mischief.faults);
+        let inquiries = settings.packets.then(inquiries).transpose()?;
         if let Some(inquiries) = &inquiries {
             wait(inquiries.fd(), Source::Packets, 0)?;
         }
@@ -230,6 +240,7 @@ impl Daemon {
             frame: vec![0; LARGEST_FRAME],
             line: None,
             orphans: Vec::new(),
+            mischief,
         })
     }
 
@@ -319,6 +330,9 @@ impl Daemon {
         if !self.closed.is_empty() {
             also(CLOSED_LOOK);
         }
+        if let Some(due) = self.mischief.poll_timeout() {
+            next = Some(next.map_or(due, |next| next.min(due)));
+        }
         let Some(next) = next else { return };
         if self.armed.is_some_and(|armed| armed <= next) {
             return;
@@ -344,6 +358,9 @@ impl Daemon {
     ///
     /// Chunks of a dump are kept until there is room.
     fn deliver(&mut self, requester: Option<(NetnsId, u32)>, chunks: bool) -> bool {
+        if self.mischief.meddles() {
+            self.meddle();
+        }
         let mut rejected: Vec<(NetnsId, u32, Vec<u8>)> = Vec::new();
         let mut gone = Vec::new();
         while let Some(batch) = self.emulator.poll_batch() {

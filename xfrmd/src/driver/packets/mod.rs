@@ -9,6 +9,7 @@
 //! One thread a direction keeps the packets of each SA in order, and lets a
 //! transfer and its acknowledgements pass each other.
 
+mod disturb;
 mod inbound;
 mod outbound;
 mod sockets;
@@ -35,6 +36,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
 
 use super::clock::HostEntropy;
+use super::faults::Faults;
 use super::observe::Observed;
 use crate::attach::{Devices, EncapSocket, HostRoutes, OwnSocket};
 use inbound::Inbound;
@@ -55,11 +57,12 @@ const HOST: Departure = Departure {
 /// What packets of a namespace ask for.
 pub(super) type Asked = (NetnsId, Vec<Request>);
 
-/// How threads reach the control thread.
+/// How threads reach the control thread, and what they know from it.
 #[derive(Clone)]
 pub(super) struct Line {
     sender: Sender<Asked>,
     wake: Arc<EventFd>,
+    faults: Arc<Faults>,
 }
 
 /// The control thread's end.
@@ -69,12 +72,17 @@ pub(super) struct Inquiries {
 }
 
 impl Inquiries {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(faults: &Arc<Faults>) -> io::Result<Self> {
         let (sender, receiver) = channel();
         let wake = Arc::new(wake_up_call()?);
+        let faults = Arc::clone(faults);
         Ok(Self {
             receiver,
-            line: Line { sender, wake },
+            line: Line {
+                sender,
+                wake,
+                faults,
+            },
         })
     }
 
