@@ -4,6 +4,7 @@ mod check;
 mod clock;
 mod daemon;
 mod documents;
+mod faults;
 mod options;
 
 use std::ffi::OsString;
@@ -16,22 +17,25 @@ use clap::Parser as _;
 use serde_json::Value;
 use xfrm_proto::control::{Address, ENV_CONTROL};
 use xfrmd::check::Kind;
+use xfrmd::faults::Plan;
 
 use crate::config::{self, Config};
 use crate::driver::client;
 use crate::driver::clock::randomness::Source;
 use crate::driver::clock::{Clock, Timekeeping};
 use crate::driver::command::{self, AtEnd, Run};
+use crate::driver::faults::keep;
 use crate::driver::program;
 use crate::driver::seccomp::Front;
 use crate::driver::{Owner, Settings};
 use crate::explain::{self, Question};
 use crate::{attach, doctor, log, metrics};
+use faults::FaultOptions;
 use options::{Action, Cli, SocketOption, TableOptions};
 
 /// What a configuration means to the daemon, whoever's it is.
-fn settings(config: &Config) -> Settings {
-    Settings {
+fn settings(config: &Config, plan: &Plan) -> Result<Settings> {
+    Ok(Settings {
         profile: config.kernel,
         limits: config.limits,
         max_connections: config.max_clients,
@@ -42,7 +46,8 @@ fn settings(config: &Config) -> Settings {
         clock: Clock::default(),
         root: 0,
         randomness: Source::Host,
-    }
+        faults: keep(plan)?,
+    })
 }
 
 /// Says what is missing, if something is; requests are answered all the same.
@@ -69,6 +74,7 @@ pub(crate) fn main() -> ExitCode {
         None => daemon::run(&cli.daemon),
         Some(Action::Run {
             tables,
+            faults,
             front,
             clock,
             seed,
@@ -77,6 +83,7 @@ pub(crate) fn main() -> ExitCode {
             command,
         }) => run(
             &tables,
+            &faults,
             front,
             (clock, seed),
             check.then_some(ignore),
@@ -104,6 +111,7 @@ pub(crate) fn main() -> ExitCode {
             client::capture(address, &wanted.as_json())
         })
         .and_then(|packets| wanted.receive(&packets)),
+        Some(Action::Fault { action }) => faults::run(&action),
         Some(Action::Config { file }) => {
             config::load(file.config.as_deref()).and_then(|config| write(&config.to_file()))
         }
@@ -120,6 +128,7 @@ pub(crate) fn main() -> ExitCode {
 /// somebody looks at all.
 fn run(
     tables: &TableOptions,
+    faults: &FaultOptions,
     front: Front,
     (clock, seed): (Option<Timekeeping>, Option<u64>),
     accepted: Option<Vec<Kind>>,
@@ -127,6 +136,10 @@ fn run(
 ) -> Result<ExitCode> {
     let Some(name) = command.first() else {
         bail!("no command");
+    };
+    let plan = match faults.checked() {
+        Ok(plan) => plan,
+        Err(code) => return Ok(code),
     };
     let wanted = variable("XFRMD_LOG").map(|wanted| wanted.to_string_lossy().into_owned());
     log::start(wanted.as_deref().unwrap_or("warn"), log::Format::Text)?;
@@ -151,7 +164,7 @@ fn run(
     let code = command::run(Run {
         settings: Settings {
             randomness: seed.map_or(Source::Host, Source::Seed),
-            ..settings(&config)
+            ..settings(&config, &plan)?
         },
         clock,
         front,

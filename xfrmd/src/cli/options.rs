@@ -11,6 +11,7 @@ use xfrmd::check::Kind;
 
 use super::check;
 use super::clock::ClockAction;
+use super::faults::{FaultAction, FaultOptions};
 use crate::attach::Capture;
 use crate::capture;
 use crate::config::{self, Config};
@@ -39,6 +40,8 @@ pub(super) enum Action {
     Run {
         #[command(flatten)]
         tables: TableOptions,
+        #[command(flatten)]
+        faults: FaultOptions,
         /// How programs are brought to the instance: by a library put into them, by a seccomp filter
         /// around them (static programs, Go), or by whichever fits each.
         #[arg(long, value_name = "FRONT", default_value = "auto")]
@@ -102,6 +105,11 @@ pub(super) enum Action {
         #[command(flatten)]
         socket: SocketOption,
     },
+    /// Has requests, events, packets or the daemon go wrong, or lists what does.
+    Fault {
+        #[command(subcommand)]
+        action: FaultAction,
+    },
     /// Shows packets before and behind their SAs, or writes them as pcapng.
     ///
     /// Of the network namespace that it is called in, while the daemon carries its packets. Each
@@ -156,6 +164,8 @@ pub(super) enum Action {
 pub(super) struct DaemonOptions {
     #[command(flatten)]
     pub(super) tables: TableOptions,
+    #[command(flatten)]
+    pub(super) faults: FaultOptions,
     #[command(flatten)]
     pub(super) socket: SocketOption,
     #[command(flatten)]
