@@ -47,6 +47,16 @@ const BENCHES: &[Bench] = &[
         run: sockets::round_trip,
     },
     Bench {
+        name: "supervised",
+        about: "a call of a program without the shim, beside one with it",
+        run: sockets::supervised,
+    },
+    Bench {
+        name: "start",
+        about: "xfrmd run -- true, from its start to its end",
+        run: sockets::start,
+    },
+    Bench {
         name: "datagrams",
         about: "many messages a datagram through the shim, beside the host's kernel",
         run: sockets::datagrams,
@@ -98,7 +108,7 @@ fn main() -> ExitCode {
         }
         Some((first, rest)) if first == "soak" => soak(rest),
         Some((first, _)) if first == "-h" || first == "--help" => {
-            println!("usage: cargo xtask bench [NAME]... | soak [MINUTES]");
+            println!("usage: cargo xtask bench [NAME]... | soak [MINUTES [SECONDS]]");
             BENCHES
                 .iter()
                 .for_each(|b| println!("  {:11} {}", b.name, b.about));
@@ -117,8 +127,8 @@ fn main() -> ExitCode {
 }
 
 fn soak(args: &[String]) -> Result<bool> {
-    let minutes = args.first().map_or(Ok(30), |it| it.parse())?;
-    let figures = wire::soak::run(minutes)?;
+    let number = |at: usize, default| args.get(at).map_or(Ok(default), |it| it.parse());
+    let figures = wire::soak::run(number(0, 30)?, number(1, wire::soak::REKEY_SECONDS)?)?;
     figures.iter().for_each(|figure| println!("{figure}"));
     Ok(figures.iter().all(Figure::met))
 }

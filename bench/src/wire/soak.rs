@@ -1,6 +1,6 @@
-//! Traffic for a long time, while SAs come and go: `bench soak [MINUTES]`.
+//! Traffic for a long time, while SAs come and go: `bench soak [MINUTES [SECONDS]]`.
 //!
-//! Every five seconds both SAs that carry are made anew, as an IKE daemon does it: first those
+//! Every five seconds, or so many, both SAs that carry are made anew, as an IKE daemon does it: first those
 //! that receive, then those that send, then the old ones go. Beside them there are others, of
 //! which some, chosen at random, are deleted and come back. Now and then those that carry are
 //! deleted before there are others. What is looked at: that every SA is there that should be, that
@@ -15,8 +15,9 @@ use super::carriers::{Carrier, idle_sa, name, sa};
 use super::{load, ticks};
 use crate::figure::{Figure, Target};
 
-const REKEY: Duration = Duration::from_secs(5);
-const LOAD: Duration = Duration::from_millis(3500);
+pub(crate) const REKEY_SECONDS: u64 = 5;
+/// Gbit/s that are as good as none.
+const STALLED: f64 = 0.02;
 /// SAs that nobody uses.
 const IDLE: usize = 200;
 /// Rounds until memory is what it will be.
@@ -122,7 +123,8 @@ fn memory(pids: &[u32]) -> Result<f64> {
 }
 
 /// The figures, after so many minutes.
-pub(crate) fn run(minutes: u64) -> Result<Vec<Figure>> {
+pub(crate) fn run(minutes: u64, seconds: u64) -> Result<Vec<Figure>> {
+    let rekey = Duration::from_secs(seconds.max(1));
     let mut soak = Soak {
         carrier: Carrier::ours("xfrmd, ESP in UDP", true, 1)?,
         generation: 0,
@@ -139,13 +141,14 @@ pub(crate) fn run(minutes: u64) -> Result<Vec<Figure>> {
     let begin = now();
     let mut least = f64::INFINITY;
     let (mut before, mut round, mut bytes) = (0.0, 0_u32, 0_u64);
+    let mut stalled = 0_u32;
     while begin.elapsed() < Duration::from_secs(60 * minutes) || round <= WARM_UP {
         round += 1;
-        let due = now() + REKEY;
+        let due = now() + rekey;
         let to = soak.carrier.to;
         let pair = std::sync::Arc::clone(&soak.carrier.pair);
-        let traffic = std::thread::spawn(move || load::tcp(&pair, to, LOAD));
-        std::thread::sleep(Duration::from_secs(1));
+        let traffic = std::thread::spawn(move || load::tcp(&pair, to, rekey * 7 / 10));
+        std::thread::sleep(rekey / 5);
         soak.rekey(round.is_multiple_of(GAP))?;
         soak.shuffle()?;
         let (rate, some) = traffic
@@ -154,6 +157,14 @@ pub(crate) fn run(minutes: u64) -> Result<Vec<Figure>> {
             .with_context(|| format!("round {round}"))?;
         bytes += some;
         least = least.min(rate);
+        if rate < STALLED {
+            stalled += 1;
+            eprintln!("round {round}: {rate:.3} Gbit/s");
+            soak.both(
+                "ip -s xfrm state | grep -A20 'reqid 1 '; grep -wv 0 /proc/net/xfrm_stat; \
+                 nstat -a | grep -v '^#'; ip -s link; ip route show cache; ss -tmi; ss -unm",
+            )?;
+        }
         soak.count()?;
         let now_used = memory(&pids)?;
         if round == WARM_UP {
@@ -174,12 +185,21 @@ pub(crate) fn run(minutes: u64) -> Result<Vec<Figure>> {
         f64::from(u32::try_from(bytes >> 20)?) / 1024.0,
         ticks(&pids)?
     );
-    Ok(vec![Figure {
+    let rounds = Figure {
+        name: "rounds in which nothing flowed".to_owned(),
+        ours: stalled.into(),
+        yardstick: 1.0,
+        unit: "",
+        against: "one",
+        target: Target::AtMost(0.0),
+    };
+    let memory = Figure {
         name: format!("memory of two daemons after {round} rekeyings"),
         ours: after,
         yardstick: before,
         unit: "KiB",
         against: "that after 12",
         target: Target::AtMost(1.02),
-    }])
+    };
+    Ok(vec![rounds, memory])
 }

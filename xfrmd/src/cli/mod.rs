@@ -1,7 +1,10 @@
 //! The command line: the daemon, `xfrmd run`, and what asks a running daemon.
 
+mod check;
+mod clock;
 mod daemon;
 mod documents;
+mod faults;
 mod options;
 
 use std::ffi::OsString;
@@ -13,20 +16,26 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use serde_json::Value;
 use xfrm_proto::control::{Address, ENV_CONTROL};
+use xfrmd::check::Kind;
+use xfrmd::faults::Plan;
 
 use crate::config::{self, Config};
 use crate::driver::client;
-use crate::driver::command::{self, Run};
+use crate::driver::clock::randomness::Source;
+use crate::driver::clock::{Clock, Timekeeping};
+use crate::driver::command::{self, AtEnd, Run};
+use crate::driver::faults::keep;
 use crate::driver::program;
 use crate::driver::seccomp::Front;
 use crate::driver::{Owner, Settings};
 use crate::explain::{self, Question};
 use crate::{attach, doctor, log, metrics};
+use faults::FaultOptions;
 use options::{Action, Cli, SocketOption, TableOptions};
 
 /// What a configuration means to the daemon, whoever's it is.
-fn settings(config: &Config) -> Settings {
-    Settings {
+fn settings(config: &Config, plan: &Plan) -> Result<Settings> {
+    Ok(Settings {
         profile: config.kernel,
         limits: config.limits,
         max_connections: config.max_clients,
@@ -34,7 +43,11 @@ fn settings(config: &Config) -> Settings {
         capture: config.capture,
         owner: Owner::System,
         shim: None,
-    }
+        clock: Clock::default(),
+        root: 0,
+        randomness: Source::Host,
+        faults: keep(plan)?,
+    })
 }
 
 /// Says what is missing, if something is; requests are answered all the same.
@@ -61,11 +74,29 @@ pub(crate) fn main() -> ExitCode {
         None => daemon::run(&cli.daemon),
         Some(Action::Run {
             tables,
+            faults,
             front,
+            clock,
+            seed,
+            check,
+            ignore,
             command,
-        }) => run(&tables, front, command),
+        }) => run(
+            &tables,
+            &faults,
+            front,
+            (clock, seed),
+            check.then_some(ignore),
+            command,
+        ),
+        Some(Action::Clock {
+            action,
+            json,
+            socket,
+        }) => clock::run(action.as_ref(), json, &socket),
         Some(Action::Env { socket }) => environment(&socket),
         Some(Action::Doctor { json }) => examine(json),
+        Some(Action::Check { wanted }) => Ok(check::run(&wanted)),
         Some(Action::Stat {
             json,
             prometheus,
@@ -80,6 +111,7 @@ pub(crate) fn main() -> ExitCode {
             client::capture(address, &wanted.as_json())
         })
         .and_then(|packets| wanted.receive(&packets)),
+        Some(Action::Fault { action }) => faults::run(&action),
         Some(Action::Config { file }) => {
             config::load(file.config.as_deref()).and_then(|config| write(&config.to_file()))
         }
@@ -92,14 +124,34 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
-fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<ExitCode> {
+/// Runs a command. `accepted` are the kinds of findings that are no reason to complain at the end, if
+/// somebody looks at all.
+fn run(
+    tables: &TableOptions,
+    faults: &FaultOptions,
+    front: Front,
+    (clock, seed): (Option<Timekeeping>, Option<u64>),
+    accepted: Option<Vec<Kind>>,
+    command: Vec<OsString>,
+) -> Result<ExitCode> {
     let Some(name) = command.first() else {
         bail!("no command");
+    };
+    let plan = match faults.checked() {
+        Ok(plan) => plan,
+        Err(code) => return Ok(code),
     };
     let wanted = variable("XFRMD_LOG").map(|wanted| wanted.to_string_lossy().into_owned());
     log::start(wanted.as_deref().unwrap_or("warn"), log::Format::Text)?;
     let mut config = Config::default();
     tables.apply(&mut config);
+    let clock = match clock::chosen(clock) {
+        Ok(clock) => clock,
+        Err(error) => {
+            eprintln!("xfrmd: {error}");
+            return Ok(2.into());
+        }
+    };
     let checked = program::find(name, variable("PATH"))
         .and_then(|program| program::check(&program, front).map(|reach| (program, reach)));
     let (program, reach) = match checked {
@@ -110,13 +162,20 @@ fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<Ex
         }
     };
     let code = command::run(Run {
-        settings: settings(&config),
+        settings: Settings {
+            randomness: seed.map_or(Source::Host, Source::Seed),
+            ..settings(&config, &plan)?
+        },
+        clock,
         front,
         program,
         reach,
         command,
         temporary: variable("TMPDIR").map(PathBuf::from),
         preload: variable("LD_PRELOAD"),
+        at_end: accepted.map(|accepted| -> AtEnd {
+            Box::new(move |address| check::at_end(address, &accepted))
+        }),
     })?;
     Ok(code.into())
 }

@@ -7,9 +7,15 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use dataplane::Profile;
 
+use xfrmd::check::Kind;
+
+use super::check;
+use super::clock::ClockAction;
+use super::faults::{FaultAction, FaultOptions};
 use crate::attach::Capture;
 use crate::capture;
 use crate::config::{self, Config};
+use crate::driver::clock::Timekeeping;
 use crate::driver::seccomp::Front;
 use crate::explain::Question;
 use crate::log::Format;
@@ -34,13 +40,43 @@ pub(super) enum Action {
     Run {
         #[command(flatten)]
         tables: TableOptions,
+        #[command(flatten)]
+        faults: FaultOptions,
         /// How programs are brought to the instance: by a library put into them, by a seccomp filter
         /// around them (static programs, Go), or by whichever fits each.
         #[arg(long, value_name = "FRONT", default_value = "auto")]
         front: Front,
+        /// What time it is for the command and its instance: the host's, a clock that stands until `xfrmd clock`
+        /// moves it, or one that jumps to the next timer whenever everything is idle
+        /// [default: $XFRMD_CLOCK, or real].
+        #[arg(long, value_name = "CLOCK")]
+        clock: Option<Timekeeping>,
+        /// Random numbers of the instance come from this seed, so that runs are alike. For tests only: what is
+        /// encrypted so is not secret.
+        #[arg(long, value_name = "NUMBER")]
+        seed: Option<u64>,
+        /// Tells what the command has left behind when it has ended; exit code 1 if it was
+        /// something and the command itself had 0.
+        #[arg(long)]
+        check: bool,
+        /// What --check accepts; may be given several times.
+        #[arg(long, value_name = "KIND", requires = "check")]
+        ignore: Vec<Kind>,
         /// The command and its arguments.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
+    },
+    /// Shows or moves the virtual clock of a run: xfrmd run --clock virtual -- COMMAND.
+    ///
+    /// Called inside the run, or outside with its --socket. Exit code 2 for what can never come true.
+    Clock {
+        #[command(subcommand)]
+        action: Option<ClockAction>,
+        /// As JSON.
+        #[arg(short, long, global = true)]
+        json: bool,
+        #[command(flatten)]
+        socket: SocketOption,
     },
     /// Prints what a shell must set to use a running daemon: eval "$(xfrmd env)".
     Env {
@@ -69,6 +105,11 @@ pub(super) enum Action {
         #[command(flatten)]
         socket: SocketOption,
     },
+    /// Has requests, events, packets or the daemon go wrong, or lists what does.
+    Fault {
+        #[command(subcommand)]
+        action: FaultAction,
+    },
     /// Shows packets before and behind their SAs, or writes them as pcapng.
     ///
     /// Of the network namespace that it is called in, while the daemon carries its packets. Each
@@ -78,6 +119,14 @@ pub(super) enum Action {
         wanted: capture::Wanted,
         #[command(flatten)]
         socket: SocketOption,
+    },
+    /// Looks for what is wrong with SAs and policies: orphans, leaks, weak algorithms, shadows.
+    ///
+    /// Of all network namespaces of the daemon. The exit code is 1 if something was found, so that it
+    /// can be a gate in CI, and 2 if nothing could be looked at.
+    Check {
+        #[command(flatten)]
+        wanted: check::Wanted,
     },
     /// Prints counters and table sizes of a running daemon.
     Stat {
@@ -115,6 +164,8 @@ pub(super) enum Action {
 pub(super) struct DaemonOptions {
     #[command(flatten)]
     pub(super) tables: TableOptions,
+    #[command(flatten)]
+    pub(super) faults: FaultOptions,
     #[command(flatten)]
     pub(super) socket: SocketOption,
     #[command(flatten)]

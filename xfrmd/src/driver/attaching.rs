@@ -20,8 +20,8 @@ use super::keeper::{self, Role};
 use super::namespace::{self, Home};
 use super::observe::Observed;
 use super::own_sockets::Own;
-use super::packets::{Left, PacketThreads, Sockets};
-use super::{Daemon, clock, host};
+use super::packets::{Left, PacketThreads, Sockets, Ties};
+use super::{Daemon, host};
 use crate::attach::{Attachment, BYPASS, Change, Devices, EncapSocket, OwnSocket};
 use xfrm_proto::control::{Answer, Socket};
 
@@ -95,7 +95,7 @@ impl Followed {
             devices,
             sockets,
             encap,
-            &daemon.line,
+            &daemon.ties,
             &self.observed,
         )?;
         self.threads = Some(threads);
@@ -114,6 +114,11 @@ impl Followed {
             let sockets: Vec<OwnSocket> = self.own.iter().map(|own| own.socket).collect();
             threads.set_own_sockets(sockets);
         }
+    }
+
+    /// Protected packets that have come or gone.
+    pub(super) fn packets(&self) -> u64 {
+        self.observed.received.packets() + self.observed.sent.packets()
     }
 
     /// Goes on with a namespace, a device and sockets that others have left.
@@ -210,7 +215,7 @@ struct Carrier<'a> {
     id: NetnsId,
     home: &'a Home,
     netns: Arc<std::sync::RwLock<dataplane::Netns>>,
-    line: super::packets::Line,
+    ties: Ties,
     /// Who holds the sockets, and by which number of the namespace.
     keeper: Option<&'a keeper::Line>,
     cookie: u64,
@@ -277,7 +282,11 @@ impl Daemon {
             id,
             home,
             netns,
-            line: inquiries.line(),
+            ties: Ties {
+                line: inquiries.line(),
+                clock: self.clock.clone(),
+                randomness: self.settings.randomness,
+            },
             keeper: self.line.as_ref(),
             cookie: instance.netns,
         };
@@ -334,13 +343,12 @@ impl Daemon {
         let Some(inquiries) = &self.inquiries else {
             return;
         };
-        for (id, requests) in inquiries.take() {
+        for (asked, requests) in inquiries.take() {
             let inputs = Inputs {
-                now: clock::now(),
+                now: self.clock.now(),
                 entropy: &mut self.entropy,
             };
-            self.emulator
-                .with_packets(inputs, id, |netns, cx| netns.handle_requests(cx, requests));
+            self.emulator.handle_requests(inputs, asked, requests);
         }
         self.deliver(None, false);
         self.arm();
@@ -348,20 +356,17 @@ impl Daemon {
 
     /// Gives packets back that have waited, for SAs or in them.
     pub(super) fn release_held(&mut self) {
-        let now = clock::boot();
+        let now = self.clock.now().boot;
         for (&id, followed) in &self.following {
             let Some(threads) = &followed.threads else {
                 continue;
             };
-            if let Some(mut netns) = self.emulator.netns_mut(id) {
-                let queues = netns.take_held(now);
-                if !queues.is_empty() {
-                    threads.retry(queues);
-                }
-                let due = netns.take_iptfs(now);
-                if !due.is_empty() {
-                    threads.run_iptfs(due);
-                }
+            let (queues, due) = self.emulator.release(id, now);
+            if !queues.is_empty() {
+                threads.retry(queues);
+            }
+            if !due.is_empty() {
+                threads.run_iptfs(due);
             }
         }
     }

@@ -377,7 +377,7 @@ impl Keeper<'_> {
     fn start_again(&mut self, daemon: &Running, signal: Signal) -> Option<Running> {
         // What it had said before it was killed.
         self.listen(&daemon.line);
-        let now = clock::boot().0;
+        let now = clock::uptime().0;
         self.deaths.retain(|then| now - then < TOO_SOON);
         self.deaths.push(now);
         if self.deaths.len() > MOST_DEATHS {

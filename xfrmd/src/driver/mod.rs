@@ -16,21 +16,24 @@
 //! * [`privilege`]: who may configure.
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
 //! * [`observe`]: how many packets there are, and captures of them.
+//! * [`clock`]: what time it is; how a virtual clock moves.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
 //! * [`command`], [`program`], [`seccomp`]: `xfrmd run`.
 //! * [`explain`]: what would become of a packet.
+//! * [`faults`]: what goes wrong on purpose.
 //! * [`service`]: what a service manager gives us and is told.
-//! * [`client`]: `xfrmd stat`, `explain` and `env`.
+//! * [`client`]: `xfrmd stat`, `check`, `explain` and `env`.
 
 mod attaching;
 pub(crate) mod client;
-mod clock;
+pub(crate) mod clock;
 pub(crate) mod command;
 mod connection;
 mod entry;
 mod exchange;
 mod explain;
+pub(crate) mod faults;
 mod files;
 pub(crate) mod host;
 mod instance;
@@ -50,14 +53,16 @@ pub(crate) mod service;
 pub(crate) mod signals;
 mod statistics;
 
+use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use dataplane::netns::Limits;
 use dataplane::spd::SocketKey;
-use dataplane::{BootNanos, Profile};
+use dataplane::{BootNanos, Profile, WallSecs};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use nix::errno::Errno;
@@ -69,8 +74,11 @@ use xfrmd::emulator::{Destination, Emulator, Inputs, NetnsId};
 
 use crate::attach::Capture;
 use attaching::Following;
-use clock::HostEntropy;
+use clock::Clock;
+use clock::motion::Motion;
+use clock::randomness::{Randomness, Source as RandomSource};
 use connection::Connection;
+use faults::Mischief;
 use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
@@ -83,6 +91,11 @@ const LINGER: u64 = 2_000_000_000;
 const CLOSED_LOOK: u64 = 200_000_000;
 /// How often we try to tell members that they lost events.
 const OVERRUN_RETRY: u64 = 20_000_000;
+
+/// The second that it is on the host.
+pub(crate) fn wall_clock() -> WallSecs {
+    clock::Clock::default().now().real
+}
 
 /// Whose daemon this is.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +128,14 @@ pub(crate) struct Settings {
     pub(crate) capture: Capture,
     /// Where clients load the shim from.
     pub(crate) shim: Option<PathBuf>,
+    /// What time it is.
+    pub(crate) clock: Clock,
+    /// The first process of a run whose clock is virtual.
+    pub(crate) root: u32,
+    /// Where random numbers come from.
+    pub(crate) randomness: RandomSource,
+    /// What is to go wrong, as [`faults::keep`] keeps it.
+    pub(crate) faults: Arc<File>,
 }
 
 /// What an epoll event is about; the upper half of its data, the index is the lower.
@@ -156,7 +177,10 @@ impl Source {
 pub(crate) struct Daemon {
     settings: Settings,
     emulator: Emulator,
-    entropy: HostEntropy,
+    clock: Clock,
+    /// What moves a virtual clock.
+    motion: Option<Motion>,
+    entropy: Randomness,
     home: Home,
     watch: Option<Watch>,
     epoll: Epoll,
@@ -181,6 +205,7 @@ pub(crate) struct Daemon {
     /// Who holds what must outlive us.
     line: Option<keeper::Line>,
     orphans: Vec<Orphan>,
+    mischief: Mischief,
 }
 
 impl Daemon {
@@ -204,14 +229,20 @@ impl Daemon {
         if let Some(watch) = &watch {
             wait(watch.fd(), Source::Namespaces, 0)?;
         }
-        let inquiries = settings.packets.then(Inquiries::new).transpose()?;
+        let motion = settings.clock.page().map(|_| Motion::new(settings.root));
+        let motion = motion.transpose()?;
+        let mischief = Mischief::new(Arc::clone(&settings.faults));
+        let inquiries = || Inquiries::new(&mischief.faults);
+        let inquiries = settings.packets.then(inquiries).transpose()?;
         if let Some(inquiries) = &inquiries {
             wait(inquiries.fd(), Source::Packets, 0)?;
         }
         Ok(Self {
             emulator: Emulator::new(settings.profile, settings.limits),
+            clock: settings.clock.clone(),
+            motion,
+            entropy: settings.randomness.stream(0),
             settings,
-            entropy: HostEntropy::default(),
             home: Home::here()?,
             watch,
             epoll,
@@ -233,6 +264,7 @@ impl Daemon {
             frame: vec![0; LARGEST_FRAME],
             line: None,
             orphans: Vec::new(),
+            mischief,
         })
     }
 
@@ -255,8 +287,9 @@ impl Daemon {
         mut caller: impl FnMut(usize) -> io::Result<ControlFlow<T>>,
     ) -> io::Result<T> {
         let mut events = [EpollEvent::empty(); 64];
+        let mut timeout = EpollTimeout::NONE;
         loop {
-            let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let ready = match self.epoll.wait(&mut events, timeout) {
                 Err(Errno::EINTR) => continue,
                 other => other?,
             };
@@ -278,21 +311,16 @@ impl Daemon {
                     None => {}
                 }
             }
+            if self.motion.is_some() {
+                timeout = self.move_clock(ready);
+            }
         }
     }
 
     fn run_timers(&mut self) {
         let _ = self.timer.wait();
         self.armed = None;
-        self.read_writers();
-        let inputs = Inputs {
-            now: clock::now(),
-            entropy: &mut self.entropy,
-        };
-        self.emulator.handle_timeout(inputs);
-        self.release_held();
-        self.follow_all_policies();
-        self.deliver(None, false);
+        self.run_engine_timers();
         if self.overruns {
             self.overruns = false;
             for instance in self.instances.values_mut() {
@@ -306,11 +334,25 @@ impl Daemon {
         self.arm();
     }
 
+    /// Does what is due by the engine's clock.
+    fn run_engine_timers(&mut self) {
+        self.read_writers();
+        let inputs = Inputs {
+            now: self.clock.now(),
+            entropy: &mut self.entropy,
+        };
+        self.emulator.handle_timeout(inputs);
+        self.release_held();
+        self.follow_all_policies();
+        self.deliver(None, false);
+    }
+
     /// Sets the timer for what comes next, unless it is set for that or earlier.
     fn arm(&mut self) {
-        let mut next = self.emulator.poll_timeout();
+        let next = self.emulator.poll_timeout();
+        let mut next = next.and_then(|at| self.clock.at_uptime(at));
         let mut also = |nanos| {
-            let at = clock::boot().plus_nanos(nanos);
+            let at = clock::uptime().plus_nanos(nanos);
             next = Some(next.map_or(at, |next| next.min(at)));
         };
         if self.overruns {
@@ -321,6 +363,9 @@ impl Daemon {
         }
         if !self.closed.is_empty() {
             also(CLOSED_LOOK);
+        }
+        if let Some(due) = self.mischief.poll_timeout() {
+            next = Some(next.map_or(due, |next| next.min(due)));
         }
         let Some(next) = next else { return };
         if self.armed.is_some_and(|armed| armed <= next) {
@@ -347,6 +392,9 @@ impl Daemon {
     ///
     /// Chunks of a dump are kept until there is room.
     fn deliver(&mut self, requester: Option<(NetnsId, u32)>, chunks: bool) -> bool {
+        if self.mischief.meddles() {
+            self.meddle();
+        }
         let mut rejected: Vec<(NetnsId, u32, Vec<u8>)> = Vec::new();
         let mut gone = Vec::new();
         while let Some(batch) = self.emulator.poll_batch() {
@@ -357,6 +405,9 @@ impl Daemon {
             let port = match batch.to {
                 Destination::Group(group) => {
                     for bytes in batch.datagrams() {
+                        if let Some(motion) = &mut self.motion {
+                            motion.see(group, bytes);
+                        }
                         self.overruns |= instance.multicast(group, self.native_groups, bytes);
                     }
                     continue;

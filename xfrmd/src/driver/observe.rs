@@ -54,6 +54,11 @@ impl Tally {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// How many.
+    pub(super) fn packets(&self) -> u64 {
+        self.packets.load(Ordering::Relaxed)
+    }
+
     /// Both, as statistics have them.
     pub(super) fn to_json(&self) -> Value {
         serde_json::json!({
@@ -376,9 +381,9 @@ fn dropped(reason: DropReason) -> String {
 }
 
 /// What the outermost header of an SA says.
-struct Sa {
+pub(super) struct Sa {
     protocol: &'static str,
-    spi: u32,
+    pub(super) spi: u32,
     /// IPComp has none.
     sequence: Option<u32>,
 }
@@ -394,7 +399,7 @@ impl std::fmt::Display for Sa {
 }
 
 impl Sa {
-    fn of(packet: &[u8]) -> Option<Self> {
+    pub(super) fn of(packet: &[u8]) -> Option<Self> {
         let first = *packet.first()?;
         let (protocol, at) = match first >> 4 {
             4 => (*packet.get(9)?, usize::from(first & 0xf) * 4),

@@ -13,7 +13,7 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use xfrm_proto::consts::XFRM_POLICY_ALLOW;
 use xfrmd::emulator::NetnsId;
 
-use super::{Daemon, clock};
+use super::Daemon;
 use crate::attach::{BYPASS, OWN, OWN_MASK, OwnSocket, STATE_MASK};
 
 /// A socket with policies of its own, and the connection that has shown it.
@@ -137,7 +137,7 @@ impl Daemon {
         for (id, key) in std::mem::take(&mut self.closed) {
             if self.may_forget(id, key) {
                 // Taking policies away does not fail.
-                let now = clock::now();
+                let now = self.clock.now();
                 let _ = self.emulator.set_socket_policy(now, id, key, 0, 0, None);
                 self.forget_own_sockets(|own| own.socket.key == key);
             }

@@ -140,6 +140,12 @@ impl Daemon {
         self.line = Some(line);
         if generation > 0 {
             self.recall(&found, held).context(left)?;
+            // The numbers from before must not come again, and who waits must tell us so.
+            self.settings.randomness = self.settings.randomness.of_generation(generation);
+            self.entropy = self.settings.randomness.stream(0);
+            if let Some(page) = self.clock.page() {
+                page.wake_all();
+            }
         }
         drop(found);
         self.emulator.keep_on(Box::new(store));

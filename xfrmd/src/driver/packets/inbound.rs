@@ -7,12 +7,13 @@ use dataplane::packet::join::Joiner;
 use dataplane::path::{InputMeta, Received, Worker};
 use nix::poll::PollTimeout;
 use std::sync::PoisonError;
+use xfrmd::faults;
 
+use super::disturb::Disturbance;
 use super::sockets::Receivers;
 use super::{Command, HOST, Road, buffers, readable, wait_for};
 use crate::attach::{HostRoutes, STATE_MASK};
 use crate::capture::record::{Direction, Layer};
-use crate::driver::clock;
 use crate::driver::observe::Observed;
 use crate::driver::outbox::Outbox;
 
@@ -27,6 +28,7 @@ pub(super) struct Inbound {
     receivers: Receivers,
     host: ToHost,
     batch: Vec<PacketBuf>,
+    disturbance: Disturbance<()>,
     /// Which receivers have packets, as far as is known.
     ready: Vec<bool>,
 }
@@ -34,6 +36,7 @@ pub(super) struct Inbound {
 impl Inbound {
     pub(super) fn new(road: Road, receivers: Receivers) -> Self {
         Self {
+            disturbance: Disturbance::new(faults::Direction::In, &road.line.faults),
             road,
             receivers,
             host: ToHost::default(),
@@ -56,7 +59,10 @@ impl Inbound {
         let fds = [self.road.wake(), self.road.routes.fd()];
         let fds = fds.map(wait_for).into_iter();
         let kept: Vec<bool> = self.receivers.sources().map(|it| it.has_more()).collect();
-        let timeout = kept.contains(&true).then_some(PollTimeout::ZERO);
+        let timeout = match kept.contains(&true) {
+            true => Some(PollTimeout::ZERO),
+            false => self.disturbance.timeout(),
+        };
         readable(
             fds.chain(self.receivers.poll_fds()),
             timeout,
@@ -95,6 +101,7 @@ impl Inbound {
             receivers,
             host,
             batch,
+            disturbance,
             ready,
         } = self;
         let mut more = false;
@@ -110,22 +117,16 @@ impl Inbound {
             if count == 0 {
                 continue;
             }
-            let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
-            road.observed
-                .received
-                .add(batch.get(..count).unwrap_or_default());
-            let arrival = Arrival {
-                netns: &netns,
-                now: clock::now(),
-                routes: &road.routes,
-                watched: road.observed.watch(),
-            };
-            for packet in batch.iter_mut().take(count) {
-                host.receive(&mut road.worker, &arrival, packet);
+            let packets = batch.get_mut(..count).unwrap_or_default();
+            road.observed.received.add(packets);
+            if disturbance.disturbs() {
+                disturbance.pass((), packets, |(), packets| host.take_in(road, packets));
+            } else {
+                host.take_in(road, packets);
             }
-            host.receive_inner(&mut road.worker, &arrival);
-            drop(netns);
-            host.flush(road);
+        }
+        for ((), mut packet) in disturbance.due() {
+            host.take_in(road, std::slice::from_mut(&mut packet));
         }
         road.ask();
         more
@@ -165,19 +166,50 @@ impl ToHost {
         self.outbox.push(packet, HOST);
     }
 
-    fn receive(&mut self, worker: &mut Worker, arrival: &Arrival<'_>, packet: &mut PacketBuf) {
-        let passage = arrival.watched.map(|it| it.begin(Direction::In, packet));
-        let origin = packet.origin();
-        let mut meta = InputMeta {
-            mark: origin.mark & !STATE_MASK,
-            ifindex: origin.ifindex,
-            ..InputMeta::default()
-        };
-        let received = arrival.receive(worker, packet, &mut meta);
-        if let Some(passage) = passage {
-            passage.arrives(&received, packet);
+    /// Takes what has come together. Somebody who captures sees each packet on its way.
+    fn receive_all(
+        &mut self,
+        worker: &mut Worker,
+        arrival: &Arrival<'_>,
+        packets: &mut [PacketBuf],
+    ) {
+        for group in packets.chunk_by_mut(|one, other| one.origin() == other.origin()) {
+            let origin = group.first().map(PacketBuf::origin).unwrap_or_default();
+            let meta = InputMeta {
+                mark: origin.mark & !STATE_MASK,
+                ifindex: origin.ifindex,
+                ..InputMeta::default()
+            };
+            let Some(watched) = arrival.watched else {
+                let Arrival {
+                    netns, now, routes, ..
+                } = *arrival;
+                let mut done = |packet: &mut PacketBuf, received| self.deliver(&received, packet);
+                worker.receive_batch(netns, now, group, &meta, routes, &mut done);
+                continue;
+            };
+            for packet in group {
+                let passage = watched.begin(Direction::In, packet);
+                let received = arrival.receive(worker, packet, &mut { meta });
+                passage.arrives(&received, packet);
+                self.deliver(&received, packet);
+            }
         }
-        self.deliver(&received, packet);
+    }
+
+    /// Takes packets through the engine to the host.
+    fn take_in(&mut self, road: &mut Road, packets: &mut [PacketBuf]) {
+        let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
+        let arrival = Arrival {
+            netns: &netns,
+            now: road.clock.now(),
+            routes: &road.routes,
+            watched: road.observed.watch(),
+        };
+        self.receive_all(&mut road.worker, &arrival, packets);
+        self.receive_inner(&mut road.worker, &arrival);
+        drop(netns);
+        self.flush(road);
     }
 
     /// Receives what came out of IPTFS payloads.

@@ -9,6 +9,7 @@
 //! One thread a direction keeps the packets of each SA in order, and lets a
 //! transfer and its acknowledgements pass each other.
 
+mod disturb;
 mod inbound;
 mod outbound;
 mod sockets;
@@ -33,8 +34,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
+use xfrmd::tape::Asked;
 
-use super::clock::HostEntropy;
+use super::clock::Clock;
+use super::clock::randomness::Source as RandomSource;
+use super::faults::Faults;
 use super::keeper::Role;
 use super::observe::Observed;
 use crate::attach::{Devices, EncapSocket, HostRoutes, OwnSocket};
@@ -54,29 +58,42 @@ const HOST: Departure = Departure {
     mark: 0,
 };
 
-/// What packets of a namespace ask for.
-pub(super) type Asked = (NetnsId, Vec<Request>);
+/// What packets of a worker ask for.
+pub(super) type Inquiry = (Asked, Vec<Request>);
 
-/// How threads reach the control thread.
+/// How threads reach the control thread, and what they know from it.
 #[derive(Clone)]
 pub(super) struct Line {
-    sender: Sender<Asked>,
+    sender: Sender<Inquiry>,
     wake: Arc<EventFd>,
+    faults: Arc<Faults>,
+}
+
+/// What packet threads have of the control thread.
+pub(super) struct Ties {
+    pub(super) line: Line,
+    pub(super) clock: Clock,
+    pub(super) randomness: RandomSource,
 }
 
 /// The control thread's end.
 pub(super) struct Inquiries {
-    receiver: Receiver<Asked>,
+    receiver: Receiver<Inquiry>,
     line: Line,
 }
 
 impl Inquiries {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(faults: &Arc<Faults>) -> io::Result<Self> {
         let (sender, receiver) = channel();
         let wake = Arc::new(wake_up_call()?);
+        let faults = Arc::clone(faults);
         Ok(Self {
             receiver,
-            line: Line { sender, wake },
+            line: Line {
+                sender,
+                wake,
+                faults,
+            },
         })
     }
 
@@ -91,7 +108,7 @@ impl Inquiries {
     }
 
     /// What has been asked, oldest first.
-    pub(super) fn take(&self) -> Vec<Asked> {
+    pub(super) fn take(&self) -> Vec<Inquiry> {
         let _ = self.line.wake.read();
         self.receiver.try_iter().collect()
     }
@@ -159,7 +176,7 @@ impl PacketThreads {
         devices: Devices,
         sockets: Sockets,
         (encap, bulk): (Vec<EncapSocket>, Vec<Arc<Bulk>>),
-        line: &Line,
+        ties: &Ties,
         observed: &Arc<Observed>,
     ) -> io::Result<Self> {
         let Devices {
@@ -178,19 +195,23 @@ impl PacketThreads {
         receivers.set_ports(&ports, &bulk);
         senders.set_bulk(bulk);
         let road = |routes: HostRoutes, number| -> io::Result<_> {
+            // The control thread is the first.
+            let user = 1 + 2 * u64::from(id.0) + u64::from(number);
             routes.set_encap_sockets(encap.clone());
             let (sender, commands) = channel();
             let wake = Arc::new(wake_up_call()?);
             let ours = Arc::clone(&wake);
             let road = Road {
                 id,
+                number,
                 netns: Arc::clone(netns),
                 tun: Arc::clone(&tun),
                 routes,
-                worker: Worker::new(number, Box::new(HostEntropy::default())),
+                worker: Worker::new(number, Box::new(ties.randomness.stream(user))),
                 commands,
                 wake,
-                line: line.clone(),
+                line: ties.line.clone(),
+                clock: ties.clock.clone(),
                 observed: Arc::clone(observed),
             };
             Ok((road, sender, ours))
@@ -292,6 +313,8 @@ impl Drop for Thread {
 /// What both directions need.
 struct Road {
     id: NetnsId,
+    /// Of its worker.
+    number: u32,
     netns: Arc<RwLock<Netns>>,
     tun: Arc<Tun>,
     routes: HostRoutes,
@@ -299,6 +322,7 @@ struct Road {
     commands: Receiver<Command>,
     wake: Arc<EventFd>,
     line: Line,
+    clock: Clock,
     observed: Arc<Observed>,
 }
 
@@ -317,9 +341,14 @@ impl Road {
     /// Asks what packets want of the control thread.
     fn ask(&mut self) {
         if self.worker.has_requests() {
-            let asked = (self.id, self.worker.drain_requests().collect());
+            let asked = Asked {
+                netns: self.id,
+                worker: self.number,
+                upto: u64::MAX,
+            };
+            let requests = self.worker.drain_requests().collect();
             // The control thread ends after us.
-            let _ = self.line.sender.send(asked);
+            let _ = self.line.sender.send((asked, requests));
             let _ = self.line.wake.write(1);
         }
     }

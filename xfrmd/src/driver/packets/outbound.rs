@@ -14,7 +14,9 @@ use dataplane::{Netns, Now};
 use nix::poll::PollTimeout;
 use xfrm_proto::consts::{AF_INET, AF_INET6};
 use xfrm_proto::uapi::Address;
+use xfrmd::faults;
 
+use super::disturb::Disturbance;
 use super::inbound::{Arrival, ToHost};
 use super::sockets::Senders;
 use super::{Command, Road, buffers, readable, wait_for};
@@ -48,6 +50,7 @@ pub(super) struct Outbound {
     frame: PacketBuf,
     ident: u16,
     ready: Vec<bool>,
+    disturbance: Disturbance<Departure>,
 }
 
 impl Outbound {
@@ -58,6 +61,7 @@ impl Outbound {
         lets_pass: bool,
     ) -> Self {
         Self {
+            disturbance: Disturbance::new(faults::Direction::Out, &road.line.faults),
             road,
             marked,
             senders,
@@ -82,10 +86,11 @@ impl Outbound {
     /// Waits for packets, commands or news; false when it is time to stop.
     fn wait(&mut self) -> bool {
         let timeout = self.road.routes.poll_timeout().map(|at| {
-            let nanos = at.0.saturating_sub(clock::boot().0);
+            let nanos = at.0.saturating_sub(clock::uptime().0);
             let ms = i32::try_from(nanos / 1_000_000 + 1).unwrap_or(i32::MAX);
             PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
         });
+        let timeout = timeout.into_iter().chain(self.disturbance.timeout()).min();
         // A descriptor twice, where there is no other, keeps the order.
         let tun = self.road.tun.fd();
         let marked = self.marked.as_ref().map_or(tun, Marked::fd);
@@ -96,7 +101,7 @@ impl Outbound {
             return true;
         };
         if timeout.is_some() {
-            self.road.routes.expire(clock::boot());
+            self.road.routes.expire(clock::uptime());
         }
         if news {
             self.road.routes.forget();
@@ -135,7 +140,7 @@ impl Outbound {
         for queue in queues {
             road.worker.retry(
                 &netns,
-                clock::now(),
+                road.clock.now(),
                 queue,
                 &road.routes,
                 &mut |packet, to| push_late(wire, watched, packet, *to),
@@ -150,7 +155,7 @@ impl Outbound {
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
         let arrival = Arrival {
             netns: &netns,
-            now: clock::now(),
+            now: road.clock.now(),
             routes: &road.routes,
             watched: road.observed.watch(),
         };
@@ -182,7 +187,7 @@ impl Outbound {
                 .unwrap_or_else(PoisonError::into_inner);
             for packet in batch.iter().take(count) {
                 if let Some(learned) = netns.learn_mtu(packet, 0, &self.road.routes) {
-                    self.road.routes.learn(&learned, clock::boot());
+                    self.road.routes.learn(&learned, clock::uptime());
                 }
             }
         }
@@ -204,7 +209,7 @@ impl Outbound {
         let mut passage = Passage {
             netns: &netns,
             lets_pass: *lets_pass,
-            now: clock::now(),
+            now: road.clock.now(),
             wire,
             host,
             ident,
@@ -244,17 +249,26 @@ impl Outbound {
             senders,
             wire,
             host,
+            disturbance,
             ..
         } = self;
         host.flush(road);
-        wire.drain(|to, packets| {
+        let mut send = |to, packets: &mut [PacketBuf]| {
             road.observed.sent.add(packets);
             match senders.send(to, packets) {
                 Ok(sent) if sent.too_long > 0 => road.routes.forget(),
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "a socket for outgoing packets"),
             }
-        });
+        };
+        if disturbance.disturbs() {
+            wire.drain(|to, packets| disturbance.pass(to, packets, &mut send));
+            for (to, mut packet) in disturbance.due() {
+                send(to, std::slice::from_mut(&mut packet));
+            }
+        } else {
+            wire.drain(send);
+        }
         road.ask();
     }
 }
