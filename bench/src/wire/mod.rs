@@ -51,6 +51,8 @@ struct Measured {
     tcp: Vec<f64>,
     udp: Vec<f64>,
     ping: Vec<f64>,
+    /// TCP while strangers send garbage, for ours.
+    disturbed: Vec<f64>,
     /// CPU time that the carrier's processes take for a packet of TCP, in microseconds.
     cpu: Vec<f64>,
 }
@@ -101,6 +103,12 @@ fn measure(carriers: &[Carrier]) -> Result<Vec<Measured>> {
             eprintln!(
                 "{round}/{ROUNDS} {name:<34} TCP {tcp:>6.3} UDP {udp:>6.3} Gbit/s, ping {ping:>6.1} us"
             );
+            if name.starts_with("xfrmd, ESP") {
+                let disturbed = load::tcp_among_strangers(pair, *to, TIME);
+                measured
+                    .disturbed
+                    .push(disturbed.with_context(|| format!("{name}: strangers"))?);
+            }
             measured.tcp.push(tcp);
             measured.udp.push(udp);
             measured.ping.push(ping);
@@ -264,6 +272,16 @@ pub(crate) fn run() -> Result<Vec<Figure>> {
             better,
             least(1.5),
         ));
+    }
+    for at in [OURS_UDP, OURS_ESP] {
+        figures.push(Figure {
+            name: "TCP among 5,000 strange packets a second".to_owned(),
+            ours: rate(|it| &it.disturbed, at),
+            yardstick: rate(tcp, at),
+            unit: speed,
+            against: carriers.get(at).map_or("", |it| it.name),
+            target: least(0.9),
+        });
     }
     if let Some(at) = own_esp {
         figures.push(figure(
