@@ -5,9 +5,14 @@
 //! * `xfrm`: one handler per message type.
 //! * [`faults`]: what is to go wrong, on purpose.
 //! * [`store`]: state that outlives the process.
+//! * [`tape`]: what an emulator is asked, as data; [`recording`]: that in a file, and again from it.
+//! * [`testing`]: an instance in this process, for tests of programs that speak netlink.
 
 pub mod emulator;
 pub mod faults;
 mod netlink;
+pub mod recording;
 pub mod store;
+pub mod tape;
+pub mod testing;
 mod xfrm;

@@ -1,5 +1,6 @@
 //! The command line: the daemon, `xfrmd run`, and what asks a running daemon.
 
+mod clock;
 mod daemon;
 mod documents;
 mod faults;
@@ -18,6 +19,8 @@ use xfrmd::faults::Plan;
 
 use crate::config::{self, Config};
 use crate::driver::client;
+use crate::driver::clock::randomness::Source;
+use crate::driver::clock::{Clock, Timekeeping};
 use crate::driver::command::{self, Run};
 use crate::driver::faults::keep;
 use crate::driver::program;
@@ -35,9 +38,13 @@ fn settings(config: &Config, plan: &Plan) -> Result<Settings> {
         limits: config.limits,
         max_connections: config.max_clients,
         packets: config.packets && packets_can_be_carried(),
+        capture: config.capture,
         owner: Owner::System,
         shim: None,
         faults: keep(plan)?,
+        clock: Clock::default(),
+        root: 0,
+        randomness: Source::Host,
     })
 }
 
@@ -67,8 +74,15 @@ pub(crate) fn main() -> ExitCode {
             tables,
             faults,
             front,
+            clock,
+            seed,
             command,
-        }) => run(&tables, &faults, front, command),
+        }) => run(&tables, &faults, front, (clock, seed), command),
+        Some(Action::Clock {
+            action,
+            json,
+            socket,
+        }) => clock::run(action.as_ref(), json, &socket),
         Some(Action::Env { socket }) => environment(&socket),
         Some(Action::Doctor { json }) => examine(json),
         Some(Action::Stat {
@@ -102,12 +116,13 @@ fn run(
     tables: &TableOptions,
     faults: &FaultOptions,
     front: Front,
+    (clock, seed): (Option<Timekeeping>, Option<u64>),
     command: Vec<OsString>,
 ) -> Result<ExitCode> {
     let Some(name) = command.first() else {
         bail!("no command");
     };
-    let plan = match faults.checked() {
+    let plan = match faults.checked(seed) {
         Ok(plan) => plan,
         Err(code) => return Ok(code),
     };
@@ -115,6 +130,13 @@ fn run(
     log::start(wanted.as_deref().unwrap_or("warn"), log::Format::Text)?;
     let mut config = Config::default();
     tables.apply(&mut config);
+    let clock = match clock::chosen(clock) {
+        Ok(clock) => clock,
+        Err(error) => {
+            eprintln!("xfrmd: {error}");
+            return Ok(2.into());
+        }
+    };
     let checked = program::find(name, variable("PATH"))
         .and_then(|program| program::check(&program, front).map(|reach| (program, reach)));
     let (program, reach) = match checked {
@@ -125,7 +147,11 @@ fn run(
         }
     };
     let code = command::run(Run {
-        settings: settings(&config, &plan)?,
+        settings: Settings {
+            randomness: seed.map_or(Source::Host, Source::Seed),
+            ..settings(&config, &plan)?
+        },
+        clock,
         front,
         program,
         reach,

@@ -12,9 +12,9 @@ use xfrm_proto::control::{Answer, Socket};
 use xfrm_proto::extack::AckOptions;
 use xfrmd::emulator::{Inputs, NetnsId, Peer};
 
+use super::Daemon;
 use super::connection::{Connection, Entered};
 use super::reply::Reply;
-use super::{Daemon, clock};
 
 /// The largest datagram that comes as a file.
 const LARGEST_DATAGRAM: u64 = 64 << 20;
@@ -99,7 +99,7 @@ impl Daemon {
     /// Has the emulator handle a datagram.
     pub(super) fn execute(&mut self, peer: Peer, datagram: &[u8]) {
         let inputs = Inputs {
-            now: clock::now(),
+            now: self.clock.now(),
             entropy: &mut self.entropy,
         };
         self.emulator.handle_datagram(inputs, peer, datagram);

@@ -63,7 +63,7 @@ impl<T: Copy> Disturbance<T> {
     /// How long until a packet that is kept back is due.
     pub(super) fn timeout(&self) -> Option<PollTimeout> {
         let due = self.kept.iter().map(|it| it.due).min()?;
-        let nanos = due.0.saturating_sub(clock::boot().0);
+        let nanos = due.0.saturating_sub(clock::uptime().0);
         let ms = i32::try_from(nanos.div_ceil(1_000_000)).unwrap_or(i32::MAX);
         Some(PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX))
     }
@@ -73,7 +73,7 @@ impl<T: Copy> Disturbance<T> {
         if self.kept.is_empty() {
             return Vec::new();
         }
-        let now = clock::boot();
+        let now = clock::uptime();
         let due = self.kept.extract_if(.., |it| it.due <= now);
         due.map(|it| (it.to, it.packet)).collect()
     }
@@ -94,8 +94,7 @@ impl<T: Copy> Disturbance<T> {
                 Some(Fate::Passes) => go(to, these),
                 Some(Fate::Twice) => {
                     // Whoever takes the first may change it.
-                    let mut copies: Vec<_> =
-                        these.iter().map(|it| PacketBuf::copy_of(it)).collect();
+                    let mut copies: Vec<_> = these.iter().map(copy).collect();
                     go(to, these);
                     go(to, &mut copies);
                 }
@@ -112,14 +111,14 @@ impl<T: Copy> Disturbance<T> {
     }
 
     fn keep_back(&mut self, nanos: u64, swapped: bool, to: T, packets: &[PacketBuf]) {
-        let due = clock::boot().plus_nanos(nanos);
+        let due = clock::uptime().plus_nanos(nanos);
         let room = MOST_KEPT.saturating_sub(self.kept.len());
         self.kept
             .extend(packets.iter().take(room).map(|packet| Kept {
                 due,
                 swapped,
                 to,
-                packet: PacketBuf::copy_of(packet),
+                packet: copy(packet),
             }));
     }
 
@@ -157,6 +156,13 @@ impl<T: Copy> Disturbance<T> {
         }
         fate
     }
+}
+
+/// Another one, from the same place.
+fn copy(packet: &PacketBuf) -> PacketBuf {
+    let mut copy = PacketBuf::copy_of(packet);
+    copy.set_origin(packet.origin());
+    copy
 }
 
 /// Turns a bit over behind the sequence number.

@@ -12,9 +12,8 @@ use xfrmd::faults;
 use super::disturb::Disturbance;
 use super::sockets::Receivers;
 use super::{Command, HOST, Road, buffers, readable, wait_for};
-use crate::attach::HostRoutes;
+use crate::attach::{HostRoutes, STATE_MASK};
 use crate::capture::record::{Direction, Layer};
-use crate::driver::clock;
 use crate::driver::observe::Observed;
 use crate::driver::outbox::Outbox;
 
@@ -172,7 +171,7 @@ impl ToHost {
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
         let arrival = Arrival {
             netns: &netns,
-            now: clock::now(),
+            now: road.clock.now(),
             routes: &road.routes,
             watched: road.observed.watch(),
         };
@@ -186,7 +185,13 @@ impl ToHost {
 
     fn receive(&mut self, worker: &mut Worker, arrival: &Arrival<'_>, packet: &mut PacketBuf) {
         let passage = arrival.watched.map(|it| it.begin(Direction::In, packet));
-        let received = arrival.receive(worker, packet, &mut InputMeta::default());
+        let origin = packet.origin();
+        let mut meta = InputMeta {
+            mark: origin.mark & !STATE_MASK,
+            ifindex: origin.ifindex,
+            ..InputMeta::default()
+        };
+        let received = arrival.receive(worker, packet, &mut meta);
         if let Some(passage) = passage {
             passage.arrives(&received, packet);
         }

@@ -165,7 +165,7 @@ impl Supervisor {
             .filter_map(|waiting| waiting.until)
             .min();
         let timeout = next.map_or(PollTimeout::NONE, |next| {
-            let left = next.0.saturating_sub(clock::boot().0);
+            let left = next.0.saturating_sub(clock::uptime().0);
             let left = Duration::from_nanos(left) + Duration::from_millis(1);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
@@ -237,7 +237,7 @@ impl Supervisor {
             self.waiting.push(Waiting {
                 call: *call,
                 fd,
-                until: limit.map(|limit| clock::boot().plus_nanos(nanos(limit))),
+                until: limit.map(|limit| clock::uptime().plus_nanos(nanos(limit))),
             });
         }
         outcome
@@ -245,7 +245,7 @@ impl Supervisor {
 
     /// Tries the receives that wait for these sockets, or that have waited long enough.
     fn resume(&mut self, ready: &[RawFd]) {
-        let now = clock::boot();
+        let now = clock::uptime();
         for waiting in std::mem::take(&mut self.waiting) {
             let late = waiting.until.is_some_and(|until| until <= now);
             if !self.still_waits(&waiting.call) {
