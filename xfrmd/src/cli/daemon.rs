@@ -81,7 +81,7 @@ fn install_shim(socket: &Path) -> Option<PathBuf> {
 
 /// Serves until a signal ends it.
 pub(super) fn run(options: &DaemonOptions) -> Result<ExitCode> {
-    let plan = match options.faults.checked() {
+    let plan = match options.faults.checked(None) {
         Ok(plan) => plan,
         Err(code) => return Ok(code),
     };

@@ -137,7 +137,7 @@ fn run(
     let Some(name) = command.first() else {
         bail!("no command");
     };
-    let plan = match faults.checked() {
+    let plan = match faults.checked(seed) {
         Ok(plan) => plan,
         Err(code) => return Ok(code),
     };

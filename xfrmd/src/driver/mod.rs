@@ -347,10 +347,15 @@ impl Daemon {
         self.deliver(None, false);
     }
 
+    /// When something is due on the engine's clock.
+    fn next_timer(&self) -> Option<BootNanos> {
+        let kept = self.mischief.poll_timeout();
+        self.emulator.poll_timeout().into_iter().chain(kept).min()
+    }
+
     /// Sets the timer for what comes next, unless it is set for that or earlier.
     fn arm(&mut self) {
-        let next = self.emulator.poll_timeout();
-        let mut next = next.and_then(|at| self.clock.at_uptime(at));
+        let mut next = self.next_timer().and_then(|at| self.clock.at_uptime(at));
         let mut also = |nanos| {
             let at = clock::uptime().plus_nanos(nanos);
             next = Some(next.map_or(at, |next| next.min(at)));
@@ -363,9 +368,6 @@ impl Daemon {
         }
         if !self.closed.is_empty() {
             also(CLOSED_LOOK);
-        }
-        if let Some(due) = self.mischief.poll_timeout() {
-            next = Some(next.map_or(due, |next| next.min(due)));
         }
         let Some(next) = next else { return };
         if self.armed.is_some_and(|armed| armed <= next) {
