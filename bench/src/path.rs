@@ -18,7 +18,7 @@ use xfrm_proto::uapi::Selector;
 use crate::crypto::{BareAead, Candidate, SIZES, compare, figure};
 use crate::figure::{Figure, Target};
 use crate::messages::{self, Shape, scramble};
-use crate::stopwatch::{cpu_time, median};
+use crate::stopwatch::{cpu_time, least};
 use crate::tunnel::{
     Algorithm, End, GCM_128, IN_HAND, LOCAL, Way, add_policy, blob, instructions, open_networks,
     packet, tunnels,
@@ -91,8 +91,8 @@ fn aead_in(
     }
     Ok(Figure {
         name: format!("path: {name} in {bytes} B, {in_hand} in hand"),
-        ours: median(&mut ours),
-        yardstick: median(&mut yardstick),
+        ours: least(&ours),
+        yardstick: least(&yardstick),
         unit: "ns",
         against: "ring",
         target: Target::AtMost(limit(bytes)),
@@ -208,7 +208,7 @@ fn lookup(count: u32) -> Result<f64> {
         });
         samples.push(all / flows.len() as f64);
     }
-    Ok(median(&mut samples))
+    Ok(least(&samples))
 }
 
 fn lookups() -> Result<[Figure; 2]> {
@@ -248,8 +248,8 @@ fn two_workers(name: &str, tunnels_apart: u8) -> Result<Figure> {
     let per_packet = |total: f64, packets: u32| total / f64::from(packets);
     Ok(Figure {
         name: format!("path: two workers, {name}, 1420 B"),
-        ours: per_packet(median(&mut together), 2 * PACKETS),
-        yardstick: per_packet(median(&mut alone), PACKETS),
+        ours: per_packet(least(&together), 2 * PACKETS),
+        yardstick: per_packet(least(&alone), PACKETS),
         unit: "ns",
         against: "one worker",
         target: Target::AtMost(1.0 / 1.8),

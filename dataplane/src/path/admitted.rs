@@ -62,17 +62,17 @@ impl Admitted {
         path: &mut SecPath,
     ) -> Result<(), DropReason> {
         let netns = question.netns;
-        let (Some(now), Some(key)) = (question.used, key(question, path)) else {
+        let (Some(now), Some(own)) = (question.used, own_words(question, path)) else {
             return question.check(path).map(drop);
         };
-        let (own, _) = key.split_first_chunk().unwrap_or((&[0; OWN_WORDS], &[]));
         if let Some(recent) = &self.recent
             && path.len() == 1
-            && equal_words(&recent.own, own)
+            && equal_words(&recent.own, &own)
         {
             path.verified = recent.verified;
             return Ok(());
         }
+        let key = key(&own, path);
         let generations = [netns.spd.generation(), netns.sad.choices.all()];
         if let Some(admission) = self.memory.find(&key)
             && admission.generations == generations
@@ -85,7 +85,7 @@ impl Admitted {
             path.verified = admission.verified;
             if self.remembers_recent {
                 self.recent = Some(Recent {
-                    own: *own,
+                    own,
                     verified: admission.verified,
                 });
             }
@@ -103,10 +103,10 @@ impl Admitted {
     }
 }
 
-/// All that the check looks at; `None` where that is more, because errors are judged by the
-/// packet that they are about.
+/// All that the check looks at but for the SAs; `None` where that is more, because errors are judged
+/// by the packet that they are about.
 #[inline]
-fn key(question: &Question<'_>, path: &SecPath) -> Option<[u64; WORDS]> {
+fn own_words(question: &Question<'_>, path: &SecPath) -> Option<[u64; OWN_WORDS]> {
     let &Question {
         netns: _,
         used: _,
@@ -119,12 +119,10 @@ fn key(question: &Question<'_>, path: &SecPath) -> Option<[u64; WORDS]> {
     if matches!(flow.proto, IPPROTO_ICMP | IPPROTO_ICMPV6) {
         return None;
     }
-    let mut key = [0; WORDS];
-    let (own, sas) = key.split_first_chunk_mut::<OWN_WORDS>()?;
     let [d0, d1, s0, s1, upper, came_with] = flow.words();
     let lengths = (path.len() as u64) << 16 | path.verified as u64;
     let socket_is_there = u64::from(socket.is_some()) << 8 | u64::from(dir);
-    *own = [
+    Some([
         d0,
         d1,
         s0,
@@ -134,9 +132,16 @@ fn key(question: &Question<'_>, path: &SecPath) -> Option<[u64; WORDS]> {
         u64::from(if_id) << 32 | socket_is_there,
         socket.map_or(0, |SocketKey(key)| key),
         lengths,
-    ];
-    for (word, sa) in sas.iter_mut().zip(path.serials()) {
-        *word = sa;
+    ])
+}
+
+/// All of it.
+#[inline]
+fn key(own: &[u64; OWN_WORDS], path: &SecPath) -> [u64; WORDS] {
+    let mut key = [0; WORDS];
+    let words = own.iter().copied().chain(path.serials());
+    for (place, word) in key.iter_mut().zip(words) {
+        *place = word;
     }
-    Some(key)
+    key
 }
