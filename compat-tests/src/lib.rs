@@ -7,8 +7,8 @@
 //! * [`scenario`]: the scenarios, by name. None knows who answers.
 //! * [`subject`]: who answers: the emulator in this process, or whatever is
 //!   behind `AF_NETLINK` sockets.
-//! * [`transcript`], [`normalize`], [`decode`]: replies as text in which clock
-//!   values and random numbers are renamed, and nothing else is lost.
+//! * [`transcript`]: replies as text in which clock values and random numbers are
+//!   renamed (`xfrmd::recording::normalize`), and nothing else is lost.
 //! * [`golden`]: recorded transcripts of the kernels, and the list of
 //!   divergences that are allowed.
 //! * [`clients`]: whole programs (`ip`, libnl) whose printed output is compared.
@@ -25,12 +25,10 @@
 )]
 
 pub mod clients;
-pub mod decode;
 pub mod fuzz;
 pub mod golden;
 pub mod kernel;
 pub mod message;
-pub mod normalize;
 pub mod scenario;
 pub mod session;
 pub mod subject;

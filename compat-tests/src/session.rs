@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use xfrm_proto::align4;
 use xfrm_proto::consts::*;
+use xfrm_proto::decode::kind_name;
 use xfrm_proto::reply::messages;
 use xfrm_proto::uapi::{NlMsgHdr, Pod, UserSaInfo};
+use xfrmd::recording::normalize::Normalizer;
 
-use crate::decode::kind_name;
 use crate::message::Message;
-use crate::normalize::Normalizer;
 use crate::subject::{Packets, Received, Socket, SocketOptions, Subject, UdpSocket};
 use crate::transcript::Transcript;
 
@@ -297,7 +297,7 @@ impl<'s> Session<'s> {
         let name = self.name(socket);
         match self.subject.recv(socket, buffer_bytes) {
             Ok(received) => {
-                let bytes = self.normalizer.datagram(&received);
+                let bytes = self.normalizer.datagram(&received.bytes, received.groups);
                 self.transcript
                     .datagram(&name, received.groups, received.sender, &bytes);
                 if received.full_len > received.bytes.len() {
@@ -363,7 +363,7 @@ impl<'s> Session<'s> {
                 .iter()
                 .all(|(header, _)| header.kind >= NLMSG_MIN_TYPE);
             if !in_dump {
-                let bytes = self.normalizer.datagram(&received);
+                let bytes = self.normalizer.datagram(&received.bytes, received.groups);
                 self.transcript
                     .datagram(&name, received.groups, received.sender, &bytes);
                 continue;
@@ -470,7 +470,7 @@ impl<'s> Session<'s> {
         let mut found = Vec::new();
         if self.subject.send(socket, &message.bytes()).is_ok() {
             while let Ok(received) = self.subject.recv(socket, LARGE_BUFFER) {
-                let bytes = self.normalizer.datagram(&received);
+                let bytes = self.normalizer.datagram(&received.bytes, received.groups);
                 found.extend(messages(&bytes).map(|(_, message)| message.to_vec()));
             }
         }

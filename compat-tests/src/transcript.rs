@@ -2,9 +2,8 @@
 
 use std::fmt::Write as _;
 
+use xfrm_proto::decode;
 use xfrm_proto::reply::messages;
-
-use crate::decode;
 
 /// A transcript in the making.
 #[derive(Clone, Debug, Default)]

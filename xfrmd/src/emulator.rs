@@ -14,6 +14,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dataplane::keep::{Kept, Kind, Record, Shelf, Unreadable};
 use dataplane::netns::{Limits, Listeners};
+use dataplane::path::Request;
+use dataplane::path::hold::Queue;
+use dataplane::sad::SaHandle;
 use dataplane::spd::SocketKey;
 use dataplane::{BootNanos, Context, Entropy, Netns, Now, Profile};
 use xfrm_proto::consts::group;
@@ -22,6 +25,7 @@ use xfrm_proto::extack::AckOptions;
 use crate::netlink::Sockets;
 pub use crate::netlink::{Batch, Datagram, Destination};
 use crate::netlink::{Outbox, deliver_events};
+use crate::tape::{Asked, Draws, Heard, Step, Tape};
 use crate::xfrm::policy::socket::set as policy_option;
 use crate::xfrm::{policy, sa};
 
@@ -111,6 +115,7 @@ pub struct Emulator {
     acqseq: u32,
     outbox: Outbox,
     keeper: Keeper,
+    tape: Option<Box<dyn Tape>>,
 }
 
 impl Emulator {
@@ -125,6 +130,20 @@ impl Emulator {
             acqseq: 0,
             outbox: Outbox::default(),
             keeper: Keeper::default(),
+            tape: None,
+        }
+    }
+
+    /// Tells a tape from now on all that is asked and what is said to it. What there is already
+    /// is not told.
+    pub fn record(&mut self, tape: Box<dyn Tape>) {
+        self.tape = Some(tape);
+    }
+
+    /// Tells the tape a step without answers, if there is one.
+    fn tell(&mut self, step: &Step<'_>) {
+        if let Some(tape) = &mut self.tape {
+            tape.hear(step, Heard::nothing());
         }
     }
 
@@ -181,6 +200,7 @@ impl Emulator {
 
     /// Changes what namespaces may hold at most; what they hold already stays.
     pub fn set_limits(&mut self, limits: Limits) {
+        self.tell(&Step::Limits(limits));
         self.limits = limits;
         for namespace in self.namespaces.values() {
             let mut netns = namespace.write();
@@ -198,6 +218,7 @@ impl Emulator {
     /// A fresh namespace, as after `unshare(CLONE_NEWNET)`.
     pub fn create_netns(&mut self) -> NetnsId {
         let id = NetnsId(self.next_netns);
+        self.tell(&Step::Create { netns: id });
         self.next_netns += 1;
         self.insert(id, Netns::new(self.profile, self.limits));
         let machine = [self.next_netns, self.acqseq];
@@ -217,11 +238,18 @@ impl Emulator {
 
     /// Forgets a namespace and all that is in it. No packet passes it any more.
     pub fn destroy_netns(&mut self, id: NetnsId) {
+        self.tell(&Step::Destroy { netns: id });
         let ended = self.namespaces.remove(&id);
         if let (Some(ns), Some(shelf)) = (ended, &mut self.keeper.shelf) {
             ns.write().forget(id.0, shelf.as_mut());
             shelf.commit();
         }
+    }
+
+    /// All namespaces, oldest first.
+    #[must_use]
+    pub fn namespaces(&self) -> Vec<NetnsId> {
+        self.namespaces.keys().copied().collect()
     }
 
     /// A namespace's engine, for counters and sizes.
@@ -243,18 +271,38 @@ impl Emulator {
         Some(messages)
     }
 
-    /// Changes a namespace's settings.
+    /// Changes a namespace's settings. A tape hears of its sysctls.
     pub fn change<T>(&mut self, id: NetnsId, change: impl FnOnce(&mut Netns) -> T) -> Option<T> {
         let machine = [self.next_netns, self.acqseq];
         let mut netns = self.namespaces.get(&id)?.write();
+        let before = netns.sysctls;
         let changed = change(&mut netns);
+        let sysctls = netns.sysctls;
+        if let Some(tape) = self.tape.as_mut().filter(|_| sysctls != before) {
+            tape.hear(&Step::Sysctls { netns: id, sysctls }, Heard::nothing());
+        }
         self.keeper.keep(id, &mut netns, machine);
         Some(changed)
     }
 
-    /// A namespace's engine, for what packets wait for.
+    /// A namespace's engine. What is done with it no tape hears.
     pub fn netns_mut(&mut self, id: NetnsId) -> Option<RwLockWriteGuard<'_, Netns>> {
         self.namespaces.get(&id).map(Namespace::write)
+    }
+
+    /// What has waited long enough, for a packet thread: packets without SAs, and IPTFS SAs.
+    pub fn release(&mut self, id: NetnsId, now: BootNanos) -> (Vec<Queue>, Vec<SaHandle>) {
+        let Some(ns) = self.namespaces.get(&id) else {
+            return Default::default();
+        };
+        let mut netns = ns.write();
+        let released = (netns.take_held(now), netns.take_iptfs(now));
+        if let Some(tape) = &mut self.tape
+            && (!released.0.is_empty() || !released.1.is_empty())
+        {
+            tape.hear(&Step::Release { netns: id, now }, Heard::nothing());
+        }
+        released
     }
 
     /// A namespace's engine, for a packet thread.
@@ -265,27 +313,43 @@ impl Emulator {
 
     /// Handles all messages of a datagram; what they cause waits in [`Emulator::poll_datagram`].
     pub fn handle_datagram(&mut self, inputs: Inputs<'_>, peer: Peer, datagram: &[u8]) {
-        let Some(ns) = self.namespaces.get_mut(&peer.netns) else {
-            return;
+        let now = inputs.now;
+        let step = || {
+            let bytes = datagram.into();
+            Step::Request { now, peer, bytes }
         };
+        self.act(inputs, peer.netns, Some(step), |netns, sockets, cx, out| {
+            crate::netlink::receive(netns, sockets, cx, out, peer, datagram);
+            netns.run_workers();
+        });
+    }
+
+    /// Has a namespace to itself, keeps and tells what that has changed.
+    fn act<'s, T>(
+        &mut self,
+        inputs: Inputs<'_>,
+        id: NetnsId,
+        step: Option<impl FnOnce() -> Step<'s>>,
+        work: impl FnOnce(&mut Netns, &mut Sockets, Context<'_>, &mut Outbox) -> T,
+    ) -> Option<T> {
+        let ns = self.namespaces.get_mut(&id)?;
+        let mut netns = ns.netns.write().unwrap_or_else(PoisonError::into_inner);
+        let before = self.outbox.len();
+        let mut draws = Draws::new(inputs.entropy, self.tape.is_some());
         let cx = Context {
             now: inputs.now,
-            entropy: inputs.entropy,
+            entropy: &mut draws,
             acqseq: &mut self.acqseq,
         };
-        let mut netns = ns.netns.write().unwrap_or_else(PoisonError::into_inner);
-        crate::netlink::receive(
-            &mut netns,
-            &mut ns.sockets,
-            cx,
-            &mut self.outbox,
-            peer,
-            datagram,
-        );
-        netns.run_workers();
+        let done = work(&mut netns, &mut ns.sockets, cx, &mut self.outbox);
         let machine = [self.next_netns, self.acqseq];
-        self.keeper.keep(peer.netns, &mut netns, machine);
-        deliver_events(&mut netns, &mut self.outbox, peer.netns);
+        self.keeper.keep(id, &mut netns, machine);
+        deliver_events(&mut netns, &mut self.outbox, id);
+        // While the namespace is held: the tape has packets and requests in their order.
+        if let (Some(tape), Some(step)) = (&mut self.tape, step) {
+            tape.hear(&step(), draws.heard(&self.outbox, before));
+        }
+        Some(done)
     }
 
     /// Tells that `peer` has received a datagram: if it dumps, the next chunk is made.
@@ -295,8 +359,15 @@ impl Emulator {
         let Some(ns) = self.namespaces.get_mut(&peer.netns) else {
             return false;
         };
+        let before = self.outbox.len();
         let mut netns = ns.netns.write().unwrap_or_else(PoisonError::into_inner);
-        crate::netlink::continue_dump(&mut netns, &mut ns.sockets, &mut self.outbox, peer)
+        let was_dumping = ns.sockets.is_dumping(peer.port);
+        let goes_on =
+            crate::netlink::continue_dump(&mut netns, &mut ns.sockets, &mut self.outbox, peer);
+        if let Some(tape) = self.tape.as_mut().filter(|_| was_dumping) {
+            tape.hear(&Step::Pull { peer }, Heard::answers(&self.outbox, before));
+        }
+        goes_on
     }
 
     /// Whether a dump of that socket is under way.
@@ -310,7 +381,11 @@ impl Emulator {
     /// Forgets a client's socket.
     pub fn close_socket(&mut self, netns: NetnsId, port: u32) {
         if let Some(ns) = self.namespaces.get_mut(&netns) {
+            let was_dumping = ns.sockets.is_dumping(port);
             ns.sockets.close(port);
+            if was_dumping {
+                self.tell(&Step::Close { netns, port });
+            }
         }
     }
 
@@ -329,57 +404,98 @@ impl Emulator {
         option_family: u16,
         value: Option<&[u8]>,
     ) -> Result<(), i32> {
-        let set =
-            |netns: &mut Netns| policy_option(netns, now, socket, family, option_family, value);
-        self.change(netns, set).unwrap_or(Ok(()))
+        let machine = [self.next_netns, self.acqseq];
+        let Some(ns) = self.namespaces.get(&netns) else {
+            return Ok(());
+        };
+        let mut engine = ns.write();
+        let result = policy_option(&mut engine, now, socket, family, option_family, value);
+        self.keeper.keep(netns, &mut engine, machine);
+        if let Some(tape) = &mut self.tape {
+            let step = Step::SocketPolicy {
+                now,
+                netns,
+                socket,
+                family,
+                option_family,
+                value: value.map(Into::into),
+            };
+            tape.hear(&step, Heard::errno(result.err()));
+        }
+        result
     }
 
     /// Tells how many sockets of any namespace listen to `group` (1 to 32).
     pub fn set_listeners(&mut self, netns: NetnsId, group: u32, count: u32) {
         if let Some(ns) = self.namespaces.get_mut(&netns) {
+            let changes = ns.sockets.listeners(group) != count;
             ns.sockets.set_listeners(group, count);
-            ns.write().listeners = Listeners {
+            let mut engine = ns.write();
+            engine.listeners = Listeners {
                 acquire: ns.sockets.has_listeners(group::ACQUIRE),
                 aevents: ns.sockets.has_listeners(group::AEVENTS),
             };
+            if let Some(tape) = self.tape.as_mut().filter(|_| changes) {
+                let step = Step::Listeners {
+                    netns,
+                    group,
+                    count,
+                };
+                tape.hear(&step, Heard::nothing());
+            }
         }
     }
 
+    /// Carries out what packets of a worker have asked for; what that causes waits in
+    /// [`Emulator::poll_datagram`].
+    pub fn handle_requests(
+        &mut self,
+        inputs: Inputs<'_>,
+        asked: Asked,
+        requests: impl IntoIterator<Item = Request>,
+    ) {
+        let now = inputs.now;
+        let step = || Step::Inquiries { now, asked };
+        self.act(inputs, asked.netns, Some(step), |netns, _, mut cx, _| {
+            netns.handle_requests(&mut cx, requests);
+        });
+    }
+
     /// Lets packets pass through a namespace; what they cause waits in [`Emulator::poll_datagram`].
+    /// What is done no tape hears.
     pub fn with_packets<T>(
         &mut self,
         inputs: Inputs<'_>,
         id: NetnsId,
         pass: impl FnOnce(&mut Netns, &mut Context<'_>) -> T,
     ) -> Option<T> {
-        let ns = self.namespaces.get_mut(&id)?;
-        let mut cx = Context {
-            now: inputs.now,
-            entropy: inputs.entropy,
-            acqseq: &mut self.acqseq,
-        };
-        let mut netns = ns.write();
-        let passed = pass(&mut netns, &mut cx);
-        let machine = [self.next_netns, self.acqseq];
-        self.keeper.keep(id, &mut netns, machine);
-        deliver_events(&mut netns, &mut self.outbox, id);
-        Some(passed)
+        let untold = None::<fn() -> Step<'static>>;
+        self.act(inputs, id, untold, |netns, _, mut cx, _| {
+            pass(netns, &mut cx)
+        })
     }
 
     /// Runs the timers that are due.
     pub fn handle_timeout(&mut self, inputs: Inputs<'_>) {
-        for (&id, ns) in &mut self.namespaces {
-            let mut cx = Context {
-                now: inputs.now,
-                entropy: &mut *inputs.entropy,
-                acqseq: &mut self.acqseq,
-            };
-            let mut netns = ns.write();
-            netns.handle_timeout(&mut cx);
-            let machine = [self.next_netns, self.acqseq];
-            self.keeper.keep(id, &mut netns, machine);
-            deliver_events(&mut netns, &mut self.outbox, id);
+        let Inputs { now, entropy } = inputs;
+        for netns in self.namespaces() {
+            let entropy = &mut *entropy;
+            self.handle_timeout_of(Inputs { now, entropy }, netns);
         }
+    }
+
+    /// Runs the timers of a namespace that are due.
+    pub fn handle_timeout_of(&mut self, inputs: Inputs<'_>, id: NetnsId) {
+        let now = inputs.now;
+        let ns = self.namespaces.get(&id);
+        let due = ns.and_then(|ns| ns.read().poll_timeout());
+        if due.is_none_or(|due| due > now.boot) {
+            return;
+        }
+        let step = || Step::Timers { now, netns: id };
+        self.act(inputs, id, Some(step), |netns, _, mut cx, _| {
+            netns.handle_timeout(&mut cx);
+        });
     }
 
     /// When [`Emulator::handle_timeout`] wants to be called next.

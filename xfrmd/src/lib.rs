@@ -5,9 +5,14 @@
 //! * `netlink`: the netlink protocol itself: walking a datagram, ACKs, dumps.
 //! * `xfrm`: one handler per message type.
 //! * [`store`]: state that outlives the process.
+//! * [`tape`]: what an emulator is asked, as data; [`recording`]: that in a file, and again from it.
+//! * [`testing`]: an instance in this process, for tests of programs that speak netlink.
 
 pub mod check;
 pub mod emulator;
 mod netlink;
+pub mod recording;
 pub mod store;
+pub mod tape;
+pub mod testing;
 mod xfrm;

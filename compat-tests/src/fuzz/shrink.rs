@@ -7,7 +7,7 @@ use xfrm_proto::reply::messages;
 use xfrm_proto::uapi::{NlAttr, Pod};
 
 use super::sequence::{Sequence, Step};
-use crate::decode::fixed_bytes;
+use xfrm_proto::decode::fixed_bytes;
 
 /// Most runs spent on one difference.
 const MOST_RUNS: u32 = 600;

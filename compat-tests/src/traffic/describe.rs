@@ -10,7 +10,7 @@ use dataplane::packet::checksum::checksum;
 use xfrm_proto::consts::*;
 
 use super::craft::{ICV_BYTES, IDENT};
-use crate::decode::hex;
+use xfrm_proto::decode::hex;
 
 const IPPROTO_FRAGMENT: u8 = 44;
 /// Payload that is shown in full.

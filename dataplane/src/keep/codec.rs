@@ -1,21 +1,28 @@
-//! Images as bytes: numbers in as few as they need, structures without their zeros.
+//! Images as bytes: numbers in as few as they need, structures without their zeros. Recordings are
+//! written so too.
 //!
 //! A reader takes any bytes; what it does not understand is `None`.
 
 use xfrm_proto::uapi::{LifetimeCfg, Pod};
 
 /// Appends to an image.
-pub(crate) struct Writer<'a>(&'a mut Vec<u8>);
+#[derive(Debug)]
+pub struct Writer<'a>(&'a mut Vec<u8>);
 
 impl<'a> Writer<'a> {
     /// Begins an image in place of what is there.
-    pub(crate) fn new(image: &'a mut Vec<u8>) -> Self {
+    pub fn new(image: &'a mut Vec<u8>) -> Self {
         image.clear();
         Self(image)
     }
 
+    /// Goes on behind what is there.
+    pub const fn behind(out: &'a mut Vec<u8>) -> Self {
+        Self(out)
+    }
+
     /// Seven bits a byte, the lowest first.
-    pub(crate) fn int(&mut self, mut value: u64) {
+    pub fn int(&mut self, mut value: u64) {
         loop {
             let [low, ..] = value.to_le_bytes();
             value >>= 7;
@@ -28,21 +35,23 @@ impl<'a> Writer<'a> {
     }
 
     /// A number for which "all ones" is common.
-    pub(crate) fn limit(&mut self, value: u64) {
+    pub fn limit(&mut self, value: u64) {
         self.int(value.wrapping_add(1));
     }
 
-    pub(crate) fn flag(&mut self, value: bool) {
+    /// A truth.
+    pub fn flag(&mut self, value: bool) {
         self.0.push(u8::from(value));
     }
 
-    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+    /// Bytes, behind their number.
+    pub fn bytes(&mut self, bytes: &[u8]) {
         self.int(bytes.len() as u64);
         self.0.extend_from_slice(bytes);
     }
 
     /// A structure: how many zeros, how many other bytes, these, and again.
-    pub(crate) fn pod<T: Pod>(&mut self, value: &T) {
+    pub fn pod<T: Pod>(&mut self, value: &T) {
         let mut rest = value.as_bytes();
         while !rest.is_empty() {
             let zeros = rest.iter().take_while(|&&byte| byte == 0).count().min(255);
@@ -61,7 +70,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    pub(crate) fn limits(&mut self, lft: &LifetimeCfg) {
+    /// Lifetimes.
+    pub fn limits(&mut self, lft: &LifetimeCfg) {
         for value in [
             lft.soft_byte_limit,
             lft.hard_byte_limit,
@@ -81,7 +91,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Something, or nothing.
-    pub(crate) fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
+    pub fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
         self.flag(value.is_some());
         if let Some(value) = value {
             write(self, value);
@@ -90,15 +100,19 @@ impl<'a> Writer<'a> {
 }
 
 /// Reads an image.
-pub(crate) struct Reader<'a>(&'a [u8]);
+#[derive(Debug)]
+pub struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    pub(crate) const fn new(image: &'a [u8]) -> Self {
+    /// From its beginning.
+    #[must_use]
+    pub const fn new(image: &'a [u8]) -> Self {
         Self(image)
     }
 
     /// Nothing must be left.
-    pub(crate) fn end(&self) -> Option<()> {
+    #[must_use]
+    pub fn end(&self) -> Option<()> {
         self.0.is_empty().then_some(())
     }
 
@@ -108,13 +122,15 @@ impl<'a> Reader<'a> {
         Some(taken)
     }
 
-    pub(crate) fn u8(&mut self) -> Option<u8> {
+    /// A byte.
+    pub fn u8(&mut self) -> Option<u8> {
         let (&first, rest) = self.0.split_first()?;
         self.0 = rest;
         Some(first)
     }
 
-    pub(crate) fn int(&mut self) -> Option<u64> {
+    /// A number.
+    pub fn int(&mut self) -> Option<u64> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
             let byte = self.u8()?;
@@ -130,19 +146,23 @@ impl<'a> Reader<'a> {
         None
     }
 
-    pub(crate) fn u32(&mut self) -> Option<u32> {
+    /// A number that fits.
+    pub fn u32(&mut self) -> Option<u32> {
         u32::try_from(self.int()?).ok()
     }
 
-    pub(crate) fn small(&mut self) -> Option<u8> {
+    /// A number that fits a byte.
+    pub fn small(&mut self) -> Option<u8> {
         u8::try_from(self.int()?).ok()
     }
 
-    pub(crate) fn limit(&mut self) -> Option<u64> {
+    /// A number for which "all ones" is common.
+    pub fn limit(&mut self) -> Option<u64> {
         Some(self.int()?.wrapping_sub(1))
     }
 
-    pub(crate) fn flag(&mut self) -> Option<bool> {
+    /// A truth.
+    pub fn flag(&mut self) -> Option<bool> {
         match self.u8()? {
             0 => Some(false),
             1 => Some(true),
@@ -150,12 +170,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(crate) fn bytes(&mut self) -> Option<&'a [u8]> {
+    /// Bytes, behind their number.
+    pub fn bytes(&mut self) -> Option<&'a [u8]> {
         let len = usize::try_from(self.int()?).ok()?;
         self.take(len)
     }
 
-    pub(crate) fn pod<T: Pod>(&mut self) -> Option<T> {
+    /// A structure.
+    pub fn pod<T: Pod>(&mut self) -> Option<T> {
         let mut value = T::default();
         let mut rest = value.as_mut_bytes();
         while !rest.is_empty() {
@@ -173,7 +195,8 @@ impl<'a> Reader<'a> {
         Some(value)
     }
 
-    pub(crate) fn limits(&mut self) -> Option<LifetimeCfg> {
+    /// Lifetimes.
+    pub fn limits(&mut self) -> Option<LifetimeCfg> {
         Some(LifetimeCfg {
             soft_byte_limit: self.limit()?,
             hard_byte_limit: self.limit()?,
@@ -187,11 +210,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `None` for what makes no sense, `Some(None)` for nothing.
-    #[expect(clippy::option_option, reason = "what is read may be nothing")]
-    pub(crate) fn option<T>(
-        &mut self,
-        read: impl FnOnce(&mut Self) -> Option<T>,
-    ) -> Option<Option<T>> {
+    pub fn option<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
         match self.flag()? {
             false => Some(None),
             true => read(self).map(Some),

@@ -21,7 +21,7 @@ mod codec;
 
 use zeroize::Zeroize;
 
-pub(crate) use codec::{Reader, Writer};
+pub use codec::{Reader, Writer};
 
 use crate::mib::Counter;
 use crate::netns::{Limits, Netns};

@@ -22,8 +22,9 @@ use crate::driver::{Daemon, Settings, command};
 use crate::log::{self, Logging};
 use crate::metrics::Server;
 
-/// Where the shim goes if it cannot be beside the socket: systems mount /run without leave to
-/// execute from it.
+/// Where the shim of the machine's daemon goes, and stays: programs that were started while the
+/// daemon is away must find it, or they would reach the host's kernel. Any daemon's, if it cannot be
+/// beside the socket: systems mount /run without leave to execute from it.
 const STATE_DIRECTORY: &str = "/var/lib/xfrmd";
 
 /// What the configuration file, the environment and the command line say together.
@@ -60,12 +61,14 @@ fn listeners(path: &Path) -> Result<(Vec<OwnedFd>, Option<Removed>)> {
 
 fn install_shim(socket: &Path) -> Option<PathBuf> {
     let beside = socket.parent().unwrap_or(Path::new("/"));
-    let shim = [beside, Path::new(STATE_DIRECTORY)]
-        .into_iter()
-        .find_map(|directory| {
-            std::fs::create_dir_all(directory).ok()?;
-            command::install_shim(directory).ok()
-        });
+    let mut places = [beside, Path::new(STATE_DIRECTORY)];
+    if socket == Path::new(SYSTEM_PATH) {
+        places.reverse();
+    }
+    let shim = places.into_iter().find_map(|directory| {
+        std::fs::create_dir_all(directory).ok()?;
+        command::install_shim(directory).ok()
+    });
     if shim.is_none() {
         tracing::warn!("no place for the shim: xfrmd env will not work");
     }
@@ -80,7 +83,6 @@ pub(super) fn run(options: &DaemonOptions) -> Result<ExitCode> {
     let logging = log::start(&config.log, config.log_format)?;
     let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
     let shim = install_shim(&config.socket);
-    // The system's stays: a program that is started without it would reach the host's kernel.
     let ours = shim
         .clone()
         .filter(|shim| !shim.starts_with(STATE_DIRECTORY));
@@ -176,6 +178,7 @@ fn take_up(
     Config {
         kernel: old.kernel,
         packets: old.packets,
+        capture: old.capture,
         socket: old.socket.clone(),
         log_format: old.log_format,
         ..new

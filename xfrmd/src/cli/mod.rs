@@ -1,6 +1,7 @@
 //! The command line: the daemon, `xfrmd run`, and what asks a running daemon.
 
 mod check;
+mod clock;
 mod daemon;
 mod documents;
 mod options;
@@ -18,6 +19,8 @@ use xfrmd::check::Kind;
 
 use crate::config::{self, Config};
 use crate::driver::client;
+use crate::driver::clock::randomness::Source;
+use crate::driver::clock::{Clock, Timekeeping};
 use crate::driver::command::{self, AtEnd, Run};
 use crate::driver::program;
 use crate::driver::seccomp::Front;
@@ -33,8 +36,12 @@ fn settings(config: &Config) -> Settings {
         limits: config.limits,
         max_connections: config.max_clients,
         packets: config.packets && packets_can_be_carried(),
+        capture: config.capture,
         owner: Owner::System,
         shim: None,
+        clock: Clock::default(),
+        root: 0,
+        randomness: Source::Host,
     }
 }
 
@@ -63,10 +70,23 @@ pub(crate) fn main() -> ExitCode {
         Some(Action::Run {
             tables,
             front,
+            clock,
+            seed,
             check,
             ignore,
             command,
-        }) => run(&tables, front, check.then_some(ignore), command),
+        }) => run(
+            &tables,
+            front,
+            (clock, seed),
+            check.then_some(ignore),
+            command,
+        ),
+        Some(Action::Clock {
+            action,
+            json,
+            socket,
+        }) => clock::run(action.as_ref(), json, &socket),
         Some(Action::Env { socket }) => environment(&socket),
         Some(Action::Doctor { json }) => examine(json),
         Some(Action::Check { wanted }) => Ok(check::run(&wanted)),
@@ -101,6 +121,7 @@ pub(crate) fn main() -> ExitCode {
 fn run(
     tables: &TableOptions,
     front: Front,
+    (clock, seed): (Option<Timekeeping>, Option<u64>),
     accepted: Option<Vec<Kind>>,
     command: Vec<OsString>,
 ) -> Result<ExitCode> {
@@ -111,6 +132,13 @@ fn run(
     log::start(wanted.as_deref().unwrap_or("warn"), log::Format::Text)?;
     let mut config = Config::default();
     tables.apply(&mut config);
+    let clock = match clock::chosen(clock) {
+        Ok(clock) => clock,
+        Err(error) => {
+            eprintln!("xfrmd: {error}");
+            return Ok(2.into());
+        }
+    };
     let checked = program::find(name, variable("PATH"))
         .and_then(|program| program::check(&program, front).map(|reach| (program, reach)));
     let (program, reach) = match checked {
@@ -121,7 +149,11 @@ fn run(
         }
     };
     let code = command::run(Run {
-        settings: settings(&config),
+        settings: Settings {
+            randomness: seed.map_or(Source::Host, Source::Seed),
+            ..settings(&config)
+        },
+        clock,
         front,
         program,
         reach,

@@ -16,12 +16,22 @@ use serde_json::Value;
 use xfrm_proto::control::{Address, Answer, LARGEST_FRAME, Request, VERSION};
 use xfrmd::check::State;
 
+use super::clock::order::Order;
 use super::host;
 
 /// The daemon's statistics.
 pub(crate) fn statistics(address: &Address<'_>) -> Result<Value> {
     let answer = introduced(address, &Request::Stat, &[]).context("asking the daemon")?;
     Ok(serde_json::from_slice(&answer)?)
+}
+
+/// Has the clock moved; waits until it has been.
+pub(crate) fn move_clock(address: &Address<'_>, order: Order) -> Result<Value> {
+    let text = order.to_json().to_string();
+    let answer = introduced(address, &Request::Move, text.as_bytes());
+    Ok(serde_json::from_slice(
+        &answer.context("asking the daemon")?,
+    )?)
 }
 
 /// A connection to the daemon of this very process, for another thread.

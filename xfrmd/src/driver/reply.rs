@@ -16,6 +16,8 @@ pub(super) enum Reply {
     Answer(Answer),
     Content(Vec<u8>),
     Descriptor(OwnedFd),
+    /// There is no answer, or it comes later.
+    Nothing,
     HangUp,
 }
 

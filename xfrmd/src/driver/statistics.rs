@@ -39,7 +39,7 @@ impl Daemon {
         let Some(messages) = id.and_then(|&id| self.emulator.snapshot(id)) else {
             return Reply::error(libc::ENOENT);
         };
-        let now = clock::now().real.0.to_ne_bytes();
+        let now = self.clock.now().real.0.to_ne_bytes();
         Reply::document([&now[..], &messages].concat())
     }
 

@@ -45,12 +45,17 @@ impl Sockets {
         }
     }
 
-    /// Whether anybody listens to `group` (`netlink_has_listeners`).
-    pub(crate) fn has_listeners(&self, group: u32) -> bool {
+    /// How many listen to `group`.
+    pub(crate) fn listeners(&self, group: u32) -> u32 {
         let slot = usize::try_from(group)
             .ok()
             .and_then(|g| self.listeners.get(g.checked_sub(1)?));
-        slot.is_some_and(|&count| count > 0)
+        slot.copied().unwrap_or(0)
+    }
+
+    /// Whether anybody listens to `group` (`netlink_has_listeners`).
+    pub(crate) fn has_listeners(&self, group: u32) -> bool {
+        self.listeners(group) > 0
     }
 }
 

@@ -72,6 +72,22 @@ impl Outbox {
         }
     }
 
+    /// How many wait.
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Those that have come after so many others.
+    pub(crate) fn since(&self, count: usize) -> impl Iterator<Item = Datagram<'_>> {
+        self.queue
+            .range(count.min(self.len())..)
+            .map(|(netns, to, range)| Datagram {
+                netns: *netns,
+                to: *to,
+                bytes: self.bytes.get(range.clone()).unwrap_or_default(),
+            })
+    }
+
     pub(crate) fn pop(&mut self) -> Option<Datagram<'_>> {
         let (netns, to, range) = self.queue.pop_front()?;
         Some(Datagram {

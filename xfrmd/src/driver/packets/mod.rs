@@ -33,12 +33,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
+use xfrmd::tape::Asked;
 
-use super::clock::HostEntropy;
+use super::clock::Clock;
+use super::clock::randomness::Source as RandomSource;
+use super::keeper::Role;
 use super::observe::Observed;
 use crate::attach::{Devices, EncapSocket, HostRoutes, OwnSocket};
 use inbound::Inbound;
 use outbound::Outbound;
+pub(super) use sockets::Left;
 use sockets::{Receivers, Senders};
 
 /// A thread that is overwhelmed is not waited for.
@@ -52,19 +56,26 @@ const HOST: Departure = Departure {
     mark: 0,
 };
 
-/// What packets of a namespace ask for.
-pub(super) type Asked = (NetnsId, Vec<Request>);
+/// What packets of a worker ask for.
+pub(super) type Inquiry = (Asked, Vec<Request>);
 
 /// How threads reach the control thread.
 #[derive(Clone)]
 pub(super) struct Line {
-    sender: Sender<Asked>,
+    sender: Sender<Inquiry>,
     wake: Arc<EventFd>,
+}
+
+/// What packet threads have of the control thread.
+pub(super) struct Ties {
+    pub(super) line: Line,
+    pub(super) clock: Clock,
+    pub(super) randomness: RandomSource,
 }
 
 /// The control thread's end.
 pub(super) struct Inquiries {
-    receiver: Receiver<Asked>,
+    receiver: Receiver<Inquiry>,
     line: Line,
 }
 
@@ -89,7 +100,7 @@ impl Inquiries {
     }
 
     /// What has been asked, oldest first.
-    pub(super) fn take(&self) -> Vec<Asked> {
+    pub(super) fn take(&self) -> Vec<Inquiry> {
         let _ = self.line.wake.read();
         self.receiver.try_iter().collect()
     }
@@ -125,14 +136,21 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// In the calling thread's namespace.
-    pub(super) fn open() -> io::Result<Self> {
+    /// In the calling thread's namespace; with those that are left of a daemon before us.
+    pub(super) fn open(left: &mut Left) -> io::Result<Self> {
         Ok(Self {
-            receivers: Receivers::open()?,
+            receivers: Receivers::open(left)?,
             senders: Senders::open()?,
             routes: [HostRoutes::open()?, HostRoutes::open()?],
             namespace: File::open("/proc/thread-self/ns/net")?,
         })
+    }
+}
+
+impl Sockets {
+    /// Those in which packets can wait for another daemon.
+    pub(super) fn held(&self) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
+        self.receivers.held()
     }
 }
 
@@ -150,10 +168,14 @@ impl PacketThreads {
         devices: Devices,
         sockets: Sockets,
         (encap, bulk): (Vec<EncapSocket>, Vec<Arc<Bulk>>),
-        line: &Line,
+        ties: &Ties,
         observed: &Arc<Observed>,
     ) -> io::Result<Self> {
-        let Devices { tun, marked } = devices;
+        let Devices {
+            tun,
+            marked,
+            are_beyond_policies,
+        } = devices;
         let tun = Arc::new(tun);
         let Sockets {
             mut receivers,
@@ -165,19 +187,23 @@ impl PacketThreads {
         receivers.set_ports(&ports, &bulk);
         senders.set_bulk(bulk);
         let road = |routes: HostRoutes, number| -> io::Result<_> {
+            // The control thread is the first.
+            let user = 1 + 2 * u64::from(id.0) + u64::from(number);
             routes.set_encap_sockets(encap.clone());
             let (sender, commands) = channel();
             let wake = Arc::new(wake_up_call()?);
             let ours = Arc::clone(&wake);
             let road = Road {
                 id,
+                number,
                 netns: Arc::clone(netns),
                 tun: Arc::clone(&tun),
                 routes,
-                worker: Worker::new(number, Box::new(HostEntropy::default())),
+                worker: Worker::new(number, Box::new(ties.randomness.stream(user))),
                 commands,
                 wake,
-                line: line.clone(),
+                line: ties.line.clone(),
+                clock: ties.clock.clone(),
                 observed: Arc::clone(observed),
             };
             Ok((road, sender, ours))
@@ -187,7 +213,7 @@ impl PacketThreads {
         let namespace_out = namespace.try_clone()?;
         let outbound = Thread::start("packets-out", commands_out, wake_out, move || {
             enter(&namespace_out, || {
-                Outbound::new(road_out, marked, senders).run()
+                Outbound::new(road_out, marked, senders, are_beyond_policies).run()
             });
         })?;
         let inbound = Thread::start("packets-in", commands_in, wake_in, move || {
@@ -279,6 +305,8 @@ impl Drop for Thread {
 /// What both directions need.
 struct Road {
     id: NetnsId,
+    /// Of its worker.
+    number: u32,
     netns: Arc<RwLock<Netns>>,
     tun: Arc<Tun>,
     routes: HostRoutes,
@@ -286,6 +314,7 @@ struct Road {
     commands: Receiver<Command>,
     wake: Arc<EventFd>,
     line: Line,
+    clock: Clock,
     observed: Arc<Observed>,
 }
 
@@ -304,9 +333,14 @@ impl Road {
     /// Asks what packets want of the control thread.
     fn ask(&mut self) {
         if self.worker.has_requests() {
-            let asked = (self.id, self.worker.drain_requests().collect());
+            let asked = Asked {
+                netns: self.id,
+                worker: self.number,
+                upto: u64::MAX,
+            };
+            let requests = self.worker.drain_requests().collect();
             // The control thread ends after us.
-            let _ = self.line.sender.send(asked);
+            let _ = self.line.sender.send((asked, requests));
             let _ = self.line.wake.write(1);
         }
     }

@@ -211,7 +211,7 @@ impl Supervisor {
     fn patience(&self) -> EpollTimeout {
         let limits = self.waiting.iter().filter_map(|waiting| waiting.until);
         limits.min().map_or(EpollTimeout::NONE, |next| {
-            let left = next.0.saturating_sub(clock::boot().0);
+            let left = next.0.saturating_sub(clock::uptime().0);
             let left = Duration::from_nanos(left) + Duration::from_millis(1);
             EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
         })
@@ -272,7 +272,7 @@ impl Supervisor {
         self.waiting.push(Waiting {
             call: *call,
             fd,
-            until: limit.map(|limit| clock::boot().plus_nanos(nanos(limit))),
+            until: limit.map(|limit| clock::uptime().plus_nanos(nanos(limit))),
         });
     }
 
@@ -288,7 +288,7 @@ impl Supervisor {
 
     /// Tries the receives that wait for a socket which has something, or that have waited long enough.
     fn resume(&mut self, ready: Option<RawFd>) {
-        let now = clock::boot();
+        let now = clock::uptime();
         let mut resumed = Vec::new();
         for waiting in std::mem::take(&mut self.waiting) {
             let late = waiting.until.is_some_and(|until| until <= now);

@@ -7,9 +7,9 @@
 use std::fmt::Write as _;
 use std::net::Ipv6Addr;
 
-use xfrm_proto::align4;
-use xfrm_proto::consts::*;
-use xfrm_proto::uapi::*;
+use crate::align4;
+use crate::consts::*;
+use crate::uapi::*;
 
 /// The name of a message type.
 #[must_use]
@@ -129,15 +129,15 @@ pub fn fixed_bytes(kind: u16) -> usize {
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len() * 2);
-    let mut at = 0;
-    while at < bytes.len() {
-        let zeroes = bytes[at..].iter().take_while(|&&byte| byte == 0).count();
+    let mut rest = bytes;
+    while let [first, others @ ..] = rest {
+        let zeroes = rest.iter().take_while(|&&byte| byte == 0).count();
         if zeroes >= 4 {
             let _ = write!(out, ".{zeroes}.");
-            at += zeroes;
+            rest = rest.get(zeroes..).unwrap_or_default();
         } else {
-            let _ = write!(out, "{:02x}", bytes[at]);
-            at += 1;
+            let _ = write!(out, "{first:02x}");
+            rest = others;
         }
     }
     out
@@ -149,7 +149,7 @@ pub fn message(bytes: &[u8]) -> Vec<String> {
     let Some(header) = NlMsgHdr::read(bytes) else {
         return vec![format!("short {}", hex(bytes))];
     };
-    let body = &bytes[NLMSG_HDRLEN..];
+    let body = bytes.get(NLMSG_HDRLEN..).unwrap_or_default();
     let mut head = format!(
         "{} len {} flags {:#x} seq {} pid {}",
         kind_name(header.kind),
@@ -207,12 +207,15 @@ fn error(header: &NlMsgHdr, body: &[u8], mut head: String) -> Vec<String> {
     let end = if capped {
         NLMSG_HDRLEN
     } else {
-        align4(request.len as usize).min(echoed.len())
+        align4(usize::try_from(request.len).unwrap_or(0)).min(echoed.len())
     };
-    if end > NLMSG_HDRLEN {
-        lines.push(format!("echo | {}", hex(&echoed[NLMSG_HDRLEN..end])));
+    if let Some(body) = echoed
+        .get(NLMSG_HDRLEN..end)
+        .filter(|body| !body.is_empty())
+    {
+        lines.push(format!("echo | {}", hex(body)));
     }
-    tlvs(&echoed[end..], &mut lines);
+    tlvs(echoed.get(end..).unwrap_or_default(), &mut lines);
     lines
 }
 
@@ -222,8 +225,8 @@ fn tlvs(bytes: &[u8], lines: &mut Vec<String>) {
             (Some(NLMSGERR_ATTR_MSG), [text @ .., 0]) => {
                 format!("text {:?}", String::from_utf8_lossy(text))
             }
-            (Some(NLMSGERR_ATTR_OFFS), _) if payload.len() == 4 => {
-                format!("offset {}", u32::from_ne_bytes(payload.try_into().unwrap()))
+            (Some(NLMSGERR_ATTR_OFFS), &[a, b, c, d]) => {
+                format!("offset {}", u32::from_ne_bytes([a, b, c, d]))
             }
             (Some(kind), _) => format!("tlv {kind:#x} {}", hex(payload)),
             (None, _) => format!("leftover {}", hex(payload)),
@@ -280,8 +283,8 @@ impl<'a> Iterator for Attributes<'a> {
         };
         let end = usize::from(header.len);
         let next = align4(end).min(self.0.len());
-        let padding = &self.0[end..next];
-        self.0 = &self.0[next..];
+        let padding = self.0.get(end..next).unwrap_or_default();
+        self.0 = self.0.get(next..).unwrap_or_default();
         Some((Some(header.kind), payload, padding))
     }
 }

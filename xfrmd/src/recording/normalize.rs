@@ -21,10 +21,8 @@ use std::collections::BTreeMap;
 
 use xfrm_proto::align4;
 use xfrm_proto::consts::*;
+use xfrm_proto::decode::fixed_bytes;
 use xfrm_proto::uapi::{NlAttr, NlMsgHdr, Pod, UserSaInfo};
-
-use crate::decode::fixed_bytes;
-use crate::subject::Received;
 
 /// Stands for a time within the run.
 pub const CLOCK: u64 = 0xcccc_cccc_0000_0000;
@@ -72,39 +70,37 @@ impl Normalizer {
     }
 
     fn learn_spi(&mut self, message: &[u8]) {
-        let Some(info) = UserSaInfo::read(&message[NLMSG_HDRLEN..]) else {
+        let body = message.get(NLMSG_HDRLEN..).unwrap_or_default();
+        let Some(info) = UserSaInfo::read(body) else {
             return;
         };
-        let next = SPI + self.spis.len() as u32;
+        let next = SPI.wrapping_add(count(self.spis.len()));
         self.spis.entry(info.id.spi.get()).or_insert(next);
     }
 
-    /// Renames everything in a datagram.
+    /// Renames everything in a datagram that came to these groups, 0 for a reply.
     #[must_use]
-    pub fn datagram(&mut self, received: &Received) -> Vec<u8> {
-        let mut out = Vec::with_capacity(received.bytes.len());
-        let mut rest = &received.bytes[..];
-        self.is_event = received.groups != 0;
+    pub fn datagram(&mut self, bytes: &[u8], groups: u32) -> Vec<u8> {
+        let mut out = Vec::with_capacity(bytes.len());
+        let mut rest = bytes;
+        self.is_event = groups != 0;
         while let Some(header) = NlMsgHdr::read(rest) {
-            let len = header.len as usize;
-            if len < NLMSG_HDRLEN || len > rest.len() {
+            let len = usize::try_from(header.len).unwrap_or(usize::MAX);
+            let Some(message) = rest.get(..len).filter(|_| len >= NLMSG_HDRLEN) else {
                 break;
-            }
+            };
             let end = align4(len).min(rest.len());
-            let start = out.len();
-            self.message(&rest[..len], &mut out);
-            out.extend_from_slice(&rest[len..end]);
-            debug_assert!(out.len() >= start);
-            rest = &rest[end..];
+            self.message(header, message, &mut out);
+            out.extend_from_slice(rest.get(len..end).unwrap_or_default());
+            rest = rest.get(end..).unwrap_or_default();
         }
         // What is left of a message that the receiver's buffer cut.
         self.fixed(rest, &mut out);
         out
     }
 
-    fn message(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+    fn message(&mut self, header: NlMsgHdr, bytes: &[u8], out: &mut Vec<u8>) {
         let start = out.len();
-        let header = NlMsgHdr::read(bytes).unwrap();
         if self.learns_spis && header.kind == XFRM_MSG_NEWSA {
             self.learn_spi(bytes);
         }
@@ -112,11 +108,12 @@ impl Normalizer {
             out.extend_from_slice(bytes);
             if header.flags & NLM_F_ACK_TLVS != 0 {
                 let echoed = if header.flags & NLM_F_CAPPED == 0 {
-                    NlMsgHdr::read(bytes.get(20..).unwrap_or_default()).map_or(16, |h| h.len)
+                    let request = NlMsgHdr::read(bytes.get(20..).unwrap_or_default());
+                    request.map_or(16, |it| usize::try_from(it.len).unwrap_or(0))
                 } else {
-                    NLMSG_HDRLEN as u32
+                    NLMSG_HDRLEN
                 };
-                tlvs(out, start, 20 + align4(echoed as usize));
+                tlvs(out, start, 20 + align4(echoed.min(bytes.len())));
             }
             return;
         }
@@ -128,16 +125,23 @@ impl Normalizer {
             return;
         }
         if matches!(header.kind, XFRM_MSG_NEWSADINFO | XFRM_MSG_NEWSPDINFO) {
-            hash_size(&mut out[start + NLMSG_HDRLEN..], self.ignores_hash_sizes);
+            let body = out.get_mut(start + NLMSG_HDRLEN..).unwrap_or_default();
+            hash_size(body, self.ignores_hash_sizes);
             return;
         }
         let attrs = start + NLMSG_HDRLEN + fixed_bytes(header.kind);
         self.attributes(out, attrs);
-        if header.kind == XFRM_MSG_NEWAE && self.is_event && by_itself(&out[start..]) {
-            out[start + 8..start + NLMSG_HDRLEN].fill(0);
+        let Some(message) = out.get_mut(start..) else {
+            return;
+        };
+        if header.kind == XFRM_MSG_NEWAE
+            && self.is_event
+            && by_itself(message)
+            && let Some(seq_and_pid) = message.get_mut(8..NLMSG_HDRLEN)
+        {
+            seq_and_pid.fill(0);
         }
-        let len = (out.len() - start) as u32;
-        out[start..start + 4].copy_from_slice(&len.to_ne_bytes());
+        set_length(message);
     }
 
     /// Copies a message; what its fixed part holds is renamed.
@@ -147,7 +151,7 @@ impl Normalizer {
         let Some(header) = NlMsgHdr::read(bytes) else {
             return;
         };
-        let body = &mut out[start + NLMSG_HDRLEN..];
+        let body = out.get_mut(start + NLMSG_HDRLEN..).unwrap_or_default();
         match header.kind {
             XFRM_MSG_EXPIRE => {
                 self.sa_info(body);
@@ -188,12 +192,14 @@ impl Normalizer {
                 return;
             }
             let end = (at + align4(len)).min(out.len());
-            let payload = &mut out[at + NLA_HDRLEN..at + len];
+            if header.kind == XFRMA_PAD && len == NLA_HDRLEN {
+                out.drain(at..end);
+                continue;
+            }
+            let Some(payload) = out.get_mut(at + NLA_HDRLEN..at + len) else {
+                return;
+            };
             match header.kind {
-                XFRMA_PAD if payload.is_empty() => {
-                    out.drain(at..end);
-                    continue;
-                }
                 XFRMA_SA => self.sa_info(payload),
                 XFRMA_POLICY => self.policy_info(payload, 0),
                 XFRMA_LTIME_VAL => {
@@ -245,7 +251,7 @@ impl Normalizer {
             self.acqseqs.push(seq);
             self.acqseqs.len() - 1
         });
-        *field = (ACQSEQ + nth as u32).to_ne_bytes();
+        *field = ACQSEQ.wrapping_add(count(nth)).to_ne_bytes();
     }
 
     fn clock(&self, bytes: &mut [u8], at: usize) {
@@ -254,7 +260,9 @@ impl Normalizer {
             return;
         };
         let mut value = [0; 8];
-        value[..cut.len()].copy_from_slice(cut);
+        if let Some(read) = value.get_mut(..cut.len()) {
+            read.copy_from_slice(cut);
+        }
         let Some(field) = cut.first_chunk_mut::<8>() else {
             // The receiver's buffer ends within the field.
             cut.fill(0);
@@ -287,10 +295,10 @@ fn hash_size(body: &mut [u8], always: bool) {
         return;
     };
     let end = 4 + align4(usize::from(info.len));
-    let words = body.get(8..end).unwrap_or_default().chunks_exact(4);
-    let entries: u32 = words
-        .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
-        .sum();
+    let (words, _) = body.get(8..end).unwrap_or_default().as_chunks::<4>();
+    let entries = words.iter().fold(0, |sum: u32, &word| {
+        sum.saturating_add(u32::from_ne_bytes(word))
+    });
     let Some(size) = body
         .get_mut(end + NLA_HDRLEN..)
         .and_then(<[u8]>::first_chunk_mut::<4>)
@@ -315,7 +323,7 @@ fn tlvs(out: &mut Vec<u8>, start: usize, first: usize) {
             let mut inner = at + NLA_HDRLEN;
             let mut end = at + len;
             while let Some(nested) = out.get(inner..end).and_then(NlAttr::read) {
-                let step = align4(usize::from(nested.len).max(NLA_HDRLEN));
+                let step = align4(usize::from(nested.len).max(NLA_HDRLEN)).min(end - inner);
                 if nested.kind == NL_POLICY_TYPE_ATTR_PAD {
                     out.drain(inner..inner + step);
                     end -= step;
@@ -323,12 +331,26 @@ fn tlvs(out: &mut Vec<u8>, start: usize, first: usize) {
                     inner += step;
                 }
             }
-            out[at..at + 2].copy_from_slice(&((end - at) as u16).to_ne_bytes());
+            let len = u16::try_from(end - at).unwrap_or(u16::MAX);
+            if let Some(field) = out.get_mut(at..at + 2) {
+                field.copy_from_slice(&len.to_ne_bytes());
+            }
             at = end;
         } else {
             at = (at + align4(len)).min(out.len());
         }
     }
-    let len = (out.len() - start) as u32;
-    out[start..start + 4].copy_from_slice(&len.to_ne_bytes());
+    set_length(out.get_mut(start..).unwrap_or_default());
+}
+
+/// Corrects the length of a message, all of which this is.
+fn set_length(message: &mut [u8]) {
+    let len = count(message.len());
+    if let Some(field) = message.first_chunk_mut::<4>() {
+        *field = len.to_ne_bytes();
+    }
+}
+
+fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
