@@ -102,29 +102,35 @@ impl Capture {
 /// What the host picks packets by.
 #[derive(Debug)]
 enum Picker {
-    NfTables(netlink::Socket),
+    NfTables {
+        host: netlink::Socket,
+        /// Rules of a daemon that was killed and did without, until there is something in their
+        /// place.
+        left: Option<netlink::Socket>,
+    },
     Routes(rules::Rules),
 }
 
 impl Picker {
     /// The first time. To be called in the namespace.
     fn start(capture: Capture, firewall: &mut Firewall) -> io::Result<Self> {
-        let tables = || firewall::socket().and_then(|it| firewall.apply(&it).map(|()| it));
+        let tables = || {
+            let host = firewall::socket()?;
+            let routes = netlink::Socket::open(SockProtocol::NetlinkRoute)?;
+            let left = rules::any(&routes)?.then_some(routes);
+            let mut picker = Self::NfTables { host, left };
+            picker.apply(firewall).map(|()| picker)
+        };
         let named = |error: io::Error| io::Error::new(error.kind(), format!("nf_tables: {error}"));
         match (capture != Capture::Routes).then(tables) {
-            Some(Ok(host)) => {
-                // Another daemon may have been killed that did without.
-                if firewall.is_ours() {
-                    rules::remove(&netlink::Socket::open(SockProtocol::NetlinkRoute)?)?;
-                }
-                return Ok(Self::NfTables(host));
-            }
+            Some(Ok(picker)) => return Ok(picker),
             Some(Err(error)) if capture == Capture::NfTables || !is_absent(&error) => {
                 return Err(named(error));
             }
             Some(Err(error)) => tracing::warn!(
                 %error,
-                "no nf_tables: packets are picked by destination and checked by prefixes and                  protocol alone, nothing that is dropped is counted (docs/operating.md)"
+                "no nf_tables: packets are picked by destination and checked by prefixes and \
+                 protocol alone, nothing that is dropped is counted (docs/operating.md)"
             ),
             None => {}
         }
@@ -136,16 +142,23 @@ impl Picker {
         Ok(Self::Routes(rules))
     }
 
-    fn apply(&self, firewall: &mut Firewall) -> io::Result<()> {
+    fn apply(&mut self, firewall: &mut Firewall) -> io::Result<()> {
         match self {
-            Self::NfTables(host) => firewall.apply(host),
+            Self::NfTables { left: Some(_), .. } if firewall.is_idle() => Ok(()),
+            Self::NfTables { host, left } => {
+                firewall.apply(host)?;
+                match left.take() {
+                    Some(routes) => rules::remove(&routes),
+                    None => Ok(()),
+                }
+            }
             Self::Routes(rules) => rules.apply(firewall),
         }
     }
 
     fn remove(&self, firewall: &mut Firewall) -> io::Result<()> {
         match self {
-            Self::NfTables(host) => firewall.remove(host),
+            Self::NfTables { host, .. } => firewall.remove(host),
             Self::Routes(rules) if rules.are_ours() => rules::remove(rules.socket()),
             Self::Routes(_) => Ok(()),
         }
@@ -319,7 +332,7 @@ impl Attachment {
 
     /// Whether the host can tell packets of sockets with policies of their own.
     pub(crate) fn knows_sockets(&self) -> bool {
-        matches!(self.host, Some(Picker::NfTables(_)))
+        matches!(self.host, Some(Picker::NfTables { .. }))
     }
 
     /// Whether the host sends us packets.
@@ -343,7 +356,8 @@ impl Attachment {
         inside: impl FnOnce(&mut dyn FnMut() -> io::Result<()>) -> io::Result<()>,
     ) -> io::Result<Change> {
         self.own_changed = false;
-        match (&self.host, self.is_wanted()) {
+        let wanted = self.is_wanted();
+        match (&mut self.host, wanted) {
             (None, false) => Ok(Change::Same),
             (Some(host), true) => host.apply(&mut self.firewall).map(|()| Change::Same),
             (None, true) => {
@@ -403,7 +417,7 @@ impl Attachment {
     /// Packets that the host dropped for us, by where Linux counts them.
     pub(crate) fn dropped(&self) -> Vec<(Counter, u64)> {
         match &self.host {
-            Some(Picker::NfTables(host)) => firewall::dropped(host),
+            Some(Picker::NfTables { host, .. }) => firewall::dropped(host),
             _ => Vec::new(),
         }
     }

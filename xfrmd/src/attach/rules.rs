@@ -236,7 +236,7 @@ impl Rules {
         firewall.forget_edits();
         let begins = !self.is_begun.get();
         let is_left = begins && firewall.is_idle() && !firewall.is_ours();
-        if is_left && !dump(&self.socket, AF_INET)?.is_empty() {
+        if is_left && any(&self.socket)? {
             return Ok(());
         }
         for family in FAMILIES {
@@ -401,8 +401,16 @@ pub(super) fn restore_delivery() -> io::Result<()> {
 
 /// Whether a daemon, alive or killed, has put rules into the thread's namespace.
 pub(super) fn are_there() -> bool {
-    let found = Socket::open(SockProtocol::NetlinkRoute).and_then(|it| dump(&it, AF_INET));
-    found.is_ok_and(|found| !found.is_empty())
+    let asked = Socket::open(SockProtocol::NetlinkRoute).and_then(|socket| any(&socket));
+    asked.unwrap_or(false)
+}
+
+/// The same, in the namespace of a socket.
+///
+/// # Errors
+/// The host's.
+pub(super) fn any(socket: &Socket) -> io::Result<bool> {
+    Ok(!dump(socket, AF_INET)?.is_empty())
 }
 
 fn add(socket: &Socket, rule: &Rule) -> io::Result<()> {

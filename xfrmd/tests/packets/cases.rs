@@ -176,8 +176,9 @@ pub(crate) fn echo_learning(from: &Namespace, to: &Namespace, address: &str, byt
     echo_within(20, from, to, "[::]:0", address, bytes);
 }
 
+/// The same with several tries.
 #[track_caller]
-fn echo_within(
+pub(crate) fn echo_within(
     tries: u32,
     from: &Namespace,
     to: &Namespace,
