@@ -50,7 +50,7 @@ use sockets::{Receivers, Senders};
 /// A thread that is overwhelmed is not waited for.
 const LONGEST_DRAIN: Duration = Duration::from_secs(1);
 /// Packets of one round.
-const BATCH: usize = 192;
+const BATCH: usize = 128;
 
 /// Packets to the device all go the same way.
 const HOST: Departure = Departure {

@@ -28,9 +28,8 @@ use crate::driver::outbox::Outbox;
 
 /// Descriptors in front of those of errors.
 const OTHERS: usize = 4;
-/// Packets that are sent together, and possibly those of one frame more. A frame of 64 KiB becomes a
-/// few packets more than one call sends as ESP in UDP: those of the next frames go with them.
-const ENOUGH: usize = 160;
+/// Packets that are sent together, and possibly those of one frame more.
+const ENOUGH: usize = 32;
 /// Rounds with packets between two looks at anything else.
 const MOST_ROUNDS: usize = 16;
 /// Rounds that may empty what the devices hold.
