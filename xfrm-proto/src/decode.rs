@@ -209,7 +209,10 @@ fn error(header: &NlMsgHdr, body: &[u8], mut head: String) -> Vec<String> {
     } else {
         align4(usize::try_from(request.len).unwrap_or(0)).min(echoed.len())
     };
-    if let Some(body) = echoed.get(NLMSG_HDRLEN..end).filter(|body| !body.is_empty()) {
+    if let Some(body) = echoed
+        .get(NLMSG_HDRLEN..end)
+        .filter(|body| !body.is_empty())
+    {
         lines.push(format!("echo | {}", hex(body)));
     }
     tlvs(echoed.get(end..).unwrap_or_default(), &mut lines);

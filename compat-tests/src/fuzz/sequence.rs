@@ -8,10 +8,10 @@ use std::fmt::Write as _;
 
 use xfrm_proto::reply::messages;
 
-use xfrm_proto::decode::kind_name;
 use crate::message::Message;
 use crate::session::{LARGE_BUFFER, Open, Session};
 use crate::subject::Subject;
+use xfrm_proto::decode::kind_name;
 
 /// A datagram to send.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,13 +12,13 @@ use xfrm_proto::uapi::*;
 
 use super::craft::ip;
 use super::describe;
-use xfrm_proto::decode::{self, hex};
 use crate::message::Message;
 use crate::scenario::Sa;
 use crate::scenario::build::Policy;
 use crate::session::{Open, Session};
 use crate::subject::packets::{LINKS, Link, UdpOptions};
 use crate::subject::{Socket, UdpSocket};
+use xfrm_proto::decode::{self, hex};
 
 /// A subject under traffic.
 pub(super) struct Road<'a, 's> {

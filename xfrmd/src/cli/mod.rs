@@ -3,6 +3,7 @@
 mod daemon;
 mod documents;
 mod options;
+mod recordings;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -21,8 +22,8 @@ use crate::driver::program;
 use crate::driver::seccomp::Front;
 use crate::driver::{Owner, Settings};
 use crate::explain::{self, Question};
-use crate::{attach, doctor, log, metrics};
-use options::{Action, Cli, SocketOption, TableOptions};
+use crate::{attach, doctor, log, metrics, observe_kernel};
+use options::{Action, Cli, RecordOptions, SocketOption, TableOptions};
 
 /// What a configuration means to the daemon, whoever's it is.
 fn settings(config: &Config) -> Settings {
@@ -33,6 +34,7 @@ fn settings(config: &Config) -> Settings {
         packets: config.packets && packets_can_be_carried(),
         owner: Owner::System,
         shim: None,
+        record: None,
     }
 }
 
@@ -60,9 +62,10 @@ pub(crate) fn main() -> ExitCode {
         None => daemon::run(&cli.daemon),
         Some(Action::Run {
             tables,
+            record,
             front,
             command,
-        }) => run(&tables, front, command),
+        }) => run(&tables, &record, front, command),
         Some(Action::Env { socket }) => environment(&socket),
         Some(Action::Doctor { json }) => examine(json),
         Some(Action::Stat {
@@ -79,6 +82,18 @@ pub(crate) fn main() -> ExitCode {
             client::capture(address, &wanted.as_json())
         })
         .and_then(|packets| wanted.receive(&packets)),
+        Some(Action::Replay {
+            file,
+            kernel,
+            partial,
+            json,
+        }) => recordings::replayed(&file, kernel, partial, json),
+        Some(Action::RecordKernel {
+            file,
+            keys,
+            command,
+        }) => observe_kernel::record(&file, keys, &command),
+        Some(Action::Diff { old, new, partial }) => recordings::compared([&old, &new], partial),
         Some(Action::Config { file }) => {
             config::load(file.config.as_deref()).and_then(|config| write(&config.to_file()))
         }
@@ -91,7 +106,12 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
-fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<ExitCode> {
+fn run(
+    tables: &TableOptions,
+    record: &RecordOptions,
+    front: Front,
+    command: Vec<OsString>,
+) -> Result<ExitCode> {
     let Some(name) = command.first() else {
         bail!("no command");
     };
@@ -109,7 +129,10 @@ fn run(tables: &TableOptions, front: Front, command: Vec<OsString>) -> Result<Ex
         }
     };
     let code = command::run(Run {
-        settings: settings(&config),
+        settings: Settings {
+            record: record.create()?,
+            ..settings(&config)
+        },
         front,
         program,
         reach,

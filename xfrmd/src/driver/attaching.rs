@@ -19,6 +19,7 @@ use super::namespace::{self, Home};
 use super::observe::Observed;
 use super::own_sockets::Own;
 use super::packets::{PacketThreads, Sockets};
+use super::recorder::Recorder;
 use super::{Daemon, clock, host};
 use crate::attach::{Attachment, BYPASS, Change, Devices, EncapSocket, OwnSocket};
 use xfrm_proto::control::{Answer, Socket};
@@ -83,6 +84,7 @@ impl Followed {
             encap,
             &daemon.line,
             &self.observed,
+            daemon.recorder.map(Recorder::reel),
         )?;
         self.threads = Some(threads);
         self.tell_own();
@@ -172,6 +174,7 @@ struct Carrier<'a> {
     home: &'a Home,
     netns: Arc<std::sync::RwLock<dataplane::Netns>>,
     line: super::packets::Line,
+    recorder: Option<&'a Recorder>,
 }
 
 impl Daemon {
@@ -235,6 +238,7 @@ impl Daemon {
             home,
             netns,
             line: inquiries.line(),
+            recorder: self.recorder.as_ref(),
         };
         let result = match changed {
             Ok(Change::Same) => Ok(()),

@@ -15,7 +15,7 @@
 //! * [`keeper`]: the parent that starts a killed daemon again; [`restart`]: how that one goes on.
 //! * [`privilege`]: who may configure.
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
-//! * [`observe`]: how many packets there are, and captures of them.
+//! * [`observe`]: how many packets there are, and captures of them; [`recorder`]: everything, into a file.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
 //! * [`command`], [`program`], [`seccomp`]: `xfrmd run`.
@@ -43,6 +43,7 @@ mod own_sockets;
 mod packets;
 mod privilege;
 pub(crate) mod program;
+pub(crate) mod recorder;
 mod reply;
 mod restart;
 pub(crate) mod seccomp;
@@ -74,6 +75,7 @@ use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
 use packets::Inquiries;
+use recorder::{RecordTo, Recorder};
 use restart::Orphan;
 
 /// How often we look whether sockets without a process that told us are still there.
@@ -112,6 +114,8 @@ pub(crate) struct Settings {
     pub(crate) packets: bool,
     /// Where clients load the shim from.
     pub(crate) shim: Option<PathBuf>,
+    /// Where everything is recorded.
+    pub(crate) record: Option<RecordTo>,
 }
 
 /// What an epoll event is about; the upper half of its data, the index is the lower.
@@ -178,6 +182,7 @@ pub(crate) struct Daemon {
     /// Who holds what must outlive us.
     line: Option<keeper::Line>,
     orphans: Vec<Orphan>,
+    recorder: Option<Recorder>,
 }
 
 impl Daemon {
@@ -230,6 +235,7 @@ impl Daemon {
             frame: vec![0; LARGEST_FRAME],
             line: None,
             orphans: Vec::new(),
+            recorder: None,
         })
     }
 
@@ -504,7 +510,8 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
-    /// An orderly end: what was to be protected goes as if we had never been there.
+    /// An orderly end: what was to be protected goes as if we had never been there. A recording
+    /// ends behind the last packet.
     fn drop(&mut self) {
         self.detach_all();
     }

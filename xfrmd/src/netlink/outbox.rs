@@ -79,11 +79,13 @@ impl Outbox {
 
     /// Those that have come after so many others.
     pub(crate) fn since(&self, count: usize) -> impl Iterator<Item = Datagram<'_>> {
-        self.queue.range(count.min(self.len())..).map(|(netns, to, range)| Datagram {
-            netns: *netns,
-            to: *to,
-            bytes: self.bytes.get(range.clone()).unwrap_or_default(),
-        })
+        self.queue
+            .range(count.min(self.len())..)
+            .map(|(netns, to, range)| Datagram {
+                netns: *netns,
+                to: *to,
+                bytes: self.bytes.get(range.clone()).unwrap_or_default(),
+            })
     }
 
     pub(crate) fn pop(&mut self) -> Option<Datagram<'_>> {

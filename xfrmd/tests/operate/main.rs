@@ -14,6 +14,7 @@
 
 mod cases;
 mod package;
+mod recordings;
 mod service;
 
 use std::process::{Command, ExitCode, Stdio};

@@ -7,6 +7,9 @@ use dataplane::packet::join::Joiner;
 use dataplane::path::{InputMeta, Received, Worker};
 use nix::poll::PollTimeout;
 use std::sync::PoisonError;
+use xfrmd::recording::fate;
+use xfrmd::recording::format::{Passage as Recorded, To};
+use xfrmd::recording::packets::PacketTape;
 
 use super::sockets::Receivers;
 use super::{Command, HOST, Road, buffers, readable, wait_for};
@@ -119,6 +122,7 @@ impl Inbound {
                 now: clock::now(),
                 routes: &road.routes,
                 watched: road.observed.watch(),
+                tape: road.tape.as_ref(),
             };
             for packet in batch.iter_mut().take(count) {
                 host.receive(&mut road.worker, &arrival, packet);
@@ -139,6 +143,8 @@ pub(super) struct Arrival<'a> {
     pub(super) routes: &'a HostRoutes,
     /// Somebody captures.
     pub(super) watched: Option<&'a Observed>,
+    /// It is recorded.
+    pub(super) tape: Option<&'a PacketTape>,
 }
 
 impl Arrival<'_> {
@@ -148,7 +154,15 @@ impl Arrival<'_> {
         packet: &mut PacketBuf,
         meta: &mut InputMeta,
     ) -> Received {
-        worker.receive(self.netns, self.now, packet, meta, self.routes)
+        let Some(tape) = self.tape else {
+            return worker.receive(self.netns, self.now, packet, meta, self.routes);
+        };
+        let host = tape.host(self.routes);
+        let received = worker.receive(self.netns, self.now, packet, meta, &host);
+        if matches!(received, Received::Local | Received::Forward) {
+            tape.answer(To::Host, packet);
+        }
+        received
     }
 }
 
@@ -167,7 +181,14 @@ impl ToHost {
 
     fn receive(&mut self, worker: &mut Worker, arrival: &Arrival<'_>, packet: &mut PacketBuf) {
         let passage = arrival.watched.map(|it| it.begin(Direction::In, packet));
-        let received = arrival.receive(worker, packet, &mut InputMeta::default());
+        let mut meta = InputMeta::default();
+        if let Some(tape) = arrival.tape {
+            tape.begin(Recorded::input(arrival.now, &meta), packet);
+        }
+        let received = arrival.receive(worker, packet, &mut meta);
+        if let Some(tape) = arrival.tape {
+            tape.end(&fate::of_arrival(&received));
+        }
         if let Some(passage) = passage {
             passage.arrives(&received, packet);
         }
@@ -181,12 +202,18 @@ impl ToHost {
         }
         let mut packet = PacketBuf::with_capacity(dataplane::packet::buffer::MAX_PACKET);
         let mut meta = InputMeta::default();
+        if let Some(tape) = arrival.tape {
+            tape.begin(Recorded::Inner { now: arrival.now }, &[]);
+        }
         while worker.next_inner(&mut packet, &mut meta) {
             let received = arrival.receive(worker, &mut packet, &mut meta);
             if let Some(watched) = arrival.watched {
                 watched.alone(Direction::In, Layer::Inner, &packet);
             }
             self.deliver(&received, &mut packet);
+        }
+        if let Some(tape) = arrival.tape {
+            tape.end("");
         }
     }
 
