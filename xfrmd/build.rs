@@ -11,12 +11,21 @@ fn main() {
     let root = path("CARGO_MANIFEST_DIR").join("..");
     for watched in [
         "shim",
+        "xfrm-proto/src/clock.rs",
         "xfrm-proto/src/control.rs",
         "xfrm-proto/src/lib.rs",
         "Cargo.lock",
     ] {
         println!("cargo:rerun-if-changed={}", root.join(watched).display());
     }
+    for (feature, name) in [(None, "XFRM_SHIM"), (Some("time"), "XFRM_TIMED_SHIM")] {
+        let library = build(&root, feature);
+        println!("cargo:rustc-env={name}={}", library.display());
+    }
+}
+
+/// Builds the shim, with a feature or without; a copy of it.
+fn build(root: &Path, feature: Option<&str>) -> PathBuf {
     let out = path("OUT_DIR").join("shim");
     let target = text("TARGET");
     let mut cargo = Command::new(text("CARGO"));
@@ -33,7 +42,8 @@ fn main() {
         .arg(root.join("Cargo.toml"))
         .arg("--target-dir")
         .arg(&out)
-        .current_dir(&root);
+        .args(feature.map(|feature| format!("--features={feature}")))
+        .current_dir(root);
     // Lints and flags of the outer build are not meant for this one.
     for variable in [
         "RUSTC_WORKSPACE_WRAPPER",
@@ -62,7 +72,9 @@ fn main() {
         "{} is missing",
         library.display()
     );
-    println!("cargo:rustc-env=XFRM_SHIM={}", library.display());
+    let copy = out.join(format!("{}.so", feature.unwrap_or("plain")));
+    std::fs::copy(&library, &copy).unwrap_or_else(|error| panic!("{}: {error}", copy.display()));
+    copy
 }
 
 #[expect(

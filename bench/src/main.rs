@@ -47,6 +47,16 @@ const BENCHES: &[Bench] = &[
         run: sockets::round_trip,
     },
     Bench {
+        name: "supervised",
+        about: "a call of a program without the shim, beside one with it",
+        run: sockets::supervised,
+    },
+    Bench {
+        name: "start",
+        about: "xfrmd run -- true, from its start to its end",
+        run: sockets::start,
+    },
+    Bench {
         name: "datagrams",
         about: "many messages a datagram through the shim, beside the host's kernel",
         run: sockets::datagrams,

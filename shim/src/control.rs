@@ -50,6 +50,8 @@ pub(crate) fn owns(fd: c_int) -> bool {
 fn descriptors() -> impl Iterator<Item = c_int> {
     let wiped = pages::wiped();
     let places = wiped.places.iter();
+    #[cfg(feature = "time")]
+    let places = places.chain(wiped.waits.iter().map(|wait| &wait.place));
     let used = places.filter(|place| place.state.load(Ordering::Relaxed) != EMPTY);
     used.map(|place| &place.fd)
         .chain(&wiped.leases)
@@ -67,7 +69,10 @@ pub(crate) fn owned_from(first: c_uint) -> Option<c_uint> {
 /// Moves a connection out of the way of a `dup2` onto its descriptor.
 pub(crate) fn vacate(fd: c_int) {
     let wiped = pages::wiped();
-    let all = wiped.places.iter().map(|place| &place.fd);
+    let places = wiped.places.iter();
+    #[cfg(feature = "time")]
+    let places = places.chain(wiped.waits.iter().map(|wait| &wait.place));
+    let all = places.map(|place| &place.fd);
     for slot in all.chain(&wiped.leases) {
         if slot.load(Ordering::Relaxed) == fd
             && let Ok(moved) = sys::dup_above(fd, fd + 1).or_else(|_| sys::dup_above(fd, 3))
@@ -135,14 +140,14 @@ pub(crate) fn exchange(
     Err(libc::ECONNREFUSED)
 }
 
-fn take(place: &Place, from: u32) -> bool {
+pub(crate) fn take(place: &Place, from: u32) -> bool {
     place
         .state
         .compare_exchange(from, BUSY, Ordering::Acquire, Ordering::Relaxed)
         .is_ok()
 }
 
-fn release(place: &Place, alive: bool) {
+pub(crate) fn release(place: &Place, alive: bool) {
     if !alive {
         let fd = place.fd.swap(0, Ordering::Relaxed);
         if fd > 0 {
@@ -182,7 +187,7 @@ fn connect() -> Result<(&'static Place, bool), c_int> {
 #[repr(C, align(8))]
 struct Ancillary([u8; 64]);
 
-fn transmit(fd: c_int, request: &Request, cargo: Cargo<'_>) -> Result<(), c_int> {
+pub(crate) fn transmit(fd: c_int, request: &Request, cargo: Cargo<'_>) -> Result<(), c_int> {
     let header: [u8; REQUEST_BYTES] = request.encode();
     let mut parts = [iovec {
         iov_base: core::ptr::null_mut(),
@@ -232,7 +237,7 @@ fn transmit(fd: c_int, request: &Request, cargo: Cargo<'_>) -> Result<(), c_int>
 }
 
 /// The answer; `None` when the daemon is gone.
-fn receive(fd: c_int, buffer: &mut [u8]) -> Option<(Answer, Received)> {
+pub(crate) fn receive(fd: c_int, buffer: &mut [u8]) -> Option<(Answer, Received)> {
     let mut header = [0_u8; ANSWER_BYTES];
     if buffer.is_empty() {
         let len = sys::recv(fd, &mut header, 0).ok()?;

@@ -11,6 +11,8 @@
 //! * what is received comes from the daemon's port, which is shown as 0, the
 //!   kernel's (`receive`); while a dump runs, each receive pulls the next chunk;
 //! * `/proc/net/xfrm_stat` and `/proc/sys/net/core/xfrm_*` are the daemon's (`procfs`);
+//! * with the feature `time`, clocks and waits are those of the run's virtual clock (`time`); the library
+//!   without it leaves them alone;
 //! * UDP encapsulation and per-socket policies do not reach the host (`options`).
 //!
 //! Rules of this crate: every other call of the program passes through
@@ -30,6 +32,7 @@ mod descriptors;
 mod netlink;
 mod options;
 mod pages;
+mod ports;
 mod procfs;
 mod real;
 mod receive;
@@ -37,6 +40,8 @@ mod send;
 mod symbols;
 mod sys;
 mod table;
+#[cfg(feature = "time")]
+mod time;
 
 /// Runs when the library is loaded, before the program.
 extern "C" fn load() {
@@ -44,6 +49,8 @@ extern "C" fn load() {
     pages::set_up();
     connection::read_environment();
     table::adopt_inherited();
+    #[cfg(feature = "time")]
+    time::set_up();
 }
 
 #[used]

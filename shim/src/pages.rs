@@ -27,6 +27,19 @@ pub(crate) struct Place {
     pub(crate) fd: AtomicI32,
 }
 
+/// A connection on which a thread waits for a time.
+#[cfg(feature = "time")]
+pub(crate) struct Waiting {
+    /// The connection, while it is there.
+    pub(crate) place: Place,
+    /// The number of its word in the clock's page.
+    pub(crate) word: AtomicU32,
+}
+
+/// Threads of a process that wait for times at once.
+#[cfg(feature = "time")]
+pub(crate) const WAITS: usize = 256;
+
 /// No connection.
 pub(crate) const EMPTY: u32 = 0;
 /// Connected, nobody uses it.
@@ -42,6 +55,9 @@ pub(crate) struct Wiped {
     pub(crate) leases: [AtomicI32; LEASES],
     /// Not 0 if this process has given policies to sockets.
     pub(crate) holds_policies: AtomicU32,
+    /// The connections on which threads wait for times.
+    #[cfg(feature = "time")]
+    pub(crate) waits: [Waiting; WAITS],
 }
 
 static PAGE: AtomicPtr<Wiped> = AtomicPtr::new(core::ptr::null_mut());
@@ -55,6 +71,16 @@ static UNMAPPED: Wiped = Wiped {
     }; CONNECTIONS],
     leases: [const { AtomicI32::new(0) }; LEASES],
     holds_policies: AtomicU32::new(0),
+    #[cfg(feature = "time")]
+    waits: [const {
+        Waiting {
+            place: Place {
+                state: AtomicU32::new(EMPTY),
+                fd: AtomicI32::new(0),
+            },
+            word: AtomicU32::new(0),
+        }
+    }; WAITS],
 };
 
 /// Maps the memory.

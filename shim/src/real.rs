@@ -10,7 +10,7 @@ use libc::{
     FILE, iovec, mmsghdr, mode_t, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec, uid_t,
 };
 
-fn find(slot: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
+pub(crate) fn find(slot: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
     let known = slot.load(Ordering::Relaxed);
     if !known.is_null() {
         return known;
@@ -65,6 +65,9 @@ macro_rules! originals {
         }
     };
 }
+
+#[cfg(feature = "time")]
+pub(crate) use originals;
 
 originals! {
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int = -1;

@@ -13,7 +13,7 @@ use crate::calls::{
 };
 use crate::descriptors::{self, FcntlArg};
 use crate::table::{self, Kind};
-use crate::{control, netlink, options, procfs, real, sys};
+use crate::{control, netlink, options, ports, procfs, real, sys};
 
 /// Low bits of a socket's type.
 const TYPE_MASK: c_int = 0xf;
@@ -31,6 +31,68 @@ macro_rules! exported {
         }
         )*
     };
+}
+
+#[cfg(feature = "time")]
+pub(crate) use exported;
+
+/// The host's `setsockopt`.
+unsafe fn host_option(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> c_int {
+    // SAFETY: the caller's.
+    unsafe {
+        let result = real::setsockopt(fd, level, name, value, len);
+        note_option(result, fd, level, name, value, len);
+        result
+    }
+}
+
+/// Remembers what has to do with time of an option that was set.
+#[cfg(feature = "time")]
+unsafe fn note_option(
+    result: c_int,
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) {
+    if result == 0 {
+        // SAFETY: the host has taken it.
+        unsafe { crate::time::note_option(fd, level, name, value, len) };
+    }
+}
+
+#[cfg(not(feature = "time"))]
+const unsafe fn note_option(
+    _: c_int,
+    _: c_int,
+    _: c_int,
+    _: c_int,
+    _: *const c_void,
+    _: socklen_t,
+) {
+}
+
+/// Waits as long as a socket's time limit says; ends the call where that is over.
+#[cfg(feature = "time")]
+macro_rules! wait_first {
+    ($fd:expr, $flags:expr) => {
+        if let Err(errno) = crate::time::before_receiving($fd, $flags) {
+            sys::set_errno(errno);
+            return -1;
+        }
+    };
+}
+
+#[cfg(not(feature = "time"))]
+macro_rules! wait_first {
+    ($fd:expr, $flags:expr) => {};
 }
 
 exported! {
@@ -56,7 +118,7 @@ exported! {
     fn bind(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int {
         match table::socket(fd) {
             Some(entry) => netlink::bind(entry, fd, address, len),
-            None => real::bind(fd, address, len),
+            None => ports::bind(fd, address, len),
         }
     }
 
@@ -83,10 +145,14 @@ exported! {
 
     fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int {
         match table::socket(fd) {
-            Some(entry) => options::set(entry, fd, level, name, value, len),
+            Some(entry) => {
+                let result = options::set(entry, fd, level, name, value, len);
+                note_option(result, fd, level, name, value, len);
+                result
+            }
             None => match options::set_foreign(fd, level, name, value, len) {
                 Some(result) => result,
-                None => real::setsockopt(fd, level, name, value, len),
+                None => host_option(fd, level, name, value, len),
             },
         }
     }
@@ -148,6 +214,7 @@ exported! {
     }
 
     fn recv(fd: c_int, buffer: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
+        wait_first!(fd, flags);
         let nobody = core::ptr::null_mut();
         match receive_one(fd, buffer, len, nobody, core::ptr::null_mut(), flags) {
             Some(result) => result,
@@ -156,6 +223,7 @@ exported! {
     }
 
     fn recvfrom(fd: c_int, buffer: *mut c_void, len: size_t, flags: c_int, from: *mut sockaddr, from_len: *mut socklen_t) -> ssize_t {
+        wait_first!(fd, flags);
         match receive_one(fd, buffer, len, from, from_len, flags) {
             Some(result) => result,
             None => real::recvfrom(fd, buffer, len, flags, from, from_len),
@@ -163,6 +231,7 @@ exported! {
     }
 
     fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+        wait_first!(fd, flags);
         if let Some(result) = receive_message(fd, message, flags) {
             return result;
         }
@@ -211,6 +280,7 @@ exported! {
     }
 
     fn read(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t {
+        wait_first!(fd, 0);
         // A socket's read of nothing takes nothing.
         if len > 0
             && let Some(result) =

@@ -229,6 +229,37 @@ pub(crate) fn map_wiped_on_fork(len: usize) -> Option<*mut c_void> {
     Some(address as *mut c_void)
 }
 
+/// A whole file of that length, to be read only.
+#[cfg(feature = "time")]
+pub(crate) fn map_readable(fd: c_int, len: usize) -> Option<*mut c_void> {
+    let address = call!(
+        libc::SYS_mmap,
+        0,
+        len,
+        libc::PROT_READ,
+        libc::MAP_SHARED,
+        fd,
+        0
+    )
+    .ok()?;
+    Some(address as *mut c_void)
+}
+
+/// Memory for a while.
+#[cfg(feature = "time")]
+pub(crate) fn map_scratch(len: usize) -> Option<*mut c_void> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let address = call!(libc::SYS_mmap, 0, len, protection, flags, -1, 0).ok()?;
+    Some(address as *mut c_void)
+}
+
+/// Gives it back.
+#[cfg(feature = "time")]
+pub(crate) fn unmap(address: *mut c_void, len: usize) {
+    let _ = call!(libc::SYS_munmap, address, len);
+}
+
 /// Time that only goes forward.
 pub(crate) fn monotonic_nanos() -> i64 {
     // SAFETY: written by the call before it is read.

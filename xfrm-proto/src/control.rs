@@ -7,7 +7,7 @@
 //! daemon ends a connection that sent `None`.
 
 /// Version of this format; both sides must have the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Where the system's daemon listens.
 pub const SYSTEM_PATH: &str = "/run/xfrmd/control";
 /// The same as an abstract address, in every namespace where the daemon listens.
@@ -300,6 +300,33 @@ pub enum Request {
         /// `SO_NETNS_COOKIE`.
         netns: u64,
     },
+    /// The page of the virtual clock ([`crate::clock::Page`]), as a descriptor; ENOENT if there is none.
+    Clock,
+    /// The number of this connection's word in that page.
+    Word,
+    /// Something waits for a time. There is no answer before that has come; another wait of the same
+    /// connection takes this one's place.
+    Wait {
+        /// When, as boot time in nanoseconds.
+        due: u64,
+    },
+    /// Nothing waits any more. There is no answer.
+    Unwait,
+    /// A timer of this process is set, to the [`crate::clock::TimerSetting`] in the payload, or only asked
+    /// about; what it was is the answer's payload. A descriptor's timer comes with the descriptor, where the
+    /// answer says `wants_file`.
+    Timer {
+        /// Whether it is set.
+        set: bool,
+    },
+    /// The virtual clock is moved, as JSON in the payload says; the answer's comes when it has been.
+    Move,
+    /// All SAs and policies of a namespace at one moment: the wall-clock second as eight bytes, then
+    /// messages as dumps have them.
+    Snapshot {
+        /// `SO_NETNS_COOKIE`.
+        netns: u64,
+    },
 }
 
 const CAP_ACK: u32 = 1;
@@ -345,6 +372,13 @@ impl Request {
             Self::Explain { netns } => header(13, &in_netns(netns), [0; 3]),
             Self::Capture { netns } => header(14, &in_netns(netns), [0; 3]),
             Self::Speaker { port } => header(12, &Socket::default(), [port, 0, 0]),
+            Self::Clock => header(15, &Socket::default(), [0; 3]),
+            Self::Word => header(16, &Socket::default(), [0; 3]),
+            Self::Wait { due } => header(17, &in_netns(due), [0; 3]),
+            Self::Unwait => header(18, &Socket::default(), [0; 3]),
+            Self::Timer { set } => header(19, &Socket::default(), [set.into(), 0, 0]),
+            Self::Move => header(20, &Socket::default(), [0; 3]),
+            Self::Snapshot { netns } => header(21, &in_netns(netns), [0; 3]),
         }
     }
 
@@ -414,6 +448,13 @@ impl Request {
             12 => Self::Speaker { port: a },
             13 => Self::Explain { netns },
             14 => Self::Capture { netns },
+            15 => Self::Clock,
+            16 => Self::Word,
+            17 => Self::Wait { due: netns },
+            18 => Self::Unwait,
+            19 => Self::Timer { set: a != 0 },
+            20 => Self::Move,
+            21 => Self::Snapshot { netns },
             _ => return None,
         };
         Some((request, payload))
@@ -604,6 +645,13 @@ mod tests {
             Request::Speaker { port: 9 },
             Request::Explain { netns: 7 },
             Request::Capture { netns: 8 },
+            Request::Clock,
+            Request::Word,
+            Request::Wait { due: u64::MAX },
+            Request::Unwait,
+            Request::Timer { set: true },
+            Request::Move,
+            Request::Snapshot { netns: 9 },
         ];
         for request in requests {
             let mut frame = request.encode().to_vec();

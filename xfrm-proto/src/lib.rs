@@ -13,14 +13,15 @@
 //! * [`reply`]: building messages in the kernel's layout.
 //! * [`extack`]: `NLMSG_ERROR` and `NLMSG_DONE` with their TLVs.
 //! * [`decode`]: messages as text that leaves nothing out.
-//! * [`control`]: frames between the shim and the daemon, the only module without the feature
-//!   `messages`, so that the shim needs nothing else.
+//! * [`control`]: frames between the shim and the daemon; [`clock`]: what they share of a virtual clock.
+//!   Without the feature `messages` there is nothing else, because the shim needs nothing else.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "messages")]
 pub mod algo;
 #[cfg(feature = "messages")]
 pub mod attrs;
+pub mod clock;
 pub mod consts;
 pub mod control;
 #[cfg(feature = "messages")]

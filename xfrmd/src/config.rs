@@ -12,6 +12,7 @@ use dataplane::netns::Limits;
 use toml::de::{DeTable, DeValue};
 use xfrm_proto::control::SYSTEM_PATH;
 
+use crate::attach::Capture;
 use crate::log::Format;
 use crate::metrics::Endpoint;
 
@@ -25,6 +26,8 @@ pub(crate) struct Config {
     pub(crate) kernel: &'static Profile,
     /// Whether packets are carried.
     pub(crate) packets: bool,
+    /// By what the host picks them.
+    pub(crate) capture: Capture,
     /// Where the daemon listens.
     pub(crate) socket: PathBuf,
     /// Table sizes of each namespace.
@@ -45,6 +48,7 @@ impl Default for Config {
         Self {
             kernel: newest,
             packets: false,
+            capture: Capture::default(),
             socket: SYSTEM_PATH.into(),
             limits: Limits::default(),
             max_clients: 16384,
@@ -91,6 +95,21 @@ const KEYS: &[Key] = &[
         show: |config| config.packets.to_string(),
         set: |config, value| {
             config.packets = value.as_bool().ok_or("true or false")?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "capture",
+        about: "By what the host picks packets: \"nf_tables\"; \"routes\", where policies protect whole\n\
+                prefixes and what comes in is checked by prefixes and protocol; or \"auto\", which is\n\
+                nf_tables where the host has it.",
+        live: false,
+        show: |config| quoted(&config.capture.name()),
+        set: |config, value| {
+            let name = value
+                .as_str()
+                .and_then(|name| Capture::from_str(name, false).ok());
+            config.capture = name.ok_or("\"auto\", \"nf_tables\" or \"routes\"")?;
             Ok(())
         },
     },

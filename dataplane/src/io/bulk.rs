@@ -80,7 +80,8 @@ impl Bulk {
     /// owner's. From then on it receives the ESP that comes to that port, and nothing else.
     ///
     /// # Errors
-    /// Unsupported when the owner does not share its address or shares its port; the host's.
+    /// Unsupported when the owner shares its port, takes both kinds of IP, or neither shares its
+    /// address nor has the usual port; the host's.
     pub fn beside(owner: &impl AsFd, mark: u32) -> io::Result<Self> {
         let program = selector_program();
         let (fd, address) = datagram::socket_beside(owner.as_fd(), &program, mark, ROOM_BYTES)?;
@@ -100,6 +101,12 @@ impl Bulk {
             SocketAddr::V4(_) => Family::V4,
             SocketAddr::V6(_) => Family::V6,
         }
+    }
+
+    /// Where it is bound.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Its port.
@@ -322,6 +329,7 @@ impl Receptions {
         let end = reception.bytes.min(room.len());
         let next = end.min(self.done + reception.segment_bytes);
         let payload = room.get(self.done..next).unwrap_or_default();
+        packet.set_origin(reception.origin);
         let whole = packet.fill(payload) && put_headers(packet, &reception.header).is_some();
         self.done = next;
         if self.done >= end {

@@ -42,6 +42,7 @@ impl Raw {
         sys::set_mark(fd.as_fd(), mark)?;
         sys::include_header(fd.as_fd(), family)?;
         sys::set_room(fd.as_fd(), ROOM_BYTES);
+        sys::tell_origin(fd.as_fd(), family)?;
         if family == Family::V6 {
             sys::tell_header(fd.as_fd())?;
         }
@@ -50,6 +51,16 @@ impl Raw {
             family,
             protocol,
         })
+    }
+
+    /// Goes on with the descriptor of another one, which was opened the same way.
+    #[must_use]
+    pub const fn adopt(fd: OwnedFd, family: Family, protocol: u8) -> Self {
+        Self {
+            fd,
+            family,
+            protocol,
+        }
     }
 
     /// A socket that receives what routers say of packets that were too long.
@@ -70,6 +81,12 @@ impl Raw {
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// The protocol that it receives.
+    #[must_use]
+    pub const fn protocol(&self) -> u8 {
+        self.protocol
     }
 
     /// Which IP it receives and sends.

@@ -14,7 +14,7 @@
 //! What is sent is whole IP packets, through any [`super::raw::Raw`].
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use libc::sock_filter;
 use xfrm_proto::consts::IPPROTO_UDP;
@@ -52,18 +52,28 @@ impl UdpEncap {
     /// # Errors
     /// As [`Raw::open`]; EINVAL for more than [`MOST_PORTS`].
     pub fn open(family: Family, ports: &[u16], mark: u32) -> io::Result<Self> {
-        let mut opened = Self {
-            raw: Raw::open(family, IPPROTO_UDP, mark)?,
-            batch: Vec::new(),
-            at: 0,
-            count: 0,
-            done: 0,
-        };
+        let mut opened = Self::of(Raw::open(family, IPPROTO_UDP, mark)?);
         opened.set_ports(ports)?;
         // What came before the filter was there is not for us.
         let mut waste = [PacketBuf::with_capacity(0)];
         while opened.raw.receive(&mut waste)? > 0 {}
         Ok(opened)
+    }
+
+    /// Goes on with the descriptor of another one, and its ports.
+    #[must_use]
+    pub fn adopt(fd: OwnedFd, family: Family) -> Self {
+        Self::of(Raw::adopt(fd, family, IPPROTO_UDP))
+    }
+
+    fn of(raw: Raw) -> Self {
+        Self {
+            raw,
+            batch: Vec::new(),
+            at: 0,
+            count: 0,
+            done: 0,
+        }
     }
 
     /// Receives for these ports from now on.
@@ -139,6 +149,7 @@ impl UdpEncap {
             self.done = 0;
         }
         slot.fill(packet.get(..headers)?);
+        slot.set_origin(packet.origin());
         slot.push_back(part.len())?.copy_from_slice(part);
         match Family::of(slot)? {
             Family::V4 => ip4::finish(slot)?,

@@ -210,7 +210,6 @@ impl<'a> Reader<'a> {
     }
 
     /// `None` for what makes no sense, `Some(None)` for nothing.
-    #[expect(clippy::option_option, reason = "what is read may be nothing")]
     pub fn option<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
         match self.flag()? {
             false => Some(None),

@@ -16,12 +16,22 @@ pub const TAILROOM: usize = 6 * (255 + 2 + 64);
 /// The longest IP packet without jumbograms: an IPv6 header and 65,535 bytes.
 pub const MAX_PACKET: usize = 40 + 65_535;
 
+/// How a packet has come to this host, as far as the host told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Firewall mark.
+    pub mark: u32,
+    /// Interface, 0 if that is not known.
+    pub ifindex: i32,
+}
+
 /// A packet and the room around it.
 #[derive(Clone, Debug)]
 pub struct PacketBuf {
     storage: Box<[u8]>,
     start: usize,
     end: usize,
+    origin: Origin,
 }
 
 impl PacketBuf {
@@ -32,6 +42,7 @@ impl PacketBuf {
             storage: vec![0; HEADROOM + packet_bytes + TAILROOM].into(),
             start: HEADROOM,
             end: HEADROOM,
+            origin: Origin::default(),
         }
     }
 
@@ -59,6 +70,17 @@ impl PacketBuf {
         self.push_back(packet.len())
             .map(|room| room.copy_from_slice(packet))
             .is_some()
+    }
+
+    /// How the packet has come, if it comes from the host.
+    #[must_use]
+    pub const fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Says how the packet has come.
+    pub const fn set_origin(&mut self, origin: Origin) {
+        self.origin = origin;
     }
 
     /// Bytes that there are for a packet and all around it.

@@ -11,6 +11,8 @@ use crate::path::flows::Memory;
 use crate::path::lookup::Policies;
 use crate::path::sec_path::SecPath;
 use crate::spd::SocketKey;
+use crate::spd::flow::equal_words;
+use crate::time::WallSecs;
 
 /// Words of a key in front of the SAs.
 const OWN_WORDS: usize = 9;
@@ -18,6 +20,8 @@ const WORDS: usize = OWN_WORDS + XFRM_MAX_DEPTH;
 
 #[derive(Debug)]
 struct Admission {
+    /// When the policies were marked as used last.
+    marked: WallSecs,
     /// Generations of both databases.
     generations: [u64; 2],
     /// Policies to be marked as used by every packet.
@@ -26,13 +30,30 @@ struct Admission {
     verified: usize,
 }
 
+/// A flow that has been let in a moment ago.
+#[derive(Debug)]
+struct Recent {
+    own: [u64; OWN_WORDS],
+    verified: usize,
+}
+
 /// The flows of one worker.
 #[derive(Debug, Default)]
 pub(super) struct Admitted {
     memory: Memory<WORDS, Admission>,
+    /// While packets pass that the same SAs have brought at the same time.
+    recent: Option<Recent>,
+    remembers_recent: bool,
 }
 
 impl Admitted {
+    /// Packets follow that the same SAs have brought, all at one time and under one borrow of the
+    /// namespace; or they end.
+    pub(super) fn expect_alike(&mut self, begins: bool) {
+        self.remembers_recent = begins;
+        self.recent = None;
+    }
+
     /// [`Question::check`], of which a pass is remembered.
     #[inline]
     pub(super) fn check(
@@ -44,18 +65,35 @@ impl Admitted {
         let (Some(now), Some(key)) = (question.used, key(question, path)) else {
             return question.check(path).map(drop);
         };
+        let (own, _) = key.split_first_chunk().unwrap_or((&[0; OWN_WORDS], &[]));
+        if let Some(recent) = &self.recent
+            && path.len() == 1
+            && equal_words(&recent.own, own)
+        {
+            path.verified = recent.verified;
+            return Ok(());
+        }
         let generations = [netns.spd.generation(), netns.sad.choices.all()];
         if let Some(admission) = self.memory.find(&key)
             && admission.generations == generations
         {
-            for &policy in admission.policies.iter().flatten() {
-                netns.spd.mark_used(policy, now);
+            if std::mem::replace(&mut admission.marked, now) != now {
+                for &policy in admission.policies.iter().flatten() {
+                    netns.spd.mark_used(policy, now);
+                }
             }
             path.verified = admission.verified;
+            if self.remembers_recent {
+                self.recent = Some(Recent {
+                    own: *own,
+                    verified: admission.verified,
+                });
+            }
             return Ok(());
         }
         let policies = question.check(path)?;
         let admission = Admission {
+            marked: now,
             generations,
             policies,
             verified: path.verified,

@@ -72,9 +72,9 @@ impl Routes for OneRoute {
 }
 
 impl Host for OneRoute {
-    fn destination(&self, _family: u16, address: Address) -> Option<Destination> {
+    fn destination(&self, family: u16, address: Address) -> Option<Destination> {
         Some(Destination {
-            is_local: address == self.local,
+            is_local: address.equal(self.local, family),
             ifindex: 1,
         })
     }

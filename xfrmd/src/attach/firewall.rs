@@ -81,6 +81,15 @@ const COUNTERS: [(&str, Counter); 5] = [
     (STRAYED, Counter::OutError),
 ];
 
+/// The policies of a direction and type.
+pub(super) struct Chain<'a> {
+    pub(super) dir: u8,
+    pub(super) kind: u8,
+    pub(super) classifier: &'a Classifier,
+    /// What no policy is for may not pass.
+    pub(super) default_blocks: bool,
+}
+
 /// The table, and what it is made from.
 #[derive(Debug, Default)]
 pub(super) struct Firewall {
@@ -90,6 +99,8 @@ pub(super) struct Firewall {
     is_needed: bool,
     /// What the host has shows the present state but for edits.
     installed: bool,
+    /// What the host has is ours.
+    is_ours: bool,
 }
 
 impl Firewall {
@@ -138,6 +149,28 @@ impl Firewall {
         }
     }
 
+    /// All chains of policies but sockets' own.
+    pub(super) fn chains(&self) -> impl Iterator<Item = Chain<'_>> {
+        let all = CHAINS
+            .iter()
+            .zip(&self.classifiers)
+            .zip(self.default_blocks());
+        let all = all.filter(|((chain, _), _)| chain.1 != TYPE_OWN);
+        all.map(|((&(dir, kind, _), classifier), default_blocks)| Chain {
+            dir,
+            kind,
+            classifier,
+            default_blocks,
+        })
+    }
+
+    /// Forgets how policies have changed: whoever asks looks at all of them.
+    pub(super) fn forget_edits(&mut self) {
+        for classifier in &mut self.classifiers {
+            drop(classifier.take_edits());
+        }
+    }
+
     /// Notes that the host's table is needed whatever policies there are.
     pub(super) fn set_needed(&mut self) {
         self.is_needed = true;
@@ -172,9 +205,15 @@ impl Firewall {
 
     /// Brings the host's table up to date, in one transaction.
     ///
+    /// What a daemon has left that was killed stays until there is something in its place: without
+    /// policies, what it blocks stays blocked.
+    ///
     /// # Errors
     /// The host's: then it has what it had, and the next call makes the table anew.
     pub(super) fn apply(&mut self, socket: &Socket) -> io::Result<()> {
+        if !self.is_ours && self.is_idle() && !dropped(socket).is_empty() {
+            return Ok(());
+        }
         let mut transaction = Transaction::new(TABLE);
         let edits = self.classifiers.each_mut().map(Classifier::take_edits);
         if self.installed {
@@ -186,12 +225,43 @@ impl Firewall {
         }
         let result = socket.transact(&transaction.finish());
         self.installed = result.is_ok();
+        self.is_ours |= self.installed;
         result
+    }
+
+    /// Takes the host's table away, if it is ours.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(super) fn remove(&mut self, socket: &Socket) -> io::Result<()> {
+        self.installed = false;
+        if !std::mem::take(&mut self.is_ours) {
+            return Ok(());
+        }
+        let mut transaction = Transaction::new(TABLE);
+        transaction.delete_table();
+        socket.transact(&transaction.finish())
+    }
+
+    /// Takes what the host has for ours: the daemon before us knew the same policies.
+    pub(super) fn adopt(&mut self) {
+        self.is_ours = true;
+    }
+
+    /// Whether the host's table is ours.
+    pub(super) fn is_ours(&self) -> bool {
+        self.is_ours
     }
 
     /// Makes the next [`Firewall::apply`] write everything.
     pub(super) fn forget_host(&mut self) {
         self.installed = false;
+    }
+
+    /// Leaves what the host has to whoever comes.
+    pub(super) fn abandon(&mut self) {
+        self.installed = false;
+        self.is_ours = false;
     }
 
     fn edit(&self, transaction: &mut Transaction<'_>, index: usize, edits: &[Edit]) {
@@ -321,13 +391,6 @@ pub(super) fn dropped(socket: &Socket) -> Vec<(Counter, u64)> {
         }
     }
     found
-}
-
-/// Takes the table away.
-pub(super) fn remove(socket: &Socket) -> io::Result<()> {
-    let mut transaction = Transaction::new(TABLE);
-    transaction.delete_table();
-    socket.transact(&transaction.finish())
 }
 
 /// A socket in the thread's namespace.

@@ -11,12 +11,14 @@ use std::io;
 
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::SockProtocol;
+use xfrm_proto::consts::AF_INET6;
+use xfrm_proto::uapi::Address;
 
-use super::netlink::{Messages, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, Socket};
+use super::netlink::{Messages, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Socket};
 use super::{CAPTURED, DEVICE, MARK_MASK, MARKED_DEVICE, RETURNED};
 
 /// The routing tables, and the devices that they lead to.
-const TABLE: u32 = 0x7866;
+pub(super) const TABLE: u32 = 0x7866;
 const MARKED_TABLE: u32 = TABLE + 1;
 const WAYS: [(&str, u32); 2] = [(DEVICE, TABLE), (MARKED_DEVICE, MARKED_TABLE)];
 /// Rules come before strongSwan's table 220, and before main.
@@ -164,7 +166,6 @@ fn lead(socket: &Socket, family: u8, table: u32, index: u32) -> io::Result<()> {
     for which in RULES.into_iter().filter(|which| which.table() == table) {
         let mut messages = Messages::default();
         // A dead daemon's rule stays, and is ours.
-        const NLM_F_EXCL: u16 = 0x200;
         rule(
             &mut messages,
             RTM_NEWRULE,
@@ -176,6 +177,105 @@ fn lead(socket: &Socket, family: u8, table: u32, index: u32) -> io::Result<()> {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
             other => other?,
         }
+    }
+    Ok(())
+}
+
+/// A table, and the interface that it leads to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    pub(super) table: u32,
+    index: u32,
+}
+
+/// Both ways in the thread's namespace.
+///
+/// # Errors
+/// The host's.
+pub(super) fn ways() -> io::Result<Vec<Way>> {
+    let way = |(device, table)| -> io::Result<_> {
+        let index = if_nametoindex(device)?;
+        Ok(Way { table, index })
+    };
+    WAYS.into_iter().map(way).collect()
+}
+
+/// Where packets go that are led to the devices by their destination alone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Destination {
+    pub(super) family: u16,
+    /// An address, and how many of its bits count.
+    pub(super) prefix: ([u8; 16], u8),
+    /// Of packets whose sender has said nothing.
+    pub(super) source: Option<Address>,
+    /// Of the way that they would go without us.
+    pub(super) mtu: u32,
+}
+
+/// Leads what goes to a destination to the devices.
+///
+/// Datagrams must come whole, and such that they may be cut: what is longer than the way allows is
+/// for the engine to cut. For TCP to make segments that fit nevertheless, both ends are told so.
+///
+/// # Errors
+/// The host's.
+pub(super) fn lead_destination(
+    socket: &Socket,
+    ways: &[Way],
+    destination: &Destination,
+) -> io::Result<()> {
+    const RTA_DST: u16 = 1;
+    const RTA_OIF: u16 = 4;
+    const RTA_PREFSRC: u16 = 7;
+    const RTA_METRICS: u16 = 8;
+    const RTA_TABLE: u16 = 15;
+    const RTAX_LOCK: u16 = 1;
+    const RTAX_MTU: u16 = 2;
+    const RTAX_ADVMSS: u16 = 8;
+    /// IP and TCP, and the longest of what SAs usually add.
+    const OVERHEAD_BYTES: u32 = 40 + 20 + 100;
+    let &Destination {
+        family,
+        prefix: (address, bits),
+        source,
+        mtu,
+    } = destination;
+    let bytes = if family == AF_INET6 { 16 } else { 4 };
+    let [family, _] = family.to_le_bytes();
+    for &Way { table, index } in ways {
+        let mut messages = Messages::default();
+        let flags = NLM_F_CREATE | NLM_F_REPLACE | NLM_F_ACK;
+        messages.push(RTM_NEWROUTE, flags, |out| {
+            let scope = RT_SCOPE_LINK;
+            out.fixed(&[
+                family,
+                bits,
+                0,
+                0,
+                0,
+                PROTOCOL,
+                scope,
+                RTN_UNICAST,
+                0,
+                0,
+                0,
+                0,
+            ]);
+            out.number(RTA_TABLE, table);
+            out.number(RTA_OIF, index);
+            if bits > 0 {
+                out.attr(RTA_DST, address.get(..bytes).unwrap_or_default());
+            }
+            if let Some(source) = source {
+                out.attr(RTA_PREFSRC, source.0.get(..bytes).unwrap_or_default());
+            }
+            out.nest(RTA_METRICS, |out| {
+                out.number(RTAX_LOCK, 1 << RTAX_MTU);
+                out.number(RTAX_MTU, DEVICE_MTU);
+                out.number(RTAX_ADVMSS, mtu.saturating_sub(OVERHEAD_BYTES).max(536));
+            });
+        });
+        socket.transact(&messages)?;
     }
     Ok(())
 }

@@ -4,12 +4,14 @@
 //! * [`classify`]: policies as hash sets; [`firewall`]: the host's packet
 //!   filter made of them, which marks what is to be protected and drops what
 //!   should have been; [`nft`] and [`netlink`]: its messages.
+//! * [`rules`]: what can be had of that on a host without nf_tables.
 //! * [`routes`]: what the engine asks of the host's routes.
 //! * [`link`]: the TUN device, and the routes by which marked packets reach it.
 //!
-//! An [`Attachment`] exists while a namespace has policies. It is made when
-//! the first one comes, follows each change before the request that made it is
-//! answered, and goes with the last one or with the daemon's orderly end. When
+//! An [`Attachment`] exists while a namespace has policies or SAs: SAs alone take
+//! what is protected, as on Linux. It is made when the first one comes, follows
+//! each change before the request that made it is answered, and goes with the
+//! last one or with the daemon's orderly end. When
 //! the daemon is killed its device goes, and rules, table and last route stay:
 //! what was to be protected finds no way out, and nothing unprotected in.
 //!
@@ -31,10 +33,12 @@ mod link;
 pub(crate) mod netlink;
 mod nft;
 mod routes;
+mod rules;
 mod sockets;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use dataplane::io::marked::Marked;
 use dataplane::io::raw::Raw;
@@ -46,6 +50,7 @@ use nix::sys::socket::SockProtocol;
 use xfrm_proto::consts::IPPROTO_ESP;
 use xfrm_proto::uapi::UserPolicyDefault;
 
+use clap::ValueEnum;
 use firewall::Firewall;
 pub(crate) use routes::{EncapSocket, HostRoutes, LEAST_MTU_V6};
 pub(crate) use sockets::OwnSocket;
@@ -53,6 +58,9 @@ pub(crate) use sockets::OwnSocket;
 /// Names of the TUN devices: for packets, and for those that have a mark.
 const DEVICE: &str = "xfrmd0";
 const MARKED_DEVICE: &str = "xfrmd1";
+/// How long a daemon that is killed may take to let go of its devices.
+const MOST_LOOKS: usize = 50;
+const LOOK: Duration = Duration::from_millis(10);
 /// The bits of the packet mark that are ours.
 pub(crate) const MARK_MASK: u32 = 0x3000_0000;
 /// On packets that a policy wants protected.
@@ -70,6 +78,95 @@ pub(crate) const STATE_MASK: u32 = MARK_MASK | OWN;
 /// Of the mark of such a socket: what tells it from others.
 pub(crate) const OWN_MASK: u32 = 0x0fff_ffff;
 
+/// By what the host picks packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Capture {
+    /// nf_tables, or rules and routes where there is none.
+    #[default]
+    Auto,
+    /// nf_tables or nothing.
+    #[value(name = "nf_tables")]
+    NfTables,
+    /// Rules and routes, by which less can be said.
+    Routes,
+}
+
+impl Capture {
+    /// Its name.
+    pub(crate) fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// What the host picks packets by.
+#[derive(Debug)]
+enum Picker {
+    NfTables(netlink::Socket),
+    Routes(rules::Rules),
+}
+
+impl Picker {
+    /// The first time. To be called in the namespace.
+    fn start(capture: Capture, firewall: &mut Firewall) -> io::Result<Self> {
+        let tables = || firewall::socket().and_then(|it| firewall.apply(&it).map(|()| it));
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("nf_tables: {error}"));
+        match (capture != Capture::Routes).then(tables) {
+            Some(Ok(host)) => {
+                // Another daemon may have been killed that did without.
+                if firewall.is_ours() {
+                    rules::remove(&netlink::Socket::open(SockProtocol::NetlinkRoute)?)?;
+                }
+                return Ok(Self::NfTables(host));
+            }
+            Some(Err(error)) if capture == Capture::NfTables || !is_absent(&error) => {
+                return Err(named(error));
+            }
+            Some(Err(error)) => tracing::warn!(
+                %error,
+                "no nf_tables: packets are picked by destination and checked by prefixes and                  protocol alone, nothing that is dropped is counted (docs/operating.md)"
+            ),
+            None => {}
+        }
+        let rules = rules::Rules::open()?;
+        if let Err(error) = rules.apply(firewall) {
+            rules::remove(rules.socket())?;
+            return Err(error);
+        }
+        Ok(Self::Routes(rules))
+    }
+
+    fn apply(&self, firewall: &mut Firewall) -> io::Result<()> {
+        match self {
+            Self::NfTables(host) => firewall.apply(host),
+            Self::Routes(rules) => rules.apply(firewall),
+        }
+    }
+
+    fn remove(&self, firewall: &mut Firewall) -> io::Result<()> {
+        match self {
+            Self::NfTables(host) => firewall.remove(host),
+            Self::Routes(rules) if rules.are_ours() => rules::remove(rules.socket()),
+            Self::Routes(_) => Ok(()),
+        }
+    }
+}
+
+/// Whether the host does not know nf_tables, or not what we want of it.
+fn is_absent(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    matches!(
+        code,
+        Some(
+            libc::EPROTONOSUPPORT
+                | libc::EAFNOSUPPORT
+                | libc::EOPNOTSUPP
+                | libc::EINVAL
+                | libc::ENOENT
+        )
+    )
+}
+
 /// Something that carrying packets needs of the host.
 pub(crate) struct Need {
     pub(crate) name: &'static str,
@@ -80,7 +177,7 @@ pub(crate) struct Need {
 }
 
 /// What this process needs where it is, as far as that can be found out without changing anything.
-pub(crate) fn needs() -> [Need; 3] {
+pub(crate) fn needs() -> [Need; 2] {
     let device = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -101,14 +198,18 @@ pub(crate) fn needs() -> [Need; 3] {
             meaning: "how ESP goes and comes (CAP_NET_RAW, CAP_NET_ADMIN)",
             missing: raw.err().map(|error| (error, "sudo, or unshare -rn")),
         },
-        Need {
-            name: "nf_tables",
-            meaning: "how the host picks packets (CAP_NET_ADMIN)",
-            missing: firewall::socket()
-                .err()
-                .map(|error| (error, "modprobe nf_tables, CONFIG_NF_TABLES_INET")),
-        },
     ]
+}
+
+/// What packets are picked by where it is there.
+pub(crate) fn nf_tables() -> Need {
+    Need {
+        name: "nf_tables",
+        meaning: "how the host picks packets (CAP_NET_ADMIN)",
+        missing: firewall::socket()
+            .err()
+            .map(|error| (error, "modprobe nf_tables, CONFIG_NF_TABLES_INET")),
+    }
 }
 
 /// What this process lacks to carry packets, and how to get it.
@@ -120,20 +221,19 @@ pub(crate) fn missing() -> Option<String> {
     needs().into_iter().find_map(lacks)
 }
 
-/// Whether a daemon, alive or killed, has put its rules into the packet filter of the thread's
-/// network namespace.
+/// Whether a daemon, alive or killed, has put its rules into the thread's network namespace.
 pub(crate) fn has_rules() -> bool {
-    firewall::socket().is_ok_and(|host| !firewall::dropped(&host).is_empty())
+    rules::are_there() || firewall::socket().is_ok_and(|host| !firewall::dropped(&host).is_empty())
 }
 
 /// Attaches the thread's network namespace for a moment, to see whether that works.
 ///
 /// # Errors
 /// The host's.
-pub(crate) fn try_out() -> io::Result<()> {
+pub(crate) fn try_out(capture: Capture) -> io::Result<()> {
     let mut attachment = Attachment::default();
     attachment.firewall.set_needed();
-    attachment.apply(|work| work())?;
+    attachment.apply(capture, |work| work())?;
     attachment.detach(|work| work())
 }
 
@@ -141,9 +241,10 @@ pub(crate) fn try_out() -> io::Result<()> {
 #[derive(Debug, Default)]
 pub(crate) struct Attachment {
     firewall: Firewall,
+    has_sas: bool,
     /// Sockets' own policies are not what the host knows.
     own_changed: bool,
-    host: Option<netlink::Socket>,
+    host: Option<Picker>,
     /// Tells of sockets.
     sockets: Option<netlink::Socket>,
     /// The device that a daemon before us has left, until we are attached.
@@ -157,6 +258,8 @@ pub(crate) struct Devices {
     pub(crate) tun: Tun,
     /// Those with one; none on a host that does not tell marks, where they are lost.
     pub(crate) marked: Option<Marked>,
+    /// The host sends more than policies select: what none is for goes on as it is.
+    pub(crate) are_beyond_policies: bool,
 }
 
 /// What a change comes to.
@@ -164,7 +267,7 @@ pub(crate) struct Devices {
 pub(crate) enum Change {
     /// Nothing, or a change of what is there.
     Same,
-    /// The first policy has come: packets come from these devices.
+    /// The first policy or SA has come: packets come from these devices.
     Attached(Box<Devices>),
     /// The last one has gone.
     Detached,
@@ -185,6 +288,11 @@ impl Attachment {
         changed
     }
 
+    /// Notes whether there are SAs, which may get packets without any policy.
+    pub(crate) fn set_sas(&mut self, some: bool) {
+        self.has_sas = some;
+    }
+
     /// Notes what the own policies are of the socket with this mark: for input, for output.
     pub(crate) fn set_own(&mut self, mark: u32, policies: [Option<&Policy>; 2]) {
         self.firewall.set_own(mark, policies);
@@ -198,12 +306,20 @@ impl Attachment {
 
     /// Whether the host should send us packets.
     pub(crate) fn is_wanted(&self) -> bool {
-        !self.firewall.is_idle()
+        self.has_sas || !self.firewall.is_idle()
     }
 
     /// Goes on with a device, to which the host has sent packets all the time.
     pub(crate) fn take_over(&mut self, device: Option<OwnedFd>) {
+        if device.is_some() {
+            self.firewall.adopt();
+        }
         self.left = device;
+    }
+
+    /// Whether the host can tell packets of sockets with policies of their own.
+    pub(crate) fn knows_sockets(&self) -> bool {
+        matches!(self.host, Some(Picker::NfTables(_)))
     }
 
     /// Whether the host sends us packets.
@@ -223,16 +339,17 @@ impl Attachment {
     /// is tried again with the next one.
     pub(crate) fn apply(
         &mut self,
+        capture: Capture,
         inside: impl FnOnce(&mut dyn FnMut() -> io::Result<()>) -> io::Result<()>,
     ) -> io::Result<Change> {
         self.own_changed = false;
-        match (&self.host, self.firewall.is_idle()) {
-            (None, true) => Ok(Change::Same),
-            (Some(host), false) => self.firewall.apply(host).map(|()| Change::Same),
-            (None, false) => {
+        match (&self.host, self.is_wanted()) {
+            (None, false) => Ok(Change::Same),
+            (Some(host), true) => host.apply(&mut self.firewall).map(|()| Change::Same),
+            (None, true) => {
                 let mut made = None;
                 inside(&mut || {
-                    made = Some(attach(&mut self.firewall, self.left.take())?);
+                    made = Some(attach(capture, &mut self.firewall, self.left.take())?);
                     Ok(())
                 })?;
                 let (host, sockets, devices) = made.ok_or(io::ErrorKind::Other)?;
@@ -240,7 +357,7 @@ impl Attachment {
                 self.sockets = sockets;
                 Ok(Change::Attached(Box::new(devices)))
             }
-            (Some(_), true) => {
+            (Some(_), false) => {
                 self.detach(inside)?;
                 Ok(Change::Detached)
             }
@@ -255,19 +372,24 @@ impl Attachment {
         &mut self,
         inside: impl FnOnce(&mut dyn FnMut() -> io::Result<()>) -> io::Result<()>,
     ) -> io::Result<()> {
-        self.firewall.forget_host();
         self.sockets = None;
         let Some(host) = self.host.take() else {
             return Ok(());
         };
-        let removed = firewall::remove(&host);
-        inside(&mut link::take_down)?;
+        let removed = host.remove(&mut self.firewall);
+        let by_routes = matches!(&host, Picker::Routes(rules) if rules.are_ours());
+        inside(&mut || {
+            if by_routes {
+                rules::restore_delivery()?;
+            }
+            link::take_down()
+        })?;
         removed
     }
 
     /// Lets the host's objects be as if we had been killed: what was to be protected finds no way.
     pub(crate) fn abandon(&mut self) {
-        self.firewall.forget_host();
+        self.firewall.abandon();
         self.host = None;
         self.sockets = None;
     }
@@ -280,44 +402,59 @@ impl Attachment {
 
     /// Packets that the host dropped for us, by where Linux counts them.
     pub(crate) fn dropped(&self) -> Vec<(Counter, u64)> {
-        self.host
-            .as_ref()
-            .map(firewall::dropped)
-            .unwrap_or_default()
+        match &self.host {
+            Some(Picker::NfTables(host)) => firewall::dropped(host),
+            _ => Vec::new(),
+        }
     }
 }
 
-/// Devices, routes, then the packet filter, in the thread's namespace.
+/// A device, which a daemon that is being killed may have for another moment.
+fn open(name: &str) -> io::Result<Tun> {
+    for _ in 0..MOST_LOOKS {
+        match Tun::open(name) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => std::thread::sleep(LOOK),
+            other => return other,
+        }
+    }
+    Tun::open(name)
+}
+
+/// Devices, routes, then what leads packets there, in the thread's namespace.
 fn attach(
+    capture: Capture,
     firewall: &mut Firewall,
     left: Option<OwnedFd>,
-) -> io::Result<(netlink::Socket, Option<netlink::Socket>, Devices)> {
+) -> io::Result<(Picker, Option<netlink::Socket>, Devices)> {
     let named =
         |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     // Somebody may have removed the device meanwhile.
     let tun = match left.filter(|_| link::is_there()) {
         Some(device) => Tun::adopt(device),
-        None => Tun::open(DEVICE),
+        None => open(DEVICE),
     };
     let tun = tun.map_err(|error| named("/dev/net/tun", error))?;
-    let for_marked = Tun::open(MARKED_DEVICE).map_err(|error| named("/dev/net/tun", error))?;
+    let for_marked = open(MARKED_DEVICE).map_err(|error| named("/dev/net/tun", error))?;
     link::set_up().map_err(|error| named("routes to the device", error))?;
     let marked = Marked::new(for_marked, MARKED_DEVICE);
     if let Err(error) = &marked {
         tracing::warn!(%error, "packets with a mark are lost: this host does not tell marks (Linux 5.19)");
     }
-    let host = firewall::socket().and_then(|host| firewall.apply(&host).map(|()| host));
-    match host {
+    match Picker::start(capture, firewall) {
         Ok(host) => {
-            let marked = marked.ok();
+            let devices = Devices {
+                tun,
+                marked: marked.ok(),
+                are_beyond_policies: matches!(host, Picker::Routes(_)),
+            };
             let sockets = netlink::Socket::open(SockProtocol::NetlinkSockDiag);
-            Ok((host, sockets.ok(), Devices { tun, marked }))
+            Ok((host, sockets.ok(), devices))
         }
         Err(error) => {
             if let Err(error) = link::take_down() {
                 tracing::warn!(%error, "routes to the device stay");
             }
-            Err(named("nf_tables", error))
+            Err(error)
         }
     }
 }

@@ -201,8 +201,8 @@ impl HostRoutes {
 
     /// The host's choice, with the MTU that routes and links say, or routers have.
     fn look_up(&self, key: Key) -> Result<Found, i32> {
-        let mut found = self.ask(key, 0)?;
-        let entry = self.ask(key, RTM_F_FIB_MATCH);
+        let mut found = ask(&self.asking, key, 0)?;
+        let entry = ask(&self.asking, key, RTM_F_FIB_MATCH);
         let mtu = entry.map_or(0, |entry| entry.path.mtu);
         found.path.mtu = match mtu {
             0 => self.mtu_of(found.ifindex),
@@ -215,106 +215,121 @@ impl HostRoutes {
         Ok(found)
     }
 
-    fn ask(&self, (family, to, from, ifindex, mark): Key, flags: u32) -> Result<Found, i32> {
-        const RTA_DST: u16 = 1;
-        const RTA_SRC: u16 = 2;
-        const RTA_OIF: u16 = 4;
-        const RTA_PREFSRC: u16 = 7;
-        const RTA_METRICS: u16 = 8;
-        const RTA_MARK: u16 = 16;
-        const RTAX_MTU: u16 = 2;
-        const RTAX_HOPLIMIT: u16 = 10;
-        let bytes = if family == AF_INET6 { 16 } else { 4 };
-        let mut messages = Messages::default();
-        messages.push(RTM_GETROUTE, 0, |out| {
-            let bits = if family == AF_INET6 { 128 } else { 32 };
-            let from_bits = if from == Address::ANY { 0 } else { bits };
-            let [family, _] = family.to_le_bytes();
-            out.fixed(&[family, bits, from_bits, 0, 0, 0, 0, 0]);
-            out.fixed(&flags.to_ne_bytes());
-            out.attr(RTA_DST, to.0.get(..bytes).unwrap_or_default());
-            if from != Address::ANY {
-                out.attr(RTA_SRC, from.0.get(..bytes).unwrap_or_default());
-            }
-            if ifindex != 0 {
-                out.attr(RTA_OIF, &ifindex.to_ne_bytes());
-            }
-            out.number(RTA_MARK, mark | BYPASS);
-        });
-        let mut result = Err(libc::EHOSTUNREACH);
-        let asked = self.asking.exchange(&messages, |kind, payload| match kind {
-            NLMSG_ERROR => {
-                if let Some(code) = payload.first_chunk() {
-                    result = Err(-i32::from_ne_bytes(*code));
-                }
-            }
-            RTM_NEWROUTE => {
-                let mut found = Found {
-                    is_local: payload.get(7) == Some(&RTN_LOCAL),
-                    ifindex: 0,
-                    source: Address::ANY,
-                    path: PathInfo {
-                        mtu: 0,
-                        hop_limit: DEFAULT_HOP_LIMIT,
-                    },
-                };
-                for (kind, value) in attrs(payload.get(12..).unwrap_or_default()) {
-                    match kind {
-                        RTA_OIF => found.ifindex = number(value).cast_signed(),
-                        RTA_PREFSRC => found.source = address(value),
-                        RTA_METRICS => {
-                            for (metric, value) in attrs(value) {
-                                match metric {
-                                    RTAX_MTU => found.path.mtu = number(value),
-                                    RTAX_HOPLIMIT => {
-                                        let limit = u8::try_from(number(value));
-                                        found.path.hop_limit =
-                                            limit.ok().filter(|&it| it > 0).unwrap_or(64);
-                                    }
-                                    _ => {}
-                                }
-                            }
-                        }
-                        _ => {}
-                    }
-                }
-                result = Ok(found);
-            }
-            _ => {}
-        });
-        if let Err(error) = asked {
-            return Err(error.raw_os_error().unwrap_or(libc::EHOSTUNREACH));
-        }
-        result
-    }
-
     fn mtu_of(&self, ifindex: i32) -> u32 {
-        const IFLA_MTU: u16 = 4;
         if let Some(mtu) = self.mtus.borrow().get(&ifindex) {
             return *mtu;
         }
-        let mut messages = Messages::default();
-        messages.push(RTM_GETLINK, 0, |out| {
-            let mut header = [0; 16];
-            if let Some(slot) = header.get_mut(4..8) {
-                slot.copy_from_slice(&ifindex.to_ne_bytes());
-            }
-            out.fixed(&header);
-        });
-        let mut mtu = LEAST_MTU_V6;
-        let asked = self.asking.exchange(&messages, |kind, payload| {
-            if kind == RTM_NEWLINK {
-                let attrs = attrs(payload.get(16..).unwrap_or_default());
-                let found = attrs.filter(|&(kind, _)| kind == IFLA_MTU).last();
-                mtu = found.map_or(mtu, |(_, value)| number(value));
-            }
-        });
-        if let Err(error) = asked {
-            tracing::debug!(ifindex, %error, "no MTU");
-        }
+        let mtu = link_mtu(&self.asking, ifindex);
         remember(&self.mtus, ifindex, mtu);
         mtu
     }
+}
+
+/// The address that this host would send to another one from without us, and the MTU of that way.
+pub(super) fn own_way(asking: &Socket, family: u16, to: Address) -> Option<(Address, u32)> {
+    let found = ask(asking, (family, to, Address::ANY, 0, 0), 0).ok()?;
+    let mtu = match found.path.mtu {
+        0 => link_mtu(asking, found.ifindex),
+        mtu => mtu,
+    };
+    Some((found.source, mtu))
+}
+
+fn link_mtu(asking: &Socket, ifindex: i32) -> u32 {
+    const IFLA_MTU: u16 = 4;
+    let mut messages = Messages::default();
+    messages.push(RTM_GETLINK, 0, |out| {
+        let mut header = [0; 16];
+        if let Some(slot) = header.get_mut(4..8) {
+            slot.copy_from_slice(&ifindex.to_ne_bytes());
+        }
+        out.fixed(&header);
+    });
+    let mut mtu = LEAST_MTU_V6;
+    let asked = asking.exchange(&messages, |kind, payload| {
+        if kind == RTM_NEWLINK {
+            let attrs = attrs(payload.get(16..).unwrap_or_default());
+            let found = attrs.filter(|&(kind, _)| kind == IFLA_MTU).last();
+            mtu = found.map_or(mtu, |(_, value)| number(value));
+        }
+    });
+    if let Err(error) = asked {
+        tracing::debug!(ifindex, %error, "no MTU");
+    }
+    mtu
+}
+
+fn ask(asking: &Socket, (family, to, from, ifindex, mark): Key, flags: u32) -> Result<Found, i32> {
+    const RTA_DST: u16 = 1;
+    const RTA_SRC: u16 = 2;
+    const RTA_OIF: u16 = 4;
+    const RTA_PREFSRC: u16 = 7;
+    const RTA_METRICS: u16 = 8;
+    const RTA_MARK: u16 = 16;
+    const RTAX_MTU: u16 = 2;
+    const RTAX_HOPLIMIT: u16 = 10;
+    let bytes = if family == AF_INET6 { 16 } else { 4 };
+    let mut messages = Messages::default();
+    messages.push(RTM_GETROUTE, 0, |out| {
+        let bits = if family == AF_INET6 { 128 } else { 32 };
+        let from_bits = if from == Address::ANY { 0 } else { bits };
+        let [family, _] = family.to_le_bytes();
+        out.fixed(&[family, bits, from_bits, 0, 0, 0, 0, 0]);
+        out.fixed(&flags.to_ne_bytes());
+        out.attr(RTA_DST, to.0.get(..bytes).unwrap_or_default());
+        if from != Address::ANY {
+            out.attr(RTA_SRC, from.0.get(..bytes).unwrap_or_default());
+        }
+        if ifindex != 0 {
+            out.attr(RTA_OIF, &ifindex.to_ne_bytes());
+        }
+        out.number(RTA_MARK, mark | BYPASS);
+    });
+    let mut result = Err(libc::EHOSTUNREACH);
+    let asked = asking.exchange(&messages, |kind, payload| match kind {
+        NLMSG_ERROR => {
+            if let Some(code) = payload.first_chunk() {
+                result = Err(-i32::from_ne_bytes(*code));
+            }
+        }
+        RTM_NEWROUTE => {
+            let mut found = Found {
+                is_local: payload.get(7) == Some(&RTN_LOCAL),
+                ifindex: 0,
+                source: Address::ANY,
+                path: PathInfo {
+                    mtu: 0,
+                    hop_limit: DEFAULT_HOP_LIMIT,
+                },
+            };
+            for (kind, value) in attrs(payload.get(12..).unwrap_or_default()) {
+                match kind {
+                    RTA_OIF => found.ifindex = number(value).cast_signed(),
+                    RTA_PREFSRC => found.source = address(value),
+                    RTA_METRICS => {
+                        for (metric, value) in attrs(value) {
+                            match metric {
+                                RTAX_MTU => found.path.mtu = number(value),
+                                RTAX_HOPLIMIT => {
+                                    let limit = u8::try_from(number(value));
+                                    found.path.hop_limit =
+                                        limit.ok().filter(|&it| it > 0).unwrap_or(64);
+                                }
+                                _ => {}
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            result = Ok(found);
+        }
+        _ => {}
+    });
+    if let Err(error) = asked {
+        return Err(error.raw_os_error().unwrap_or(libc::EHOSTUNREACH));
+    }
+    result
 }
 
 fn remember<K: Eq + Hash, V>(memory: &Memory<K, V>, key: K, value: V) {
@@ -329,7 +344,7 @@ fn number(value: &[u8]) -> u32 {
     value.first_chunk().map_or(0, |it| u32::from_ne_bytes(*it))
 }
 
-fn address(value: &[u8]) -> Address {
+pub(super) fn address(value: &[u8]) -> Address {
     let mut address = Address::ANY;
     for (slot, byte) in address.0.iter_mut().zip(value) {
         *slot = *byte;

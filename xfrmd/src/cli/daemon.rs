@@ -179,6 +179,7 @@ fn take_up(
     Config {
         kernel: old.kernel,
         packets: old.packets,
+        capture: old.capture,
         socket: old.socket.clone(),
         log_format: old.log_format,
         ..new

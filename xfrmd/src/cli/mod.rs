@@ -1,5 +1,7 @@
 //! The command line: the daemon, `xfrmd run`, and what asks a running daemon.
 
+mod check;
+mod clock;
 mod daemon;
 mod documents;
 mod options;
@@ -14,10 +16,13 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use serde_json::Value;
 use xfrm_proto::control::{Address, ENV_CONTROL};
+use xfrmd::check::Kind;
 
 use crate::config::{self, Config};
 use crate::driver::client;
-use crate::driver::command::{self, Run};
+use crate::driver::clock::randomness::Source;
+use crate::driver::clock::{Clock, Timekeeping};
+use crate::driver::command::{self, AtEnd, Run};
 use crate::driver::program;
 use crate::driver::seccomp::Front;
 use crate::driver::{Owner, Settings};
@@ -32,9 +37,13 @@ fn settings(config: &Config) -> Settings {
         limits: config.limits,
         max_connections: config.max_clients,
         packets: config.packets && packets_can_be_carried(),
+        capture: config.capture,
         owner: Owner::System,
         shim: None,
         record: None,
+        clock: Clock::default(),
+        root: 0,
+        randomness: Source::Host,
     }
 }
 
@@ -64,10 +73,26 @@ pub(crate) fn main() -> ExitCode {
             tables,
             record,
             front,
+            clock,
+            seed,
+            check,
+            ignore,
             command,
-        }) => run(&tables, &record, front, command),
+        }) => run(
+            (&tables, &record),
+            front,
+            (clock, seed),
+            check.then_some(ignore),
+            command,
+        ),
+        Some(Action::Clock {
+            action,
+            json,
+            socket,
+        }) => clock::run(action.as_ref(), json, &socket),
         Some(Action::Env { socket }) => environment(&socket),
         Some(Action::Doctor { json }) => examine(json),
+        Some(Action::Check { wanted }) => Ok(check::run(&wanted)),
         Some(Action::Stat {
             json,
             prometheus,
@@ -106,10 +131,13 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
+/// Runs a command. `accepted` are the kinds of findings that are no reason to complain at the end, if
+/// somebody looks at all.
 fn run(
-    tables: &TableOptions,
-    record: &RecordOptions,
+    (tables, record): (&TableOptions, &RecordOptions),
     front: Front,
+    (clock, seed): (Option<Timekeeping>, Option<u64>),
+    accepted: Option<Vec<Kind>>,
     command: Vec<OsString>,
 ) -> Result<ExitCode> {
     let Some(name) = command.first() else {
@@ -119,6 +147,13 @@ fn run(
     log::start(wanted.as_deref().unwrap_or("warn"), log::Format::Text)?;
     let mut config = Config::default();
     tables.apply(&mut config);
+    let clock = match clock::chosen(clock) {
+        Ok(clock) => clock,
+        Err(error) => {
+            eprintln!("xfrmd: {error}");
+            return Ok(2.into());
+        }
+    };
     let checked = program::find(name, variable("PATH"))
         .and_then(|program| program::check(&program, front).map(|reach| (program, reach)));
     let (program, reach) = match checked {
@@ -130,15 +165,20 @@ fn run(
     };
     let code = command::run(Run {
         settings: Settings {
+            randomness: seed.map_or(Source::Host, Source::Seed),
             record: record.create()?,
             ..settings(&config)
         },
+        clock,
         front,
         program,
         reach,
         command,
         temporary: variable("TMPDIR").map(PathBuf::from),
         preload: variable("LD_PRELOAD"),
+        at_end: accepted.map(|accepted| -> AtEnd {
+            Box::new(move |address| check::at_end(address, &accepted))
+        }),
     })?;
     Ok(code.into())
 }

@@ -8,8 +8,14 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use dataplane::Profile;
 
+use xfrmd::check::Kind;
+
+use super::check;
+use super::clock::ClockAction;
+use crate::attach::Capture;
 use crate::capture;
 use crate::config::{self, Config};
+use crate::driver::clock::Timekeeping;
 use crate::driver::recorder::RecordTo;
 use crate::driver::seccomp::Front;
 use crate::explain::Question;
@@ -41,9 +47,37 @@ pub(super) enum Action {
         /// around them (static programs, Go), or by whichever fits each.
         #[arg(long, value_name = "FRONT", default_value = "auto")]
         front: Front,
+        /// What time it is for the command and its instance: the host's, a clock that stands until `xfrmd clock`
+        /// moves it, or one that jumps to the next timer whenever everything is idle
+        /// [default: $XFRMD_CLOCK, or real].
+        #[arg(long, value_name = "CLOCK")]
+        clock: Option<Timekeeping>,
+        /// Random numbers of the instance come from this seed, so that runs are alike. For tests only: what is
+        /// encrypted so is not secret.
+        #[arg(long, value_name = "NUMBER")]
+        seed: Option<u64>,
+        /// Tells what the command has left behind when it has ended; exit code 1 if it was
+        /// something and the command itself had 0.
+        #[arg(long)]
+        check: bool,
+        /// What --check accepts; may be given several times.
+        #[arg(long, value_name = "KIND", requires = "check")]
+        ignore: Vec<Kind>,
         /// The command and its arguments.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
+    },
+    /// Shows or moves the virtual clock of a run: xfrmd run --clock virtual -- COMMAND.
+    ///
+    /// Called inside the run, or outside with its --socket. Exit code 2 for what can never come true.
+    Clock {
+        #[command(subcommand)]
+        action: Option<ClockAction>,
+        /// As JSON.
+        #[arg(short, long, global = true)]
+        json: bool,
+        #[command(flatten)]
+        socket: SocketOption,
     },
     /// Prints what a shell must set to use a running daemon: eval "$(xfrmd env)".
     Env {
@@ -81,6 +115,14 @@ pub(super) enum Action {
         wanted: capture::Wanted,
         #[command(flatten)]
         socket: SocketOption,
+    },
+    /// Looks for what is wrong with SAs and policies: orphans, leaks, weak algorithms, shadows.
+    ///
+    /// Of all network namespaces of the daemon. The exit code is 1 if something was found, so that it
+    /// can be a gate in CI, and 2 if nothing could be looked at.
+    Check {
+        #[command(flatten)]
+        wanted: check::Wanted,
     },
     /// Prints counters and table sizes of a running daemon.
     Stat {
@@ -230,6 +272,10 @@ pub(super) struct TableOptions {
     /// say. Needs CAP_NET_ADMIN and CAP_NET_RAW in the network namespace, and /dev/net/tun.
     #[arg(long)]
     packets: bool,
+    /// By what the host picks packets: nf_tables, or rules and routes, by which less can be said
+    /// [default: auto].
+    #[arg(long, value_name = "HOW", value_enum)]
+    capture: Option<Capture>,
     /// Most connections of client processes [default: 16384].
     #[arg(long, value_name = "COUNT")]
     max_clients: Option<usize>,
@@ -249,6 +295,7 @@ impl TableOptions {
         put(&mut config.limits.max_policies, &self.max_policies);
         put(&mut config.max_clients, &self.max_clients);
         config.packets |= self.packets;
+        put(&mut config.capture, &self.capture);
     }
 }
 

@@ -18,7 +18,7 @@ use xfrm_proto::uapi::UserSaInfo;
 use zerocopy::IntoBytes;
 
 use super::{Finding, For, State};
-use crate::attach::{self, netlink};
+use crate::attach::{self, Capture, netlink};
 use crate::driver::seccomp::Front;
 use crate::driver::seccomp::filter::Handover;
 use crate::driver::{client, command, host};
@@ -122,6 +122,19 @@ pub(super) fn here() -> Vec<Finding> {
             remedy,
         ),
     }));
+    let need = attach::nf_tables();
+    findings.push(match need.missing {
+        None => found(need.name, For::Else, need.meaning),
+        Some((error, remedy)) => missing(
+            need.name,
+            For::Else,
+            format!(
+                "{}: {error}; rules and routes in its place, which know prefixes and protocols",
+                need.meaning
+            ),
+            remedy,
+        ),
+    });
     findings.push(capability(
         "CAP_SYS_ADMIN",
         21,
@@ -261,22 +274,20 @@ pub(super) fn elsewhere(here: &[Finding]) -> Vec<Finding> {
         ];
     }
     let lacks = |it: &Finding| it.wanted_for == For::Packets && it.state != State::Found;
-    let capture = match attach::try_out() {
-        Ok(()) => found(
-            "capture",
-            For::Packets,
-            "TUN device, policy routes and nf_tables, tried together",
-        ),
+    let needs = "TUN device, policy routes and nf_tables, tried together";
+    let capture = match attach::try_out(Capture::NfTables) {
+        Ok(()) => found("capture", For::Packets, needs),
         Err(error) if here.iter().any(lacks) => Finding {
             name: "capture",
             wanted_for: For::Packets,
             state: State::Unknown,
             detail: format!("not without what is missing above: {error}"),
         },
-        Err(error) => missing(
+        Err(error) => tried(
             "capture",
             For::Packets,
-            format!("TUN device, policy routes and nf_tables, tried together: {error}"),
+            attach::try_out(Capture::Routes),
+            &format!("TUN device and policy routes, because without nf_tables ({error})"),
             "modprobe -a tun nf_tables nft_socket; a kernel with CONFIG_NF_TABLES_INET, \
              CONFIG_NFT_SOCKET, CONFIG_IP_MULTIPLE_TABLES and CONFIG_IPV6_MULTIPLE_TABLES",
         ),

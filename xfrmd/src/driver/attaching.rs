@@ -1,8 +1,10 @@
-//! Namespaces that packets are carried for: attached while they have policies.
+//! Namespaces that packets are carried for: attached while they have policies or SAs.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use dataplane::io::bulk::Bulk;
 use dataplane::io::udp_encap;
@@ -14,15 +16,18 @@ use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt, socko
 use xfrmd::emulator::{Inputs, NetnsId};
 
 use super::connection::{Connection, Reply};
-use super::keeper::Role;
+use super::keeper::{self, Role};
 use super::namespace::{self, Home};
 use super::observe::Observed;
 use super::own_sockets::Own;
-use super::packets::{PacketThreads, Sockets};
-use super::recorder::Recorder;
-use super::{Daemon, clock, host};
+use super::packets::{Left, PacketThreads, Sockets, Ties};
+use super::{Daemon, host};
 use crate::attach::{Attachment, BYPASS, Change, Devices, EncapSocket, OwnSocket};
 use xfrm_proto::control::{Answer, Socket};
+
+/// How long a packet thread may take to close a socket.
+const MOST_LOOKS: usize = 500;
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A namespace whose policies are followed.
 #[derive(Default)]
@@ -31,6 +36,8 @@ pub(super) struct Followed {
     threads: Option<PacketThreads>,
     /// The namespace while it is attached; none for the daemon's own.
     namespace: Option<OwnedFd>,
+    /// Sockets of a daemon before us.
+    left: Left,
     /// What the host's packet filter had dropped when it was asked last.
     dropped: Vec<(Counter, u64)>,
     /// A failure has been told.
@@ -70,11 +77,17 @@ impl Followed {
     /// Starts carrying packets, once the host sends them.
     fn start(&mut self, daemon: &Carrier<'_>, devices: Devices) -> io::Result<()> {
         let mut sockets = None;
+        let mut left = std::mem::take(&mut self.left);
         inside(daemon.home, self.namespace.as_ref(), &mut || {
-            sockets = Some(Sockets::open()?);
+            sockets = Some(Sockets::open(&mut left)?);
             Ok(())
         })?;
         let sockets = sockets.ok_or(io::ErrorKind::Other)?;
+        if let Some(keeper) = daemon.keeper {
+            for (role, fd) in sockets.held() {
+                keeper.hold(daemon.cookie, role, fd);
+            }
+        }
         let encap = self.encap_sockets();
         let threads = PacketThreads::start(
             daemon.id,
@@ -82,9 +95,8 @@ impl Followed {
             devices,
             sockets,
             encap,
-            &daemon.line,
+            &daemon.ties,
             &self.observed,
-            daemon.recorder.map(Recorder::reel),
         )?;
         self.threads = Some(threads);
         self.tell_own();
@@ -104,10 +116,16 @@ impl Followed {
         }
     }
 
-    /// Goes on with a namespace and a device that others have left.
-    pub(super) fn take_over(&mut self, namespace: Option<OwnedFd>, tun: Option<OwnedFd>) {
-        self.namespace = namespace;
-        self.attachment.take_over(tun);
+    /// Protected packets that have come or gone.
+    pub(super) fn packets(&self) -> u64 {
+        self.observed.received.packets() + self.observed.sent.packets()
+    }
+
+    /// Goes on with a namespace, a device and sockets that others have left.
+    pub(super) fn take_over(&mut self, mut left: Left) {
+        self.namespace = left.remove(&Role::Followed);
+        self.attachment.take_over(left.remove(&Role::Tun));
+        self.left = left;
     }
 
     /// Tells the threads where ESP in UDP comes to.
@@ -116,6 +134,30 @@ impl Followed {
         if let Some(threads) = &self.threads {
             threads.set_encap_sockets(sockets, bulk);
         }
+    }
+
+    /// Lets go of what stands beside a socket that must have been closed, since there is another one
+    /// in its place.
+    fn forget_closed(&mut self, address: SocketAddr, key: SocketKey) {
+        let is_closed = |it: &mut Encap| {
+            let bulk = it.bulk.as_ref().map(|bulk| bulk.address());
+            bulk == Some(address) && it.socket.key != key
+        };
+        let closed: Vec<Encap> = self.encap.extract_if(.., is_closed).collect();
+        if closed.is_empty() {
+            return;
+        }
+        self.tell_ports();
+        let ours = closed.into_iter().filter_map(|it| it.bulk);
+        let left: Vec<Weak<Bulk>> = ours.map(|bulk| Arc::downgrade(&bulk)).collect();
+        // Two that share a port with the same owner would get each other's packets.
+        for _ in 0..MOST_LOOKS {
+            if left.iter().all(|bulk| bulk.strong_count() == 0) {
+                return;
+            }
+            std::thread::sleep(LOOK);
+        }
+        tracing::warn!(%address, "packet threads take long to close a socket");
     }
 
     /// Counts what the host's packet filter has dropped since the last time.
@@ -173,8 +215,10 @@ struct Carrier<'a> {
     id: NetnsId,
     home: &'a Home,
     netns: Arc<std::sync::RwLock<dataplane::Netns>>,
-    line: super::packets::Line,
-    recorder: Option<&'a Recorder>,
+    ties: Ties,
+    /// Who holds the sockets, and by which number of the namespace.
+    keeper: Option<&'a keeper::Line>,
+    cookie: u64,
 }
 
 impl Daemon {
@@ -196,6 +240,7 @@ impl Daemon {
             let touched = netns.spd.take_touched();
             let defaults = followed.attachment.set_defaults(netns.spd.defaults());
             let attachment = &mut followed.attachment;
+            attachment.set_sas(!netns.sad.is_empty());
             let differs = attachment.is_wanted() != attachment.is_attached();
             if touched.is_empty() && !defaults && !differs && !attachment.has_own_changes() {
                 return;
@@ -232,13 +277,19 @@ impl Daemon {
         let namespace = followed.namespace.as_ref();
         let changed = followed
             .attachment
-            .apply(|work| inside(home, namespace, work));
+            .apply(self.settings.capture, |work| inside(home, namespace, work));
         let carrier = Carrier {
             id,
             home,
             netns,
-            line: inquiries.line(),
-            recorder: self.recorder.as_ref(),
+            ties: Ties {
+                line: inquiries.line(),
+                clock: self.clock.clone(),
+                randomness: self.settings.randomness,
+                reel: self.recorder.as_ref().map(|it| Arc::clone(it.reel())),
+            },
+            keeper: self.line.as_ref(),
+            cookie: instance.netns,
         };
         let result = match changed {
             Ok(Change::Same) => Ok(()),
@@ -262,8 +313,9 @@ impl Daemon {
                 followed.namespace = None;
                 followed.dropped.clear();
                 if let Some(line) = &self.line {
-                    line.release(instance.netns, Role::Tun);
-                    line.release(instance.netns, Role::Followed);
+                    for role in Role::CARRYING {
+                        line.release(instance.netns, role);
+                    }
                 }
                 Ok(())
             }
@@ -294,7 +346,7 @@ impl Daemon {
         };
         for (asked, requests) in inquiries.take() {
             let inputs = Inputs {
-                now: clock::now(),
+                now: self.clock.now(),
                 entropy: &mut self.entropy,
             };
             self.emulator.handle_requests(inputs, asked, requests);
@@ -305,7 +357,7 @@ impl Daemon {
 
     /// Gives packets back that have waited, for SAs or in them.
     pub(super) fn release_held(&mut self) {
-        let now = clock::boot();
+        let now = self.clock.now().boot;
         for (&id, followed) in &self.following {
             let Some(threads) = &followed.threads else {
                 continue;
@@ -378,7 +430,10 @@ impl Daemon {
         if encap {
             let taken = take_encap(&fd);
             match taken {
-                Ok(port) => {
+                Ok(address) => {
+                    let port = address.port();
+                    let followed = self.following.entry(entered.id).or_default();
+                    followed.forget_closed(address, key);
                     let bulk = self.bulk_beside(entered.id, key, &fd);
                     let followed = self.following.entry(entered.id).or_default();
                     followed.encap.push(Encap {
@@ -453,8 +508,9 @@ impl Daemon {
         followed.namespace = None;
         followed.dropped.clear();
         if let (Some(line), Some(instance)) = (&self.line, self.instances.get(&id)) {
-            line.release(instance.netns, Role::Tun);
-            line.release(instance.netns, Role::Followed);
+            for role in Role::CARRYING {
+                line.release(instance.netns, role);
+            }
         }
         false
     }
@@ -474,20 +530,20 @@ impl Daemon {
     }
 }
 
-/// Takes ESP out of what a UDP socket receives; its port.
-fn take_encap(fd: &OwnedFd) -> io::Result<u16> {
+/// Takes ESP out of what a UDP socket receives; where it is bound.
+fn take_encap(fd: &OwnedFd) -> io::Result<SocketAddr> {
     if getsockopt(fd, sockopt::SockType)? != SockType::Datagram {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let address: SockaddrStorage = getsockname(fd.as_raw_fd())?;
-    let port = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-        (Some(v4), _) => v4.port(),
-        (_, Some(v6)) => v6.port(),
-        _ => 0,
+    let address: Option<SocketAddr> = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+        (Some(v4), _) => Some((v4.ip(), v4.port()).into()),
+        (_, Some(v6)) => Some((v6.ip(), v6.port()).into()),
+        _ => None,
     };
-    if port == 0 {
+    let Some(address) = address.filter(|address| address.port() != 0) else {
         return Err(io::Error::other("it has no port yet"));
-    }
+    };
     udp_encap::filter_owner(fd)?;
-    Ok(port)
+    Ok(address)
 }

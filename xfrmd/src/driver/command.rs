@@ -18,12 +18,16 @@ use std::sync::Arc;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
 use nix::sys::signal::{SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, getppid, getuid};
+use xfrm_proto::clock::ENV_CLOCK;
 use xfrm_proto::control::{Address, ENV_CONTROL, Secret};
 
+use super::clock::page::OwnPage;
+use super::clock::{Clock, Timekeeping};
 use super::keeper::{self, Inheritance};
 use super::program::Reach;
 use super::seccomp::Front;
@@ -34,6 +38,8 @@ use super::{Daemon, Owner, Settings, host, listener};
 
 /// The shim, as it was built with this program.
 static SHIM: &[u8] = include_bytes!(env!("XFRM_SHIM"));
+/// The same with what a virtual clock needs, so that without one nothing is in the way of anything.
+static TIMED_SHIM: &[u8] = include_bytes!(env!("XFRM_TIMED_SHIM"));
 /// Its file name, by which we know it among other preloaded libraries.
 pub(crate) const SHIM_NAME: &str = "libxfrm_shim.so";
 
@@ -128,6 +134,10 @@ pub(crate) fn is_executable(directory: &Path) -> bool {
 
 /// Writes the shim into a directory from which programs can load it.
 pub(crate) fn install_shim(directory: &Path) -> io::Result<PathBuf> {
+    install(directory, SHIM)
+}
+
+fn install(directory: &Path, shim: &[u8]) -> io::Result<PathBuf> {
     if !is_executable(directory) {
         return Err(io::Error::other("mounted noexec"));
     }
@@ -139,7 +149,7 @@ pub(crate) fn install_shim(directory: &Path) -> io::Result<PathBuf> {
         .truncate(true)
         .mode(0o755)
         .open(&fresh)?;
-    file.write_all(SHIM)?;
+    file.write_all(shim)?;
     std::fs::rename(&fresh, &path)?;
     Ok(path)
 }
@@ -159,10 +169,15 @@ pub(crate) fn preload(shim: &Path, before: Option<OsString>) -> OsString {
     value
 }
 
+/// Looks at the instance when its command has ended, and gives an exit code for what it sees.
+pub(crate) type AtEnd = Box<dyn FnOnce(&Address<'_>) -> u8>;
+
 /// What `xfrmd run` is given.
 pub(crate) struct Run {
     /// Settings but for the owner.
     pub(crate) settings: Settings,
+    /// What time it is.
+    pub(crate) clock: Timekeeping,
     /// How programs reach the instance.
     pub(crate) front: Front,
     /// The program's file.
@@ -175,6 +190,8 @@ pub(crate) struct Run {
     pub(crate) temporary: Option<PathBuf>,
     /// `LD_PRELOAD`.
     pub(crate) preload: Option<OsString>,
+    /// What is done before the instance ends.
+    pub(crate) at_end: Option<AtEnd>,
 }
 
 /// Runs a command; its exit code.
@@ -182,7 +199,10 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
     let signals: Vec<Signal> = FORWARDED.into_iter().chain([Signal::SIGCHLD]).collect();
     let signals = Signals::block(&signals)?;
     let directory = PrivateDirectory::new(run.temporary)?;
-    let shim = install_shim(&directory.path)?;
+    let shim = match run.clock {
+        Timekeeping::Real => install_shim(&directory.path)?,
+        Timekeeping::Virtual | Timekeeping::Auto => install(&directory.path, TIMED_SHIM)?,
+    };
     let mut random = [0; 32];
     host::random(&mut random);
     let (token, proof) = random.split_at(16);
@@ -207,6 +227,8 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
             uid: getuid().as_raw(),
             secret,
         },
+        clock: clock(run.clock)?,
+        root: std::process::id(),
         ..run.settings
     };
     // Before this process has a second thread.
@@ -227,6 +249,11 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
         command.arg0(name).args(arguments);
     }
     command.env(ENV_CONTROL, address.to_string());
+    match run.clock {
+        Timekeeping::Real => command.env_remove(ENV_CLOCK),
+        Timekeeping::Virtual => command.env(ENV_CLOCK, "virtual"),
+        Timekeeping::Auto => command.env(ENV_CLOCK, "auto"),
+    };
     if run.front.preloads() {
         command.env("LD_PRELOAD", preload(&shim, run.preload));
     }
@@ -266,14 +293,18 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
     let status = loop {
         let mut fds = [PollFd::new(signals.fd().as_fd(), PollFlags::POLLIN)];
         let _ = poll(&mut fds, PollTimeout::NONE);
-        if let ControlFlow::Break(status) = pass_on(&signals, &mut child) {
+        if let ControlFlow::Break(status) = pass_on(&signals, &mut child, daemon) {
             break status;
         }
     };
+    let seen = run.at_end.map_or(0, |look| look(&address));
     // It withdraws what it has done to the host.
     let _ = kill(daemon, Signal::SIGTERM);
     let _ = waitpid(daemon, None);
-    Ok(exit_code(status))
+    Ok(match exit_code(status) {
+        0 => seen,
+        code => code,
+    })
 }
 
 /// The daemon itself, until its keeper ends it.
@@ -293,11 +324,36 @@ fn serve(mut daemon: Daemon, inheritance: Inheritance) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-fn pass_on(signals: &Signals, child: &mut Child) -> ControlFlow<ExitStatus> {
+/// The clock that was chosen; of a virtual one this process learns of all that runs by it.
+fn clock(chosen: Timekeeping) -> io::Result<Clock> {
+    if chosen == Timekeeping::Real {
+        return Ok(Clock::default());
+    }
+    prctl::set_child_subreaper(true)?;
+    let page = OwnPage::new()?;
+    page.set_moves_by_itself(chosen == Timekeeping::Auto);
+    Ok(Clock::of_page(Arc::new(page)))
+}
+
+/// Buries what was adopted: descendants whose parents have ended.
+fn bury(children: [Pid; 2]) {
+    let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    while let Ok(status) = waitid(Id::All, ended)
+        && let Some(pid) = status.pid()
+        && !children.contains(&pid)
+    {
+        let _ = waitpid(pid, None);
+    }
+}
+
+fn pass_on(signals: &Signals, child: &mut Child, daemon: Pid) -> ControlFlow<ExitStatus> {
     while let Some(arrived) = signals.next() {
         if arrived.signal == Signal::SIGCHLD {
             if let Ok(Some(status)) = child.try_wait() {
                 return ControlFlow::Break(status);
+            }
+            if let Ok(pid) = i32::try_from(child.id()) {
+                bury([Pid::from_raw(pid), daemon]);
             }
         } else if arrived.sent
             && let Ok(pid) = i32::try_from(child.id())

@@ -21,7 +21,7 @@ use super::client::Inside;
 use super::files::WriteError;
 use super::privilege::Credentials;
 pub(super) use super::reply::Reply;
-use super::{Daemon, Owner, Source, clock, host};
+use super::{Daemon, Owner, Source, host};
 
 /// Sockets that a client without privileges can show before it must show them again.
 const MOST_PROVEN: usize = 256;
@@ -32,6 +32,8 @@ const INSIDE_SECONDS: i64 = 10;
 pub(super) struct Connection {
     /// A number that no other has had.
     pub(super) id: u64,
+    /// Its place among those that there are.
+    index: usize,
     fd: OwnedFd,
     /// Who is at the other end.
     pub(super) peer: Credentials,
@@ -167,6 +169,7 @@ impl Daemon {
         };
         let connection = Connection {
             id,
+            index,
             fd,
             peer: Credentials {
                 pid: peer.pid(),
@@ -237,6 +240,7 @@ impl Daemon {
             Reply::Descriptor(passed) => {
                 host::send_frame(fd, &Answer::default().encode(), &[0], Some(passed.as_fd()))
             }
+            Reply::Nothing => Ok(()),
             Reply::HangUp => return Turn::Over,
         };
         if sent.is_ok() {
@@ -309,9 +313,22 @@ impl Daemon {
                 self.socket_policy(connection, socket, (family, option_family), value)
             }
             Request::Show { socket, encap } => self.show(connection, socket, encap, fds),
-            Request::Stat => Reply::document(&self.statistics().to_string()),
+            Request::Stat => Reply::document(self.statistics().to_string()),
             Request::Explain { netns } => self.explain(connection, netns, payload),
             Request::Capture { netns } => self.capture(connection, netns, payload),
+            Request::Clock => self.clock_page(),
+            Request::Word => Reply::Answer(Answer {
+                first: u32::try_from(connection.index).unwrap_or(u32::MAX),
+                ..Answer::default()
+            }),
+            Request::Wait { due } => self.clock_wait(connection, Some(due)),
+            Request::Unwait => self.clock_wait(connection, None),
+            Request::Timer { set } => self.clock_timer(connection, set, payload, fds),
+            Request::Move => match self.order_clock(connection.id, payload) {
+                Some(said) => Reply::document(said.to_string()),
+                None => Reply::Nothing,
+            },
+            Request::Snapshot { netns } => self.snapshot(connection, netns),
             Request::Speaker { port } => match self.speaks_from(port) {
                 true => Reply::Answer(Answer::default()),
                 false => Reply::error(libc::ENOENT),
@@ -403,7 +420,7 @@ impl Daemon {
         }
         let number = |family: u32| u16::try_from(family).unwrap_or(u16::MAX);
         let result = self.emulator.set_socket_policy(
-            clock::now(),
+            self.clock.now(),
             entered.id,
             SocketKey(socket.cookie),
             number(family),
@@ -430,7 +447,7 @@ impl Daemon {
             if !self.may_forget(id, socket) {
                 continue;
             }
-            let now = clock::now();
+            let now = self.clock.now();
             // Taking policies away does not fail.
             let _ = self.emulator.set_socket_policy(now, id, socket, 0, 0, None);
             self.keep_driver(id);
@@ -440,8 +457,25 @@ impl Daemon {
         }
     }
 
+    /// Whether that is the connection with a number.
+    pub(super) fn is_connection(connection: &Option<Connection>, id: u64) -> bool {
+        connection.as_ref().is_some_and(|it| it.id == id)
+    }
+
+    /// Sends a client an answer that it has been waiting for.
+    pub(super) fn say(&self, index: usize, content: &[u8]) {
+        if let Some(Some(connection)) = self.connections.get(index) {
+            let fd = connection.fd.as_fd();
+            // Of one that is gone the end will be heard.
+            let _ = host::send_frame(fd, &Answer::default().encode(), content, None);
+        }
+    }
+
     /// Forgets a client, and what only it needed.
     fn end_connection(&mut self, connection: Connection) {
+        if let Some(motion) = &mut self.motion {
+            motion.forget(connection.id);
+        }
         self.end_belongings(connection.id, &connection.policies);
         for entered in &connection.entered {
             let Some(instance) = self.instances.get(&entered.id) else {

@@ -24,7 +24,7 @@ impl Daemon {
         if let Some(entered) = known {
             // The owner of a private instance is always privileged.
             if !self.is_owner(connection.peer) {
-                let now = clock::boot().0;
+                let now = clock::uptime().0;
                 if now.saturating_sub(entered.checked_at) > PRIVILEGE_AGE {
                     let instance = self.instances.get(&entered.id)?;
                     entered.privileged = self.is_privileged(connection.peer, instance);
@@ -42,7 +42,7 @@ impl Daemon {
             netns,
             id,
             privileged: self.is_privileged(connection.peer, instance),
-            checked_at: clock::boot().0,
+            checked_at: clock::uptime().0,
         };
         connection.entered.push(entered);
         Some(entered)

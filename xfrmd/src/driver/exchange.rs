@@ -12,9 +12,9 @@ use xfrm_proto::control::{Answer, Socket};
 use xfrm_proto::extack::AckOptions;
 use xfrmd::emulator::{Inputs, NetnsId, Peer};
 
+use super::Daemon;
 use super::connection::{Connection, Entered};
 use super::reply::Reply;
-use super::{Daemon, clock};
 
 /// The largest datagram that comes as a file.
 const LARGEST_DATAGRAM: u64 = 64 << 20;
@@ -81,7 +81,7 @@ impl Daemon {
         }
         let peer = self.peer(entered, &socket);
         let inputs = Inputs {
-            now: clock::now(),
+            now: self.clock.now(),
             entropy: &mut self.entropy,
         };
         self.emulator.handle_datagram(inputs, peer, datagram);

@@ -20,7 +20,6 @@ use serde_json::{Value, json};
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{Address, XfrmId};
 
-use super::clock::{self, HostEntropy};
 use super::connection::{Connection, Reply};
 use super::{Daemon, Owner};
 use crate::attach::HostRoutes;
@@ -43,7 +42,7 @@ impl Daemon {
             return Reply::error(libc::EINVAL);
         };
         match self.answer(netns, &question) {
-            Ok(answer) => Reply::document(&answer.to_string()),
+            Ok(answer) => Reply::document(answer.to_string()),
             Err(error) => Reply::error(error.raw_os_error().unwrap_or(libc::EINVAL)),
         }
     }
@@ -72,7 +71,7 @@ impl Daemon {
         let asked = Question::read(question).ok_or_else(invalid)?;
         let mut packet = PacketBuf::with_capacity(MAX_PACKET);
         packet.fill(&asked.packet);
-        let mut worker = Worker::new(0, Box::new(HostEntropy::default()));
+        let mut worker = Worker::new(0, Box::new(self.settings.randomness.stream(u64::MAX)));
         let explanation = if asked.leaves {
             let mobility = netns.profile.decodes_mobility;
             let mut flow = Flow::of_packet(&packet, asked.mark, 0, mobility).ok_or_else(invalid)?;
@@ -98,7 +97,7 @@ impl Daemon {
                 if_id: asked.if_id,
                 ..InputMeta::default()
             };
-            worker.explain_input(&netns, clock::now(), &mut packet, &mut meta, &routes)
+            worker.explain_input(&netns, self.clock.now(), &mut packet, &mut meta, &routes)
         };
         Ok(described(&explanation))
     }

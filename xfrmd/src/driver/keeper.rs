@@ -49,15 +49,45 @@ pub(crate) enum Role {
     Event = 3,
     /// The device.
     Tun = 4,
+    /// Sockets that protected packets come to, by protocol and IP.
+    Esp = 5,
+    EspV6 = 6,
+    Ah = 7,
+    AhV6 = 8,
+    Comp = 9,
+    CompV6 = 10,
+    Udp = 11,
+    UdpV6 = 12,
 }
 
 impl Role {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Namespace,
         Self::Followed,
         Self::Reply,
         Self::Event,
         Self::Tun,
+        Self::Esp,
+        Self::EspV6,
+        Self::Ah,
+        Self::AhV6,
+        Self::Comp,
+        Self::CompV6,
+        Self::Udp,
+        Self::UdpV6,
+    ];
+    /// What is there while packets are carried.
+    pub(crate) const CARRYING: [Self; 10] = [
+        Self::Followed,
+        Self::Tun,
+        Self::Esp,
+        Self::EspV6,
+        Self::Ah,
+        Self::AhV6,
+        Self::Comp,
+        Self::CompV6,
+        Self::Udp,
+        Self::UdpV6,
     ];
 }
 
@@ -265,7 +295,7 @@ impl Keeper<'_> {
     fn start_again(&mut self, daemon: &Running, signal: Signal) -> Option<Running> {
         // What it had said before it was killed.
         self.listen(&daemon.line);
-        let now = clock::boot().0;
+        let now = clock::uptime().0;
         self.deaths.retain(|then| now - then < TOO_SOON);
         self.deaths.push(now);
         if self.deaths.len() > MOST_DEATHS {

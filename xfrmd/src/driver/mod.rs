@@ -16,16 +16,17 @@
 //! * [`privilege`]: who may configure.
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
 //! * [`observe`]: how many packets there are, and captures of them; [`recorder`]: everything, into a file.
+//! * [`clock`]: what time it is; how a virtual clock moves.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
 //! * [`command`], [`program`], [`seccomp`]: `xfrmd run`.
 //! * [`explain`]: what would become of a packet.
 //! * [`service`]: what a service manager gives us and is told.
-//! * [`client`]: `xfrmd stat`, `explain` and `env`.
+//! * [`client`]: `xfrmd stat`, `check`, `explain` and `env`.
 
 mod attaching;
 pub(crate) mod client;
-mod clock;
+pub(crate) mod clock;
 pub(crate) mod command;
 mod connection;
 mod entry;
@@ -58,7 +59,7 @@ use std::path::PathBuf;
 
 use dataplane::netns::Limits;
 use dataplane::spd::SocketKey;
-use dataplane::{BootNanos, Profile};
+use dataplane::{BootNanos, Profile, WallSecs};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use nix::errno::Errno;
@@ -68,8 +69,11 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use xfrm_proto::control::{LARGEST_FRAME, Secret};
 use xfrmd::emulator::{Destination, Emulator, Inputs, NetnsId};
 
+use crate::attach::Capture;
 use attaching::Following;
-use clock::HostEntropy;
+use clock::Clock;
+use clock::motion::Motion;
+use clock::randomness::{Randomness, Source as RandomSource};
 use connection::Connection;
 use files::Writer;
 use instance::{Delivery, Instance};
@@ -84,6 +88,11 @@ const LINGER: u64 = 2_000_000_000;
 const CLOSED_LOOK: u64 = 200_000_000;
 /// How often we try to tell members that they lost events.
 const OVERRUN_RETRY: u64 = 20_000_000;
+
+/// The second that it is on the host.
+pub(crate) fn wall_clock() -> WallSecs {
+    clock::Clock::default().now().real
+}
 
 /// Whose daemon this is.
 #[derive(Clone, Copy, Debug)]
@@ -112,10 +121,18 @@ pub(crate) struct Settings {
     pub(crate) owner: Owner,
     /// Whether packets are carried, not only requests answered.
     pub(crate) packets: bool,
+    /// By what the host picks them.
+    pub(crate) capture: Capture,
     /// Where clients load the shim from.
     pub(crate) shim: Option<PathBuf>,
     /// Where everything is recorded.
     pub(crate) record: Option<RecordTo>,
+    /// What time it is.
+    pub(crate) clock: Clock,
+    /// The first process of a run whose clock is virtual.
+    pub(crate) root: u32,
+    /// Where random numbers come from.
+    pub(crate) randomness: RandomSource,
 }
 
 /// What an epoll event is about; the upper half of its data, the index is the lower.
@@ -157,7 +174,10 @@ impl Source {
 pub(crate) struct Daemon {
     settings: Settings,
     emulator: Emulator,
-    entropy: HostEntropy,
+    clock: Clock,
+    /// What moves a virtual clock.
+    motion: Option<Motion>,
+    entropy: Randomness,
     home: Home,
     watch: Option<Watch>,
     epoll: Epoll,
@@ -206,14 +226,18 @@ impl Daemon {
         if let Some(watch) = &watch {
             wait(watch.fd(), Source::Namespaces, 0)?;
         }
+        let motion = settings.clock.page().map(|_| Motion::new(settings.root));
+        let motion = motion.transpose()?;
         let inquiries = settings.packets.then(Inquiries::new).transpose()?;
         if let Some(inquiries) = &inquiries {
             wait(inquiries.fd(), Source::Packets, 0)?;
         }
         Ok(Self {
             emulator: Emulator::new(settings.profile, settings.limits),
+            clock: settings.clock.clone(),
+            motion,
+            entropy: settings.randomness.stream(0),
             settings,
-            entropy: HostEntropy::default(),
             home: Home::here()?,
             watch,
             epoll,
@@ -258,8 +282,9 @@ impl Daemon {
         mut caller: impl FnMut(usize) -> io::Result<ControlFlow<T>>,
     ) -> io::Result<T> {
         let mut events = [EpollEvent::empty(); 64];
+        let mut timeout = EpollTimeout::NONE;
         loop {
-            let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let ready = match self.epoll.wait(&mut events, timeout) {
                 Err(Errno::EINTR) => continue,
                 other => other?,
             };
@@ -281,21 +306,16 @@ impl Daemon {
                     None => {}
                 }
             }
+            if self.motion.is_some() {
+                timeout = self.move_clock(ready);
+            }
         }
     }
 
     fn run_timers(&mut self) {
         let _ = self.timer.wait();
         self.armed = None;
-        self.read_writers();
-        let inputs = Inputs {
-            now: clock::now(),
-            entropy: &mut self.entropy,
-        };
-        self.emulator.handle_timeout(inputs);
-        self.release_held();
-        self.follow_all_policies();
-        self.deliver(None, false);
+        self.run_engine_timers();
         if self.overruns {
             self.overruns = false;
             for instance in self.instances.values_mut() {
@@ -309,11 +329,25 @@ impl Daemon {
         self.arm();
     }
 
+    /// Does what is due by the engine's clock.
+    fn run_engine_timers(&mut self) {
+        self.read_writers();
+        let inputs = Inputs {
+            now: self.clock.now(),
+            entropy: &mut self.entropy,
+        };
+        self.emulator.handle_timeout(inputs);
+        self.release_held();
+        self.follow_all_policies();
+        self.deliver(None, false);
+    }
+
     /// Sets the timer for what comes next, unless it is set for that or earlier.
     fn arm(&mut self) {
-        let mut next = self.emulator.poll_timeout();
+        let next = self.emulator.poll_timeout();
+        let mut next = next.and_then(|at| self.clock.at_uptime(at));
         let mut also = |nanos| {
-            let at = clock::boot().plus_nanos(nanos);
+            let at = clock::uptime().plus_nanos(nanos);
             next = Some(next.map_or(at, |next| next.min(at)));
         };
         if self.overruns {
@@ -360,6 +394,9 @@ impl Daemon {
             let port = match batch.to {
                 Destination::Group(group) => {
                     for bytes in batch.datagrams() {
+                        if let Some(motion) = &mut self.motion {
+                            motion.see(group, bytes);
+                        }
                         self.overruns |= instance.multicast(group, self.native_groups, bytes);
                     }
                     continue;

@@ -54,6 +54,11 @@ impl Tally {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// How many.
+    pub(super) fn packets(&self) -> u64 {
+        self.packets.load(Ordering::Relaxed)
+    }
+
     /// Both, as statistics have them.
     pub(super) fn to_json(&self) -> Value {
         serde_json::json!({

@@ -13,7 +13,7 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use xfrm_proto::consts::XFRM_POLICY_ALLOW;
 use xfrmd::emulator::NetnsId;
 
-use super::{Daemon, clock};
+use super::Daemon;
 use crate::attach::{BYPASS, OWN, OWN_MASK, OwnSocket, STATE_MASK};
 
 /// A socket with policies of its own, and the connection that has shown it.
@@ -106,7 +106,7 @@ impl Daemon {
         followed.tell_own();
         self.follow_policies(id);
         let attached = self.following.get(&id);
-        if attached.is_none_or(|followed| !followed.attachment.is_attached()) {
+        if attached.is_none_or(|followed| !followed.attachment.knows_sockets()) {
             self.forget_own_sockets(|own| own.socket.key == key);
             return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
         }
@@ -137,7 +137,7 @@ impl Daemon {
         for (id, key) in std::mem::take(&mut self.closed) {
             if self.may_forget(id, key) {
                 // Taking policies away does not fail.
-                let now = clock::now();
+                let now = self.clock.now();
                 let _ = self.emulator.set_socket_policy(now, id, key, 0, 0, None);
                 self.forget_own_sockets(|own| own.socket.key == key);
             }

@@ -13,11 +13,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use dataplane::BootNanos;
 use nix::time::{ClockId, clock_gettime};
 use xfrmd::recording::format::{Head, Source};
 use xfrmd::recording::reel::{ControlTape, Reel, Sink};
 
-use super::{Daemon, clock};
+use super::Daemon;
+use super::clock::randomness::Source as RandomSource;
 
 /// Bytes of packets that may wait to be written.
 const MOST_WAITING: usize = 256 << 20;
@@ -84,7 +86,7 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    fn start(to: &RecordTo, head: &Head) -> io::Result<Self> {
+    fn start(to: &RecordTo, head: &Head, boot: BootNanos, nanos: u64) -> io::Result<Self> {
         let (sender, receiver) = channel();
         let waiting = Arc::new(Waiting::default());
         let queue = Queue {
@@ -95,11 +97,8 @@ impl Recorder {
         let writer = std::thread::Builder::new()
             .name("recorder".into())
             .spawn(move || write(&file, &receiver, &waiting))?;
-        let real = clock_gettime(ClockId::CLOCK_REALTIME)?;
-        let nanos = i128::from(real.tv_sec()) * 1_000_000_000 + i128::from(real.tv_nsec());
-        let nanos = u64::try_from(nanos).unwrap_or(0);
         Ok(Self {
-            reel: Reel::begin(head, clock::boot(), nanos, Box::new(queue)),
+            reel: Reel::begin(head, boot, nanos, Box::new(queue)),
             stop: sender,
             writer: Some(writer),
         })
@@ -157,9 +156,22 @@ impl Daemon {
             keys: to.keys,
             program: env!("CARGO_PKG_VERSION").into(),
             limits: self.settings.limits,
-            seed: None,
+            seed: match self.settings.randomness {
+                RandomSource::Host => None,
+                RandomSource::Seed(seed) => Some(seed),
+            },
         };
-        let recorder = Recorder::start(to, &head)?;
+        let now = self.clock.now();
+        let nanos = match self.clock.page() {
+            Some(_) => i128::from(now.real.0) * 1_000_000_000,
+            // As exactly as other captures of this machine have it.
+            None => {
+                let real = clock_gettime(ClockId::CLOCK_REALTIME)?;
+                i128::from(real.tv_sec()) * 1_000_000_000 + i128::from(real.tv_nsec())
+            }
+        };
+        let nanos = u64::try_from(nanos).unwrap_or(0);
+        let recorder = Recorder::start(to, &head, now.boot, nanos)?;
         let tape = ControlTape::new(Arc::clone(recorder.reel()));
         self.emulator.record(Box::new(tape));
         self.recorder = Some(recorder);

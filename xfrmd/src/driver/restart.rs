@@ -140,6 +140,12 @@ impl Daemon {
         self.line = Some(line);
         if generation > 0 {
             self.recall(&found, held).context(left)?;
+            // The numbers from before must not come again, and who waits must tell us so.
+            self.settings.randomness = self.settings.randomness.of_generation(generation);
+            self.entropy = self.settings.randomness.stream(0);
+            if let Some(page) = self.clock.page() {
+                page.wake_all();
+            }
         }
         drop(found);
         self.emulator.keep_on(Box::new(store));
@@ -182,7 +188,8 @@ impl Daemon {
             let listeners = self.listeners_in(&instance).unwrap_or_default();
             instance.find_members(&listeners);
             let followed = self.following.entry(id).or_default();
-            followed.take_over(take(Role::Followed), take(Role::Tun));
+            let left = Role::CARRYING.into_iter();
+            followed.take_over(left.filter_map(|role| Some((role, take(role)?))).collect());
             for &(connection, pid, belonging) in &image.belongings {
                 self.next_connection = self.next_connection.max(connection + 1);
                 let known = |orphan: &Orphan| orphan.connection == connection;

@@ -1,13 +1,14 @@
 //! Numbered datagrams there and back, for as long as a case wants.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::host::{PATIENCE, eventually};
-use crate::namespaces::Namespace;
+use crate::namespaces::{Namespace, inside};
 
 /// What may not be seen on the wire.
 pub(crate) const SECRET: &[u8] = b"attack at dawn, by the river, in clear";
@@ -157,6 +158,37 @@ impl Drop for Flow {
             let _ = thread.join();
         }
     }
+}
+
+/// A TCP connection that carries so many bytes there and back, between the namespaces of two
+/// processes.
+#[track_caller]
+pub(crate) fn transfer(from: u32, to: u32, address: &str, bytes: usize) {
+    let listener = inside(to, || TcpListener::bind(address).unwrap());
+    let target = listener.local_addr().unwrap();
+    let sent: Vec<u8> = SECRET.iter().copied().cycle().take(bytes).collect();
+    let reflect = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::copy(&mut stream.try_clone().unwrap(), &mut stream).unwrap();
+    });
+    let mut stream = inside(from, || {
+        TcpStream::connect_timeout(&target, PATIENCE).unwrap()
+    });
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut reader = stream.try_clone().unwrap();
+    let writer = std::thread::spawn(move || {
+        stream.write_all(&sent).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        sent
+    });
+    let mut got = Vec::new();
+    reader.read_to_end(&mut got).unwrap();
+    assert!(
+        got == writer.join().unwrap(),
+        "{} of {bytes} bytes",
+        got.len()
+    );
+    reflect.join().unwrap();
 }
 
 /// Of this program, started again: answers at an address and some ports from 7000 on, until it is

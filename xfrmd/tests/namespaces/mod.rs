@@ -73,7 +73,7 @@ impl Namespace {
     }
 
     fn path(&self) -> String {
-        format!("/proc/{}/ns/net", self.pid())
+        path(self.pid())
     }
 
     /// A program in it.
@@ -94,14 +94,7 @@ impl Namespace {
 
     /// Does something in it, on a thread of its own.
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let path = self.path();
-        std::thread::scope(|scope| {
-            let entered = scope.spawn(move || {
-                setns(File::open(path).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
-                work()
-            });
-            entered.join().unwrap()
-        })
+        inside(self.pid(), work)
     }
 
     /// The same, and goes on.
@@ -127,6 +120,21 @@ impl Namespace {
     pub(crate) fn xfrmd(&self) -> Shell {
         self.shell(&[XFRMD, "run", "--packets", "--", "sh"])
     }
+}
+
+fn path(pid: u32) -> String {
+    format!("/proc/{pid}/ns/net")
+}
+
+/// Does something in the namespace of a process, on a thread of its own.
+pub(crate) fn inside<T: Send>(pid: u32, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let entered = scope.spawn(move || {
+            setns(File::open(path(pid)).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        entered.join().unwrap()
+    })
 }
 
 /// Joins two namespaces: `v0` here is `v1` there.

@@ -13,6 +13,7 @@
 )]
 
 mod cases;
+mod check;
 mod package;
 mod recordings;
 mod service;
@@ -28,6 +29,8 @@ pub(crate) enum Need {
     Root,
     /// Root, and these programs, of that Debian package.
     Program(&'static str, &'static str),
+    /// Linux 6.1 as a program.
+    Kernel,
 }
 
 impl Need {
@@ -38,6 +41,14 @@ impl Need {
             _ if !root => Some("needs root: run the tests with sudo".into()),
             Self::Program(program, package) if !is_installed(program) => {
                 Some(format!("needs {program}: apt-get install {package}"))
+            }
+            Self::Kernel => {
+                let place = std::env::var_os("REFERENCE_KERNEL_DIR");
+                let place = place.unwrap_or_else(|| "/opt/reference-kernel".into());
+                let there = std::path::Path::new(&place)
+                    .join("oldstable/linux")
+                    .exists();
+                (!there).then(|| "needs Linux 6.1: compat-tests/kernel/install.sh 6.1".into())
             }
             Self::Root | Self::Program(..) => None,
         }
@@ -58,8 +69,9 @@ pub(crate) type Case = (&'static str, Need, fn());
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
-    let trials = cases::CASES
-        .iter()
+    let trials = [cases::CASES, check::CASES]
+        .into_iter()
+        .flatten()
         .map(|&(name, need, body)| {
             let missing = need.missing();
             let name = match &missing {

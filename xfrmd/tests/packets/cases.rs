@@ -21,9 +21,16 @@ pub(crate) static CASES: &[(&str, fn())] = &[
     ("esp_in_udp_on_a_shared_port", || {
         udp_encap(["shares"; 2]);
     }),
-    ("raw_sockets_get_joined_datagrams", || {
-        udp_encap(["shares", ""]);
+    ("esp_in_udp_through_raw_sockets", || {
+        udp_encap(["alone"; 2]);
     }),
+    ("raw_sockets_get_joined_datagrams", || {
+        udp_encap(["", "alone"]);
+    }),
+    (
+        "a_key_manager_is_followed_by_another_one",
+        crate::net::followed,
+    ),
     (
         "a_socket_that_wants_protection_sends_nothing_in_clear",
         socket_policy,
@@ -433,7 +440,7 @@ fn udp_encap([at_a, at_b]: [&'static str; 2]) {
     no_secret(&packets);
     // The virtual link carries as one packet what is sent at once.
     let is_joined = frames.iter().any(|packets| packets.len() > 1);
-    assert_eq!(is_joined, !(at_a.is_empty() && at_b.is_empty()));
+    assert_eq!(is_joined, [at_a, at_b] != ["alone"; 2]);
     // The key managers' own packets pass by all of it, and they see nothing else.
     for (here, there, log) in [(&pair.a, B, log("ike-b")), (&pair.b, A, log("ike-a"))] {
         let client = here.inside(|| udp("0.0.0.0:0"));
@@ -647,6 +654,8 @@ fn nothing_left() {
     pair.transport();
     assert_ne!(state(&pair.a), before);
     pair.xa.sh("ip xfrm policy deleteall");
+    assert_ne!(state(&pair.a), before, "SAs alone take what comes");
+    pair.xa.sh("ip xfrm state deleteall");
     assert_eq!(state(&pair.a), before);
     pair.xa.sh(&format!(
         "ip xfrm policy add dir in src {B} dst {A} action block"

@@ -13,15 +13,19 @@
     reason = "all of this is test code: a panic is a failed test"
 )]
 
+mod arrival;
 mod bulk;
 mod capture;
 mod cases;
 mod defaults;
+mod iptfs;
 #[path = "../namespaces/mod.rs"]
 mod namespaces;
 mod net;
 mod own;
 mod restart;
+mod rootless;
+mod routes;
 mod ways;
 
 use std::process::{Command, ExitCode, Stdio};
@@ -50,11 +54,15 @@ fn main() -> ExitCode {
         }
         Some("key-manager") => {
             let log = arguments.next().unwrap();
-            net::manage_keys(&log, arguments.next().is_some());
+            net::manage_keys(&log, &arguments.next().unwrap_or_default());
             return ExitCode::SUCCESS;
         }
         Some("own") => {
             own::play(&arguments.next().unwrap(), arguments);
+            return ExitCode::SUCCESS;
+        }
+        Some("iptfs") => {
+            iptfs::configure(arguments.next().unwrap().parse().unwrap());
             return ExitCode::SUCCESS;
         }
         Some("protected-sender") => {
@@ -71,6 +79,10 @@ fn main() -> ExitCode {
         .chain(ways::CASES)
         .chain(own::CASES)
         .chain(defaults::CASES)
+        .chain(arrival::CASES)
+        .chain(routes::CASES)
+        .chain(iptfs::CASES)
+        .chain(rootless::CASES)
         .map(|&(name, body)| {
             let name = match missing {
                 Some(reason) if !required => format!("{name} ({reason})"),

@@ -8,11 +8,14 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SetSockOpt, SockFlag, SockType, SockaddrIn, bind, setsockopt, sockopt,
+};
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{UserPolicyInfo, UserTmpl};
 use zerocopy::IntoBytes;
 
+use crate::cases::{A, B, Pair, echo};
 use crate::namespaces::{Namespace, XFRMD};
 
 const IP_XFRM_POLICY: i32 = 17;
@@ -64,15 +67,15 @@ pub(crate) fn send_protected(to: &str) {
 }
 
 /// Of this program, started again: what an IKE daemon does with its socket. All that it gets is
-/// written to a file, until that is `QUIT`. Such as shares its address has a packet thread's
-/// socket beside it.
-pub(crate) fn manage_keys(log: &str, shares: bool) {
+/// written to a file, until that is `QUIT`. It has a packet thread's socket beside it, unless it
+/// shares its port in a way of its own.
+pub(crate) fn manage_keys(log: &str, how: &str) {
     const UDP_ENCAP: i32 = 100;
     const ESPINUDP: i32 = 2;
-    let socket = if shares {
-        bind_shared(4500)
-    } else {
-        UdpSocket::bind("0.0.0.0:4500").unwrap()
+    let socket = match how {
+        "" => UdpSocket::bind("0.0.0.0:4500").unwrap(),
+        "shares" => bind_shared(sockopt::ReuseAddr),
+        _ => bind_shared(sockopt::ReusePort),
     };
     socket
         .set_read_timeout(Some(Duration::from_secs(60)))
@@ -99,13 +102,39 @@ pub(crate) fn manage_keys(log: &str, shares: bool) {
     }
 }
 
-fn bind_shared(port: u16) -> UdpSocket {
+fn bind_shared(how: impl SetSockOpt<Val = bool>) -> UdpSocket {
     let kind = SockType::Datagram;
     let flags = SockFlag::SOCK_CLOEXEC;
     let fd = nix::sys::socket::socket(AddressFamily::Inet, kind, flags, None).unwrap();
-    setsockopt(&fd, sockopt::ReuseAddr, &true).unwrap();
-    bind(fd.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port)).unwrap();
+    setsockopt(&fd, how, &true).unwrap();
+    bind(fd.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 4500)).unwrap();
     fd.into()
+}
+
+/// A key manager without a shared address is followed by another one at once, and by none before.
+pub(crate) fn followed() {
+    let mut pair = Pair::new();
+    let me = std::env::current_exe().unwrap();
+    let log = std::env::temp_dir().join(format!("xfrmd-followed-{}", std::process::id()));
+    let start = format!(
+        "rm -f {log}; {} key-manager {log} > /dev/null 2>&1 < /dev/null & echo $!; \
+         while ! grep -q ready {log} 2> /dev/null; do \
+         kill -0 $! 2> /dev/null || exit 1; sleep 0.01; done",
+        me.display(),
+        log = log.display()
+    );
+    let encap = "encap espinudp 4500 4500 0.0.0.0";
+    pair.sas(&format!("transport {encap}"), A, B);
+    pair.policies("transport", [A, B], [A, B], false);
+    let mut first = pair.xa.sh(&start);
+    pair.xb.sh(&start.replace("-followed-", "-follower-"));
+    for _ in 0..5 {
+        let other = start.replace("-followed-", "-refused-");
+        assert_eq!(pair.xa.try_sh(&other).0, "1", "two on one port");
+        let next = pair.xa.sh(&format!("kill -9 {}; {start}", first.trim()));
+        echo(&pair.a, &pair.b, "0.0.0.0:0", &format!("{B}:0"), 1000);
+        first = next;
+    }
 }
 
 /// As IKE: four zeros in front.

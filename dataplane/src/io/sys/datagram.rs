@@ -8,12 +8,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::{c_int, c_void, sock_filter, sockaddr_in6, sockaddr_storage, socklen_t};
 
-use super::{Ancillary, checked, open, set_mark, set_option, set_room};
+use super::{Ancillary, checked, open, origin, set_mark, set_option, set_room, tell_origin};
 use crate::packet::Family;
+use crate::packet::buffer::Origin;
 
 /// Receptions of one system call; each may be 64 datagrams.
 pub(in crate::io) const RECEPTIONS: usize = 8;
 const SO_ATTACH_REUSEPORT_CBPF: c_int = 51;
+/// Where key managers take ESP in UDP (RFC 3948).
+const NAT_PORT: u16 = 4500;
 const UDP_SEGMENT: c_int = 103;
 const UDP_GRO: c_int = 104;
 const ON: c_int = 1;
@@ -40,6 +43,8 @@ pub(in crate::io) struct Reception {
     pub(in crate::io) segment_bytes: usize,
     /// The header that they share.
     pub(in crate::io) header: Header,
+    /// How they have come.
+    pub(in crate::io) origin: Origin,
 }
 
 fn option(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<c_int> {
@@ -135,22 +140,19 @@ pub(in crate::io) fn bulk_socket(
     let (level, options, probe) = match family {
         Family::V4 => (
             libc::IPPROTO_IP,
-            [libc::IP_PKTINFO, libc::IP_RECVTTL, libc::IP_RECVTOS],
+            [libc::IP_RECVTTL, libc::IP_RECVTOS],
             (libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
         ),
         Family::V6 => {
             set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, &ON)?;
             (
                 libc::IPPROTO_IPV6,
-                [
-                    libc::IPV6_RECVPKTINFO,
-                    libc::IPV6_RECVHOPLIMIT,
-                    libc::IPV6_RECVTCLASS,
-                ],
+                [libc::IPV6_RECVHOPLIMIT, libc::IPV6_RECVTCLASS],
                 (libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
             )
         }
     };
+    tell_origin(fd, family)?;
     for name in options {
         set_option(fd, level, name, &ON)?;
     }
@@ -169,8 +171,9 @@ pub(in crate::io) fn bulk_socket(
 /// A second socket on the owner's port, and the address that both have. `program` says which of
 /// them gets a datagram, 0 for the owner; it sees the payload.
 ///
-/// Only beside an owner that shares its address anyway (`SO_REUSEADDR`), so that another one of
-/// its kind can take over at any time, and that does not share its port in a way of its own.
+/// Only beside an owner that does not share its port in a way of its own. Another one of its kind
+/// must be able to take over at any time: one that shares its address (`SO_REUSEADDR`) can, and at
+/// [`NAT_PORT`] the shim sees to it. The owner itself refuses others as before.
 pub(in crate::io) fn socket_beside(
     owner: BorrowedFd<'_>,
     program: &[sock_filter],
@@ -181,9 +184,11 @@ pub(in crate::io) fn socket_beside(
     let flag = |level, name| option(owner, level, name).map(|value| value != 0);
     let both = address.is_ipv6() && !flag(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)?;
     let shared = flag(libc::SOL_SOCKET, libc::SO_REUSEPORT)?;
-    if both || shared || !flag(libc::SOL_SOCKET, libc::SO_REUSEADDR)? {
+    let shares_address = flag(libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
+    if both || shared || !shares_address && address.port() != NAT_PORT {
         return Err(io::ErrorKind::Unsupported.into());
     }
+    set_option(owner, libc::SOL_SOCKET, libc::SO_REUSEADDR, &ON)?;
     set_option(owner, libc::SOL_SOCKET, libc::SO_REUSEPORT, &ON)?;
     let beside = bulk_socket(address, mark, room_bytes, true).and_then(|socket| {
         let program = libc::sock_fprog {
@@ -194,6 +199,10 @@ pub(in crate::io) fn socket_beside(
         set_option(socket.as_fd(), libc::SOL_SOCKET, name, &program)?;
         Ok(socket)
     });
+    if !shares_address {
+        // The host asks for it only when somebody binds.
+        set_option(owner, libc::SOL_SOCKET, libc::SO_REUSEADDR, &0)?;
+    }
     match beside {
         Ok(socket) => Ok((socket, address)),
         Err(error) => {
@@ -212,7 +221,7 @@ pub(in crate::io) fn send_segments(
     header: &Header,
 ) -> io::Result<()> {
     let (mut name, name_len) = storage_of(header.destination);
-    let mut control = Ancillary([0; 128]);
+    let mut control = Ancillary([0; 192]);
     // SAFETY: all-zero bytes are a valid msghdr.
     let mut message: libc::msghdr = unsafe { zeroed() };
     message.msg_name = (&raw mut name).cast();
@@ -310,7 +319,7 @@ pub(in crate::io) fn receive_segments(
         [libc::iovec; RECEPTIONS],
         [sockaddr_storage; RECEPTIONS],
     ) = unsafe { zeroed() };
-    let mut ancillary = [Ancillary([0; 128]); RECEPTIONS];
+    let mut ancillary = [Ancillary([0; 192]); RECEPTIONS];
     let slots = messages
         .iter_mut()
         .zip(&mut parts)
@@ -388,5 +397,7 @@ fn reception(message: &libc::mmsghdr, source: &sockaddr_storage, port: u16) -> O
             hop_limit,
             traffic_class,
         },
+        // SAFETY: the kernel has filled this message.
+        origin: unsafe { origin(&message.msg_hdr) },
     })
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, socklen_t};
 
-use super::{Ancillary, checked, set_option, set_room};
+use super::{Ancillary, checked, origin, set_option, set_room};
 
 const PACKET_VNET_HDR: c_int = 15;
 /// Since Linux 5.19.
@@ -66,7 +66,7 @@ pub(in crate::io) fn receive(
         iov_base: part.as_mut_ptr().cast(),
         iov_len: part.len(),
     });
-    let mut ancillary = Ancillary([0; 128]);
+    let mut ancillary = Ancillary([0; 192]);
     // SAFETY: all-zero bytes are a valid msghdr.
     let mut message: libc::msghdr = unsafe { zeroed() };
     message.msg_iov = parts.as_mut_ptr();
@@ -79,26 +79,7 @@ pub(in crate::io) fn receive(
     if message.msg_flags & libc::MSG_TRUNC != 0 {
         return Ok((0, 0));
     }
-    // SAFETY: the kernel has filled the control buffer up to msg_controllen.
-    let mark = unsafe { mark_of(&message) };
-    Ok((len, mark.unwrap_or(0)))
-}
-
-/// The mark that came with a packet.
-///
-/// # Safety
-/// The kernel has filled the control buffer up to `msg_controllen`.
-pub(in crate::io) unsafe fn mark_of(message: &libc::msghdr) -> Option<u32> {
-    // SAFETY: the caller's word; a message of this kind holds 32 bits.
-    unsafe {
-        let mut header = libc::CMSG_FIRSTHDR(message);
-        while !header.is_null() {
-            let kind = ((*header).cmsg_level, (*header).cmsg_type);
-            if kind == (libc::SOL_SOCKET, libc::SO_MARK) {
-                return Some(libc::CMSG_DATA(header).cast::<u32>().read_unaligned());
-            }
-            header = libc::CMSG_NXTHDR(message, header);
-        }
-    }
-    None
+    // SAFETY: the kernel has filled this message.
+    let origin = unsafe { origin(&message) };
+    Ok((len, origin.mark))
 }

@@ -15,6 +15,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, c_void, sock_filter, sockaddr_in6, sockaddr_storage, socklen_t};
 
+use crate::packet::buffer::Origin;
 use crate::packet::{Family, PacketBuf};
 
 /// Packets of one system call.
@@ -132,14 +133,21 @@ pub(super) fn include_header(fd: BorrowedFd<'_>, family: Family) -> io::Result<(
 /// What an IPv6 socket tells of headers that it does not deliver.
 pub(super) fn tell_header(fd: BorrowedFd<'_>) -> io::Result<()> {
     let on: c_int = 1;
-    for name in [
-        libc::IPV6_RECVPKTINFO,
-        libc::IPV6_RECVHOPLIMIT,
-        libc::IPV6_RECVTCLASS,
-    ] {
+    for name in [libc::IPV6_RECVHOPLIMIT, libc::IPV6_RECVTCLASS] {
         set_option(fd, libc::IPPROTO_IPV6, name, &on)?;
     }
     Ok(())
+}
+
+/// Has a socket tell how packets have come. Marks are told since Linux 5.19; without, they are 0.
+pub(super) fn tell_origin(fd: BorrowedFd<'_>, family: Family) -> io::Result<()> {
+    let on: c_int = 1;
+    // An older host does without.
+    let _ = marked::tell_mark(fd);
+    match family {
+        Family::V4 => set_option(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, &on),
+        Family::V6 => set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, &on),
+    }
 }
 
 /// Of a filter: the whole packet.
@@ -192,7 +200,7 @@ pub(super) struct Header6 {
 /// Room for the control messages of [`tell_header`], aligned as their header must be.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
-struct Ancillary([u8; 128]);
+struct Ancillary([u8; 192]);
 
 /// Receives packets into the front of `packets`; never waits.
 ///
@@ -208,7 +216,7 @@ pub(super) fn receive(
         [libc::iovec; BATCH],
         [sockaddr_in6; BATCH],
     ) = unsafe { zeroed() };
-    let mut ancillary = [Ancillary([0; 128]); BATCH];
+    let mut ancillary = [Ancillary([0; 192]); BATCH];
     let wants_headers = headers.is_some();
     let mut wanted = 0;
     let rooms = messages
@@ -221,11 +229,11 @@ pub(super) fn receive(
         part.iov_len = room.len();
         message.msg_hdr.msg_iov = part;
         message.msg_hdr.msg_iovlen = 1;
+        message.msg_hdr.msg_control = ancillary.0.as_mut_ptr().cast();
+        message.msg_hdr.msg_controllen = ancillary.0.len();
         if wants_headers {
             message.msg_hdr.msg_name = std::ptr::from_mut(source).cast();
             message.msg_hdr.msg_namelen = size_of::<sockaddr_in6>() as socklen_t;
-            message.msg_hdr.msg_control = ancillary.0.as_mut_ptr().cast();
-            message.msg_hdr.msg_controllen = ancillary.0.len();
         }
         wanted += 1;
     }
@@ -245,6 +253,8 @@ pub(super) fn receive(
         if message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
             packet.truncate(0);
         }
+        // SAFETY: the kernel has filled this message.
+        packet.set_origin(unsafe { origin(&message.msg_hdr) });
         if let Some(slot) = headers
             .as_deref_mut()
             .and_then(|headers| headers.get_mut(index))
@@ -253,6 +263,36 @@ pub(super) fn receive(
         }
     }
     Ok(count)
+}
+
+/// How the packet of a message has come.
+///
+/// # Safety
+/// The kernel has filled the control buffer up to `msg_controllen`.
+unsafe fn origin(message: &libc::msghdr) -> Origin {
+    let mut origin = Origin::default();
+    // SAFETY: the caller's word; each message's data has the type that level and type say.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(message);
+        while !header.is_null() {
+            let data = libc::CMSG_DATA(header);
+            match ((*header).cmsg_level, (*header).cmsg_type) {
+                (libc::SOL_SOCKET, libc::SO_MARK) => {
+                    origin.mark = data.cast::<u32>().read_unaligned();
+                }
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    origin.ifindex = data.cast::<libc::in_pktinfo>().read_unaligned().ipi_ifindex;
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                    origin.ifindex = info.ipi6_ifindex as c_int;
+                }
+                _ => {}
+            }
+            header = libc::CMSG_NXTHDR(message, header);
+        }
+    }
+    origin
 }
 
 fn header6(message: &libc::msghdr, source: &sockaddr_in6) -> Option<Header6> {

@@ -13,9 +13,8 @@ use xfrmd::recording::packets::PacketTape;
 
 use super::sockets::Receivers;
 use super::{Command, HOST, Road, buffers, readable, wait_for};
-use crate::attach::HostRoutes;
+use crate::attach::{HostRoutes, STATE_MASK};
 use crate::capture::record::{Direction, Layer};
-use crate::driver::clock;
 use crate::driver::observe::Observed;
 use crate::driver::outbox::Outbox;
 
@@ -119,14 +118,13 @@ impl Inbound {
                 .add(batch.get(..count).unwrap_or_default());
             let arrival = Arrival {
                 netns: &netns,
-                now: clock::now(),
+                now: road.clock.now(),
                 routes: &road.routes,
                 watched: road.observed.watch(),
                 tape: road.tape.as_ref(),
             };
-            for packet in batch.iter_mut().take(count) {
-                host.receive(&mut road.worker, &arrival, packet);
-            }
+            let packets = batch.get_mut(..count).unwrap_or_default();
+            host.receive_all(&mut road.worker, &arrival, packets);
             host.receive_inner(&mut road.worker, &arrival);
             drop(netns);
             host.flush(road);
@@ -179,20 +177,44 @@ impl ToHost {
         self.outbox.push(packet, HOST);
     }
 
-    fn receive(&mut self, worker: &mut Worker, arrival: &Arrival<'_>, packet: &mut PacketBuf) {
-        let passage = arrival.watched.map(|it| it.begin(Direction::In, packet));
-        let mut meta = InputMeta::default();
-        if let Some(tape) = arrival.tape {
-            tape.begin(Recorded::input(arrival.now, &meta), packet);
+    /// Takes what has come together. Whoever captures or records sees each packet on its
+    /// way.
+    fn receive_all(
+        &mut self,
+        worker: &mut Worker,
+        arrival: &Arrival<'_>,
+        packets: &mut [PacketBuf],
+    ) {
+        for group in packets.chunk_by_mut(|one, other| one.origin() == other.origin()) {
+            let origin = group.first().map(PacketBuf::origin).unwrap_or_default();
+            let meta = InputMeta {
+                mark: origin.mark & !STATE_MASK,
+                ifindex: origin.ifindex,
+                ..InputMeta::default()
+            };
+            if arrival.watched.is_none() && arrival.tape.is_none() {
+                let Arrival {
+                    netns, now, routes, ..
+                } = *arrival;
+                let mut done = |packet: &mut PacketBuf, received| self.deliver(&received, packet);
+                worker.receive_batch(netns, now, group, &meta, routes, &mut done);
+                continue;
+            }
+            for packet in group {
+                let passage = arrival.watched.map(|it| it.begin(Direction::In, packet));
+                if let Some(tape) = arrival.tape {
+                    tape.begin(Recorded::input(arrival.now, &meta), packet);
+                }
+                let received = arrival.receive(worker, packet, &mut { meta });
+                if let Some(tape) = arrival.tape {
+                    tape.end(&fate::of_arrival(&received));
+                }
+                if let Some(passage) = passage {
+                    passage.arrives(&received, packet);
+                }
+                self.deliver(&received, packet);
+            }
         }
-        let received = arrival.receive(worker, packet, &mut meta);
-        if let Some(tape) = arrival.tape {
-            tape.end(&fate::of_arrival(&received));
-        }
-        if let Some(passage) = passage {
-            passage.arrives(&received, packet);
-        }
-        self.deliver(&received, packet);
     }
 
     /// Receives what came out of IPTFS payloads.

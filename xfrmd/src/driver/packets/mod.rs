@@ -38,11 +38,14 @@ use xfrmd::recording::packets::PacketTape;
 use xfrmd::recording::reel::Reel;
 use xfrmd::tape::Asked;
 
-use super::clock::HostEntropy;
+use super::clock::Clock;
+use super::clock::randomness::Source as RandomSource;
+use super::keeper::Role;
 use super::observe::Observed;
 use crate::attach::{Devices, EncapSocket, HostRoutes, OwnSocket};
 use inbound::Inbound;
 use outbound::Outbound;
+pub(super) use sockets::Left;
 use sockets::{Receivers, Senders};
 
 /// A thread that is overwhelmed is not waited for.
@@ -64,6 +67,15 @@ pub(super) type Inquiry = (Asked, Vec<Request>);
 pub(super) struct Line {
     sender: Sender<Inquiry>,
     wake: Arc<EventFd>,
+}
+
+/// What packet threads have of the control thread.
+pub(super) struct Ties {
+    pub(super) line: Line,
+    pub(super) clock: Clock,
+    pub(super) randomness: RandomSource,
+    /// Of a recording.
+    pub(super) reel: Option<Arc<Reel>>,
 }
 
 /// The control thread's end.
@@ -129,14 +141,21 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// In the calling thread's namespace.
-    pub(super) fn open() -> io::Result<Self> {
+    /// In the calling thread's namespace; with those that are left of a daemon before us.
+    pub(super) fn open(left: &mut Left) -> io::Result<Self> {
         Ok(Self {
-            receivers: Receivers::open()?,
+            receivers: Receivers::open(left)?,
             senders: Senders::open()?,
             routes: [HostRoutes::open()?, HostRoutes::open()?],
             namespace: File::open("/proc/thread-self/ns/net")?,
         })
+    }
+}
+
+impl Sockets {
+    /// Those in which packets can wait for another daemon.
+    pub(super) fn held(&self) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
+        self.receivers.held()
     }
 }
 
@@ -154,11 +173,14 @@ impl PacketThreads {
         devices: Devices,
         sockets: Sockets,
         (encap, bulk): (Vec<EncapSocket>, Vec<Arc<Bulk>>),
-        line: &Line,
+        ties: &Ties,
         observed: &Arc<Observed>,
-        reel: Option<&Arc<Reel>>,
     ) -> io::Result<Self> {
-        let Devices { tun, marked } = devices;
+        let Devices {
+            tun,
+            marked,
+            are_beyond_policies,
+        } = devices;
         let tun = Arc::new(tun);
         let Sockets {
             mut receivers,
@@ -170,12 +192,14 @@ impl PacketThreads {
         receivers.set_ports(&ports, &bulk);
         senders.set_bulk(bulk);
         let road = |routes: HostRoutes, number| -> io::Result<_> {
+            // The control thread is the first.
+            let user = 1 + 2 * u64::from(id.0) + u64::from(number);
             routes.set_encap_sockets(encap.clone());
             let (sender, commands) = channel();
             let wake = Arc::new(wake_up_call()?);
             let ours = Arc::clone(&wake);
-            let entropy = Box::new(HostEntropy::default());
-            let (worker, tape) = match reel {
+            let entropy = Box::new(ties.randomness.stream(user));
+            let (worker, tape) = match &ties.reel {
                 None => (Worker::new(number, entropy), None),
                 Some(reel) => {
                     let tape = PacketTape::new(Arc::clone(reel), id, number);
@@ -194,7 +218,8 @@ impl PacketThreads {
                 tape,
                 commands,
                 wake,
-                line: line.clone(),
+                line: ties.line.clone(),
+                clock: ties.clock.clone(),
                 observed: Arc::clone(observed),
             };
             Ok((road, sender, ours))
@@ -204,7 +229,7 @@ impl PacketThreads {
         let namespace_out = namespace.try_clone()?;
         let outbound = Thread::start("packets-out", commands_out, wake_out, move || {
             enter(&namespace_out, || {
-                Outbound::new(road_out, marked, senders).run()
+                Outbound::new(road_out, marked, senders, are_beyond_policies).run()
             });
         })?;
         let inbound = Thread::start("packets-in", commands_in, wake_in, move || {
@@ -307,6 +332,7 @@ struct Road {
     commands: Receiver<Command>,
     wake: Arc<EventFd>,
     line: Line,
+    clock: Clock,
     observed: Arc<Observed>,
 }
 

@@ -3,7 +3,9 @@
 use std::sync::PoisonError;
 
 use dataplane::io::marked::Marked;
-use dataplane::packet::segment::Offload;
+use dataplane::packet::buffer::MAX_PACKET;
+use dataplane::packet::fragment::Fragmenter;
+use dataplane::packet::segment::{Offload, Segmenter, complete_checksum};
 use dataplane::packet::{Family, PacketBuf, icmp};
 use dataplane::path::hold::Queue;
 use dataplane::path::{Departure, OutputMeta, Routes, Verdict, Worker};
@@ -40,6 +42,8 @@ pub(super) struct Outbound {
     /// Packets that have a mark.
     marked: Option<Marked>,
     senders: Senders,
+    /// What no policy is for goes on as it is, and is not dropped.
+    lets_pass: bool,
     wire: Outbox,
     host: ToHost,
     /// What the device gave.
@@ -49,14 +53,20 @@ pub(super) struct Outbound {
 }
 
 impl Outbound {
-    pub(super) fn new(road: Road, marked: Option<Marked>, senders: Senders) -> Self {
+    pub(super) fn new(
+        road: Road,
+        marked: Option<Marked>,
+        senders: Senders,
+        lets_pass: bool,
+    ) -> Self {
         Self {
             road,
             marked,
             senders,
+            lets_pass,
             wire: Outbox::default(),
             host: ToHost::default(),
-            frame: PacketBuf::with_capacity(dataplane::packet::buffer::MAX_PACKET),
+            frame: PacketBuf::with_capacity(MAX_PACKET),
             ident: 0,
             ready: Vec::new(),
         }
@@ -74,7 +84,7 @@ impl Outbound {
     /// Waits for packets, commands or news; false when it is time to stop.
     fn wait(&mut self) -> bool {
         let timeout = self.road.routes.poll_timeout().map(|at| {
-            let nanos = at.0.saturating_sub(clock::boot().0);
+            let nanos = at.0.saturating_sub(clock::uptime().0);
             let ms = i32::try_from(nanos / 1_000_000 + 1).unwrap_or(i32::MAX);
             PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
         });
@@ -88,7 +98,7 @@ impl Outbound {
             return true;
         };
         if timeout.is_some() {
-            self.road.routes.expire(clock::boot());
+            self.road.routes.expire(clock::uptime());
         }
         if news {
             self.road.routes.forget();
@@ -126,7 +136,7 @@ impl Outbound {
         let watched = road.observed.watch();
         let tape = road.tape.as_ref();
         for queue in queues {
-            let now = clock::now();
+            let now = road.clock.now();
             let late = |packet: &mut PacketBuf, to: &Departure| {
                 push_late(wire, (watched, tape), packet, *to);
             };
@@ -153,7 +163,7 @@ impl Outbound {
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
         let arrival = Arrival {
             netns: &netns,
-            now: clock::now(),
+            now: road.clock.now(),
             routes: &road.routes,
             watched: road.observed.watch(),
             tape: road.tape.as_ref(),
@@ -192,7 +202,7 @@ impl Outbound {
                 .unwrap_or_else(PoisonError::into_inner);
             for packet in batch.iter().take(count) {
                 if let Some(learned) = netns.learn_mtu(packet, 0, &self.road.routes) {
-                    self.road.routes.learn(&learned, clock::boot());
+                    self.road.routes.learn(&learned, clock::uptime());
                 }
             }
         }
@@ -207,12 +217,14 @@ impl Outbound {
             host,
             frame,
             ident,
+            lets_pass,
             ..
         } = self;
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
         let mut passage = Passage {
             netns: &netns,
-            now: clock::now(),
+            lets_pass: *lets_pass,
+            now: road.clock.now(),
             wire,
             host,
             ident,
@@ -271,6 +283,7 @@ impl Outbound {
 /// What a packet from the host meets.
 struct Passage<'a> {
     netns: &'a Netns,
+    lets_pass: bool,
     now: Now,
     wire: &'a mut Outbox,
     host: &'a mut ToHost,
@@ -373,6 +386,10 @@ impl Passage<'_> {
         if let Some(passage) = passage {
             passage.leaves(&verdict);
         }
+        let verdict = match verdict {
+            Verdict::Plain if self.lets_pass => self.pass(packet, &meta, offload),
+            other => other,
+        };
         match verdict {
             Verdict::TooBig { mtu } => {
                 // To ourselves we cannot be the sender.
@@ -398,6 +415,52 @@ impl Passage<'_> {
 }
 
 impl Passage<'_> {
+    /// Sends a packet on that no policy is for, as the host would have; [`Verdict::TooBig`] if that
+    /// would have refused it.
+    fn pass(&mut self, packet: &mut PacketBuf, meta: &OutputMeta, offload: Offload) -> Verdict {
+        let (Some(family), Ok(mtu)) = (Family::of(packet), usize::try_from(meta.mtu)) else {
+            return Verdict::Plain;
+        };
+        let to = Departure {
+            family,
+            mark: meta.mark,
+        };
+        let fits = longest(packet, offload) <= mtu;
+        let may_cut = match family {
+            Family::V4 => packet.get(6).is_some_and(|flags| flags & 0x40 == 0),
+            Family::V6 => !meta.forwarded,
+        };
+        if !fits && (!may_cut || offload.segment_bytes > 0) {
+            return Verdict::TooBig { mtu: meta.mtu };
+        }
+        let mut piece = PacketBuf::with_capacity(MAX_PACKET);
+        if offload.segment_bytes > 0 {
+            let Some(mut segments) = Segmenter::new(packet, offload.segment_bytes) else {
+                return Verdict::Plain;
+            };
+            while segments.next_into(&mut piece) == Some(true) {
+                self.wire.push(&mut piece, to);
+            }
+            return Verdict::Plain;
+        }
+        if let Some((start, offset)) = offload.checksum
+            && complete_checksum(packet, start, offset).is_none()
+        {
+            return Verdict::Plain;
+        }
+        if fits {
+            self.wire.push(packet, to);
+            return Verdict::Plain;
+        }
+        *self.ident = self.ident.wrapping_add(1);
+        if let Some(mut pieces) = Fragmenter::new(packet, mtu, (*self.ident).into()) {
+            while pieces.next_into(&mut piece) == Some(true) {
+                self.wire.push(&mut piece, to);
+            }
+        }
+        Verdict::Plain
+    }
+
     /// Tells a sender on this host what would have been right, if its packets are longer.
     fn tell_mtu(&mut self, packet: &PacketBuf, to: Address, mtu: u32, offload: Offload) {
         if packet.len() <= usize::try_from(mtu).unwrap_or(usize::MAX)

@@ -1,6 +1,8 @@
 //! The sockets of a namespace: where protected packets come from and go to.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use dataplane::io::bulk::{Bulk, BulkReceiver};
@@ -14,6 +16,7 @@ use xfrm_proto::consts::{IPPROTO_AH, IPPROTO_COMP, IPPROTO_ESP};
 
 use super::wait_for;
 use crate::attach::{BYPASS, MARK_MASK};
+use crate::driver::keeper::Role;
 
 /// `IPPROTO_RAW`.
 const IPPROTO_RAW: u8 = 255;
@@ -22,7 +25,10 @@ const MOST_MARKS: usize = 64;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// A host may do without IPv6.
-fn open_both(opened: &mut Vec<Raw>, open: impl Fn(Family) -> io::Result<Raw>) -> io::Result<()> {
+fn open_both(
+    opened: &mut Vec<Raw>,
+    mut open: impl FnMut(Family) -> io::Result<Raw>,
+) -> io::Result<()> {
     for family in FAMILIES {
         match open(family) {
             Err(error) if family == Family::V6 => tracing::debug!(%error, "no IPv6"),
@@ -30,6 +36,24 @@ fn open_both(opened: &mut Vec<Raw>, open: impl Fn(Family) -> io::Result<Raw>) ->
         }
     }
     Ok(())
+}
+
+/// Receiving sockets of a daemon before us, and what has come to them since.
+pub(crate) type Left = BTreeMap<Role, OwnedFd>;
+
+/// Protocols, and as what their sockets are held.
+const PROTOCOLS: [(u8, [Role; 2]); 3] = [
+    (IPPROTO_ESP, [Role::Esp, Role::EspV6]),
+    (IPPROTO_AH, [Role::Ah, Role::AhV6]),
+    (IPPROTO_COMP, [Role::Comp, Role::CompV6]),
+];
+const IN_UDP: [Role; 2] = [Role::Udp, Role::UdpV6];
+
+fn of_family([v4, v6]: [Role; 2], family: Family) -> Role {
+    match family {
+        Family::V4 => v4,
+        Family::V6 => v6,
+    }
 }
 
 /// Sockets that protected packets come from.
@@ -40,15 +64,24 @@ pub(super) struct Receivers {
 }
 
 impl Receivers {
-    /// In the calling thread's namespace.
-    pub(super) fn open() -> io::Result<Self> {
+    /// In the calling thread's namespace; with those that are left.
+    pub(super) fn open(left: &mut Left) -> io::Result<Self> {
         let mut protocols = Vec::new();
-        for protocol in [IPPROTO_ESP, IPPROTO_AH, IPPROTO_COMP] {
-            open_both(&mut protocols, |family| Raw::open(family, protocol, BYPASS))?;
+        for (protocol, roles) in PROTOCOLS {
+            open_both(&mut protocols, |family| {
+                match left.remove(&of_family(roles, family)) {
+                    Some(fd) => Ok(Raw::adopt(fd, family, protocol)),
+                    None => Raw::open(family, protocol, BYPASS),
+                }
+            })?;
         }
         let mut udp = Vec::new();
         for family in FAMILIES {
-            match UdpEncap::open(family, &[], BYPASS) {
+            let opened = match left.remove(&of_family(IN_UDP, family)) {
+                Some(fd) => Ok(UdpEncap::adopt(fd, family)),
+                None => UdpEncap::open(family, &[], BYPASS),
+            };
+            match opened {
                 Err(error) if family == Family::V6 => tracing::debug!(%error, "no IPv6"),
                 other => udp.push(other?),
             }
@@ -58,6 +91,17 @@ impl Receivers {
             udp,
             bulk: Vec::new(),
         })
+    }
+
+    /// What a daemon after us can go on with.
+    pub(super) fn held(&self) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
+        let protocols = self.protocols.iter().filter_map(|raw| {
+            let mut all = PROTOCOLS.iter();
+            let (_, roles) = all.find(|(protocol, _)| *protocol == raw.protocol())?;
+            Some((of_family(*roles, raw.family()), raw.fd()))
+        });
+        let udp = self.udp.iter();
+        protocols.chain(udp.map(|udp| (of_family(IN_UDP, udp.family()), udp.fd())))
     }
 
     /// Takes ESP in UDP for these ports: from these sockets, and where there is none for a port

@@ -5,9 +5,9 @@ use std::process::Command;
 
 use super::{A, B, sites, suite_children, suites};
 use crate::charon::{CHARON, Charon, Connection};
-use crate::flow::Flow;
+use crate::flow::{Flow, transfer};
 use crate::host::{Host, Pair, WIRE, eventually};
-use crate::namespaces::{Wire, XFRMD, protocols};
+use crate::namespaces::{Namespace, Wire, XFRMD, protocols};
 use crate::sas::{Sas, agreed, sealed};
 use crate::wire::Seen;
 
@@ -230,6 +230,48 @@ pub(super) fn rekey() {
     let packets = flow.finish();
     agreed(&mut pair.a, &mut pair.b);
     assert_eq!(Seen::of(&wire.stop()).esp, packets);
+    // A connection goes on over it, too.
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    let Pair { a, b } = &mut pair;
+    let [from, to] = [&a.namespace, &b.namespace].map(Namespace::pid);
+    eprintln!("T0");
+    let connection = std::thread::spawn(move || transfer(from, to, SITE_B, 5_000_000));
+    rekeyed(a, "--rekey --child t");
+    connection.join().unwrap();
+    agreed(a, b);
+    assert!(Seen::of(&wire.stop()).esp > 2 * 5_000_000 / 1500);
+    pair.end();
+}
+
+/// Daemons of both ends are killed under traffic: charon notices nothing, and goes on to rekey.
+pub(super) fn killed() {
+    let mut pair = Pair::new();
+    for host in [&mut pair.a, &mut pair.b] {
+        host.charon(&Charon {
+            settings: "delete_rekeyed_delay = 1",
+            ..CHARON
+        });
+    }
+    let [a, b] = sites("esp_proposals = aes128gcm16");
+    pair.connect("", [&a, &b]);
+    let wire = Wire::listen(&pair.a.namespace, WIRE);
+    pair.a.swanctl("--initiate --child t");
+    for at_a in [true, false] {
+        let flow = pair.site_flow();
+        flow.more(50);
+        let killed = if at_a { &mut pair.a } else { &mut pair.b };
+        killed.shell.kill_daemon();
+        // What came while it was away is lost, and the flow waits for it long; another one does not.
+        drop(flow);
+        rekeyed(&mut pair.a, "--rekey --child t");
+        let flow = pair.site_flow();
+        flow.more(50);
+        flow.finish();
+        let (from, to) = (pair.a.namespace.pid(), pair.b.namespace.pid());
+        transfer(from, to, SITE_B, 300_000);
+        agreed(&mut pair.a, &mut pair.b);
+    }
+    assert!(Seen::of(&wire.stop()).esp > 0);
     pair.end();
 }
 

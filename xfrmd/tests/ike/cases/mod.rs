@@ -28,6 +28,11 @@ pub(crate) static CASES: &[Case] = &[
     ("charon_every_suite", &[Charon5], charon::every_suite),
     ("charon_ports", &[Charon5], charon::ports),
     ("charon_rekeys_under_traffic", &[Charon5], charon::rekey),
+    (
+        "charon_lives_through_kills_of_xfrmd",
+        &[Charon5],
+        charon::killed,
+    ),
     ("charon_trap", &[Charon5], charon::trap),
     ("charon_rekeys_when_sas_expire", &[Charon5], charon::expire),
     (
@@ -43,6 +48,11 @@ pub(crate) static CASES: &[Case] = &[
     ),
     ("charon_6_and_5.9", &[Charon5, Charon6], charon::releases),
     ("charon_behind_nat", &[Charon5], network::nat),
+    (
+        "two_charons_behind_one_nat",
+        &[Charon5],
+        network::two_behind_nat,
+    ),
     (
         "charon_behind_nat_in_transport_mode",
         &[Charon5],

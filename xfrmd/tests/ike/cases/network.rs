@@ -2,6 +2,7 @@
 
 use super::{A, B, sites};
 use crate::charon::{CHARON, Charon, Connection};
+use crate::flow::{Flow, transfer};
 use crate::host::{Host, Pair, WIRE, eventually};
 use crate::namespaces::{Namespace, Wire};
 use crate::sas::Traffic;
@@ -46,6 +47,62 @@ impl Pair {
             });
         }
     }
+}
+
+/// Two clients behind one address: B tells them by their ports.
+pub(super) fn two_behind_nat() {
+    let (mut pair, between) = behind_nat();
+    let mut second = Host::new();
+    between.sh(&format!(
+        "ip link add n2 type veth peer name {WIRE} netns {}; \
+         ip addr add 10.0.6.254/24 dev n2; ip link set n2 up",
+        second.namespace.pid()
+    ));
+    second.namespace.sh(&format!(
+        "ip addr add 10.0.6.1/24 dev {WIRE}; ip link set {WIRE} up; \
+         ip route add default via 10.0.6.254; ip addr add 10.3.0.1/24 dev lo; \
+         ip route add 10.2.0.0/24 via 10.0.6.254 src 10.3.0.1"
+    ));
+    pair.b
+        .namespace
+        .sh(&format!("ip route add 10.3.0.0/24 via {A} src 10.2.0.1"));
+    second.charon(&CHARON);
+    let more = "esp_proposals = aes128gcm16";
+    pair.b.load(&Connection {
+        local: "%any",
+        remote: "%any",
+        ike: "",
+        child: &format!("local_ts = 10.2.0.0/24\n remote_ts = 10.0.0.0/8\n {more}"),
+    });
+    for (host, site) in [(&mut pair.a, 1), (&mut second, 3)] {
+        host.load(&Connection {
+            local: "%any",
+            remote: B,
+            ike: "",
+            child: &format!("local_ts = 10.{site}.0.0/24\n remote_ts = 10.2.0.0/24\n {more}"),
+        });
+    }
+    let wire = Wire::listen(&pair.b.namespace, "v1");
+    for host in [&mut pair.a, &mut second] {
+        host.swanctl("--initiate --child t");
+    }
+    let to_b = |host: &Host, from: &str| {
+        Flow::start(&host.namespace, from, &pair.b.namespace, "10.2.0.1:0")
+    };
+    let flows = [to_b(&pair.a, "10.1.0.1:0"), to_b(&second, "10.3.0.1:0")];
+    for flow in &flows {
+        flow.more(100);
+    }
+    let packets: u64 = flows.map(Flow::finish).iter().sum();
+    for host in [&pair.a, &second] {
+        let (from, to) = (host.namespace.pid(), pair.b.namespace.pid());
+        transfer(from, to, "10.2.0.1:0", 300_000);
+    }
+    assert!(Seen::of(&wire.stop()).esp_in_udp > packets);
+    assert_eq!(pair.b.sas().len(), 4);
+    second.swanctl("--terminate --ike t");
+    second.stop();
+    pair.end();
 }
 
 /// What NAT makes of the addresses is not what the checksums were made of.
