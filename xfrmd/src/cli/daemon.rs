@@ -98,6 +98,7 @@ pub(super) fn run(options: &DaemonOptions) -> Result<ExitCode> {
     let _shim_removed = ours.map(Removed);
     let settings = Settings {
         shim,
+        record: options.record.create()?,
         ..settings(&config, &plan)?
     };
     let both = Signals::block(&[&signals[..], &[Signal::SIGCHLD]].concat())?;

@@ -15,7 +15,7 @@
 //! * [`keeper`]: the parent that starts a killed daemon again; [`restart`]: how that one goes on.
 //! * [`privilege`]: who may configure.
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
-//! * [`observe`]: how many packets there are, and captures of them.
+//! * [`observe`]: how many packets there are, and captures of them; [`recorder`]: everything, into a file.
 //! * [`clock`]: what time it is; how a virtual clock moves.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
@@ -46,6 +46,7 @@ mod own_sockets;
 mod packets;
 mod privilege;
 pub(crate) mod program;
+pub(crate) mod recorder;
 mod reply;
 mod restart;
 pub(crate) mod seccomp;
@@ -83,6 +84,7 @@ use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
 use packets::Inquiries;
+use recorder::{RecordTo, Recorder};
 use restart::Orphan;
 
 /// How often we look whether sockets without a process that told us are still there.
@@ -128,6 +130,8 @@ pub(crate) struct Settings {
     pub(crate) capture: Capture,
     /// Where clients load the shim from.
     pub(crate) shim: Option<PathBuf>,
+    /// Where everything is recorded.
+    pub(crate) record: Option<RecordTo>,
     /// What time it is.
     pub(crate) clock: Clock,
     /// The first process of a run whose clock is virtual.
@@ -206,6 +210,7 @@ pub(crate) struct Daemon {
     line: Option<keeper::Line>,
     orphans: Vec<Orphan>,
     mischief: Mischief,
+    recorder: Option<Recorder>,
 }
 
 impl Daemon {
@@ -265,6 +270,7 @@ impl Daemon {
             line: None,
             orphans: Vec::new(),
             mischief,
+            recorder: None,
         })
     }
 
@@ -560,7 +566,8 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
-    /// An orderly end: what was to be protected goes as if we had never been there.
+    /// An orderly end: what was to be protected goes as if we had never been there. A recording
+    /// ends behind the last packet.
     fn drop(&mut self) {
         self.detach_all();
     }

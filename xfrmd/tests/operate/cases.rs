@@ -28,6 +28,12 @@ pub(crate) const CASES: &[Case] = &[
         Need::Program("dpkg-shlibdeps", "dpkg-dev"),
         crate::package::whole,
     ),
+    ("a_recording_happens_again", IP, crate::recordings::replayed),
+    (
+        "recordings_open_in_wireshark",
+        Need::Program("tshark", "tshark"),
+        crate::recordings::opens,
+    ),
     ("doctor_says_what_is_there", Need::Nothing, doctor),
     (
         "doctor_names_what_is_missing",

@@ -16,6 +16,7 @@ mod cases;
 mod check;
 mod examples;
 mod package;
+mod recordings;
 mod service;
 mod store;
 
