@@ -140,6 +140,11 @@ impl Emulator {
         self.tape = Some(tape);
     }
 
+    /// Tells the tape nothing more.
+    pub fn stop_recording(&mut self) {
+        self.tape = None;
+    }
+
     /// Tells the tape a step without answers, if there is one.
     fn tell(&mut self, step: &Step<'_>) {
         if let Some(tape) = &mut self.tape {

@@ -6,7 +6,7 @@ use crate::path::receive::{Destination, Host, Owner};
 use crate::spd::Flow;
 
 /// A packet to find a route for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RouteQuery {
     /// Address family.
     pub family: u16,

@@ -23,9 +23,6 @@ pub(super) struct FaultOptions {
     /// A fault that is to strike, such as 'netlink.error message=NEWSA nth=3 errno=ENOMEM'.
     #[arg(long, value_name = "FAULT")]
     fault: Vec<String>,
-    /// What is random about faults comes from this number [default: the file's, or 0].
-    #[arg(long, value_name = "NUMBER")]
-    seed: Option<u64>,
 }
 
 #[derive(Subcommand)]
@@ -63,8 +60,8 @@ pub(super) enum FaultAction {
 }
 
 impl FaultOptions {
-    /// What is to go wrong; or what was said wrongly, each mistake with its place.
-    fn plan(&self) -> Result<Plan, Vec<String>> {
+    /// What is to go wrong, by that seed or the file's; or what was said wrongly, each mistake with its place.
+    fn plan(&self, seed: Option<u64>) -> Result<Plan, Vec<String>> {
         let mut plan = Plan::default();
         let mut mistakes = Vec::new();
         if let Some(path) = &self.faults {
@@ -84,7 +81,7 @@ impl FaultOptions {
             });
             mistakes.extend(added.err().map(|what| format!("--fault '{text}': {what}")));
         }
-        if let Some(seed) = self.seed {
+        if let Some(seed) = seed {
             plan.set_seed(seed);
         }
         if mistakes.is_empty() {
@@ -95,8 +92,8 @@ impl FaultOptions {
     }
 
     /// The same; mistakes are told, and what is left to do is to end with that code.
-    pub(super) fn checked(&self) -> Result<Plan, ExitCode> {
-        self.plan().map_err(|mistakes| {
+    pub(super) fn checked(&self, seed: Option<u64>) -> Result<Plan, ExitCode> {
+        self.plan(seed).map_err(|mistakes| {
             for mistake in mistakes {
                 eprintln!("xfrmd: {mistake}");
             }

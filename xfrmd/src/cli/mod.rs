@@ -6,6 +6,7 @@ mod daemon;
 mod documents;
 mod faults;
 mod options;
+mod recordings;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -29,9 +30,9 @@ use crate::driver::program;
 use crate::driver::seccomp::Front;
 use crate::driver::{Owner, Settings};
 use crate::explain::{self, Question};
-use crate::{attach, doctor, log, metrics};
+use crate::{attach, doctor, log, metrics, observe_kernel};
 use faults::FaultOptions;
-use options::{Action, Cli, SocketOption, TableOptions};
+use options::{Action, Cli, RecordOptions, SocketOption, TableOptions};
 
 /// What a configuration means to the daemon, whoever's it is.
 fn settings(config: &Config, plan: &Plan) -> Result<Settings> {
@@ -43,6 +44,7 @@ fn settings(config: &Config, plan: &Plan) -> Result<Settings> {
         capture: config.capture,
         owner: Owner::System,
         shim: None,
+        record: None,
         clock: Clock::default(),
         root: 0,
         randomness: Source::Host,
@@ -75,6 +77,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Action::Run {
             tables,
             faults,
+            record,
             front,
             clock,
             seed,
@@ -82,8 +85,7 @@ pub(crate) fn main() -> ExitCode {
             ignore,
             command,
         }) => run(
-            &tables,
-            &faults,
+            (&tables, &faults, &record),
             front,
             (clock, seed),
             check.then_some(ignore),
@@ -112,6 +114,18 @@ pub(crate) fn main() -> ExitCode {
         })
         .and_then(|packets| wanted.receive(&packets)),
         Some(Action::Fault { action }) => faults::run(&action),
+        Some(Action::Replay {
+            file,
+            kernel,
+            partial,
+            json,
+        }) => recordings::replayed(&file, kernel, partial, json),
+        Some(Action::RecordKernel {
+            file,
+            keys,
+            command,
+        }) => observe_kernel::record(&file, keys, &command),
+        Some(Action::Diff { old, new, partial }) => recordings::compared([&old, &new], partial),
         Some(Action::Config { file }) => {
             config::load(file.config.as_deref()).and_then(|config| write(&config.to_file()))
         }
@@ -127,8 +141,7 @@ pub(crate) fn main() -> ExitCode {
 /// Runs a command. `accepted` are the kinds of findings that are no reason to complain at the end, if
 /// somebody looks at all.
 fn run(
-    tables: &TableOptions,
-    faults: &FaultOptions,
+    (tables, faults, record): (&TableOptions, &FaultOptions, &RecordOptions),
     front: Front,
     (clock, seed): (Option<Timekeeping>, Option<u64>),
     accepted: Option<Vec<Kind>>,
@@ -137,7 +150,7 @@ fn run(
     let Some(name) = command.first() else {
         bail!("no command");
     };
-    let plan = match faults.checked() {
+    let plan = match faults.checked(seed) {
         Ok(plan) => plan,
         Err(code) => return Ok(code),
     };
@@ -164,6 +177,7 @@ fn run(
     let code = command::run(Run {
         settings: Settings {
             randomness: seed.map_or(Source::Host, Source::Seed),
+            record: record.create()?,
             ..settings(&config, &plan)?
         },
         clock,

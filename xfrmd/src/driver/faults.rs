@@ -29,8 +29,8 @@ use xfrmd::emulator::{Destination, NetnsId, Peer};
 use xfrmd::faults::kind::no_memory;
 use xfrmd::faults::{Direction, Effect, Place, Plan, Struck, Subject, scenario};
 
+use super::Daemon;
 use super::connection::{Connection, Reply};
-use super::{Daemon, clock};
 
 /// After this time an event is no longer kept for the next one.
 const LONGEST_SWAP: u64 = 1_000_000_000;
@@ -196,9 +196,9 @@ impl Mischief {
         self.kept.iter().map(|it| it.due).min()
     }
 
-    fn keep_back(&mut self, nanos: u64, swapped: bool, datagram: Outgoing) {
+    fn keep_back(&mut self, due: BootNanos, swapped: bool, datagram: Outgoing) {
         self.kept.push(Kept {
-            due: clock::uptime().plus_nanos(nanos),
+            due,
             swapped,
             datagram,
         });
@@ -321,7 +321,8 @@ impl Daemon {
                 match answered {
                     Answered::Lost if datagram.to == answer => {}
                     Answered::Late(nanos) if datagram.to == answer => {
-                        self.mischief.keep_back(nanos, false, datagram);
+                        let due = self.clock.now().boot.plus_nanos(nanos);
+                        self.mischief.keep_back(due, false, datagram);
                     }
                     _ => out.push(datagram),
                 }
@@ -358,7 +359,7 @@ impl Daemon {
                 Destination::Port(_) => out.extend(self.meddle_with_dump(datagram)),
             }
         }
-        let now = clock::uptime();
+        let now = self.clock.now().boot;
         let (due, kept) = std::mem::take(&mut self.mischief.kept)
             .into_iter()
             .partition(|it| it.due <= now);
@@ -397,7 +398,8 @@ impl Daemon {
         match kept {
             _ if copies == 0 => return,
             Some((nanos, swapped)) => {
-                self.mischief.keep_back(nanos, swapped, event);
+                let due = self.clock.now().boot.plus_nanos(nanos);
+                self.mischief.keep_back(due, swapped, event);
                 return;
             }
             None => {}

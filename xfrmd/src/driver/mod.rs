@@ -15,7 +15,7 @@
 //! * [`keeper`]: the parent that starts a killed daemon again; [`restart`]: how that one goes on.
 //! * [`privilege`]: who may configure.
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
-//! * [`observe`]: how many packets there are, and captures of them.
+//! * [`observe`]: how many packets there are, and captures of them; [`recorder`]: everything, into a file.
 //! * [`clock`]: what time it is; how a virtual clock moves.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
@@ -46,6 +46,7 @@ mod own_sockets;
 mod packets;
 mod privilege;
 pub(crate) mod program;
+pub(crate) mod recorder;
 mod reply;
 mod restart;
 pub(crate) mod seccomp;
@@ -83,6 +84,7 @@ use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
 use packets::Inquiries;
+use recorder::{RecordTo, Recorder};
 use restart::Orphan;
 
 /// How often we look whether sockets without a process that told us are still there.
@@ -128,6 +130,8 @@ pub(crate) struct Settings {
     pub(crate) capture: Capture,
     /// Where clients load the shim from.
     pub(crate) shim: Option<PathBuf>,
+    /// Where everything is recorded.
+    pub(crate) record: Option<RecordTo>,
     /// What time it is.
     pub(crate) clock: Clock,
     /// The first process of a run whose clock is virtual.
@@ -206,6 +210,7 @@ pub(crate) struct Daemon {
     line: Option<keeper::Line>,
     orphans: Vec<Orphan>,
     mischief: Mischief,
+    recorder: Option<Recorder>,
 }
 
 impl Daemon {
@@ -265,6 +270,7 @@ impl Daemon {
             line: None,
             orphans: Vec::new(),
             mischief,
+            recorder: None,
         })
     }
 
@@ -347,10 +353,15 @@ impl Daemon {
         self.deliver(None, false);
     }
 
+    /// When something is due on the engine's clock.
+    fn next_timer(&self) -> Option<BootNanos> {
+        let kept = self.mischief.poll_timeout();
+        self.emulator.poll_timeout().into_iter().chain(kept).min()
+    }
+
     /// Sets the timer for what comes next, unless it is set for that or earlier.
     fn arm(&mut self) {
-        let next = self.emulator.poll_timeout();
-        let mut next = next.and_then(|at| self.clock.at_uptime(at));
+        let mut next = self.next_timer().and_then(|at| self.clock.at_uptime(at));
         let mut also = |nanos| {
             let at = clock::uptime().plus_nanos(nanos);
             next = Some(next.map_or(at, |next| next.min(at)));
@@ -363,9 +374,6 @@ impl Daemon {
         }
         if !self.closed.is_empty() {
             also(CLOSED_LOOK);
-        }
-        if let Some(due) = self.mischief.poll_timeout() {
-            next = Some(next.map_or(due, |next| next.min(due)));
         }
         let Some(next) = next else { return };
         if self.armed.is_some_and(|armed| armed <= next) {
@@ -558,7 +566,8 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
-    /// An orderly end: what was to be protected goes as if we had never been there.
+    /// An orderly end: what was to be protected goes as if we had never been there. A recording
+    /// ends behind the last packet.
     fn drop(&mut self) {
         self.detach_all();
     }

@@ -14,12 +14,17 @@
 
 mod cases;
 mod check;
+mod examples;
 mod package;
+mod recordings;
 mod service;
+mod store;
 
 use std::process::{Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+
+const GO_LIBRARY: &str = "/usr/share/gocode/src/github.com/vishvananda/netlink";
 
 /// What a case needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -30,6 +35,8 @@ pub(crate) enum Need {
     Program(&'static str, &'static str),
     /// Linux 6.1 as a program.
     Kernel,
+    /// Root, Go, and its netlink library.
+    Go,
 }
 
 impl Need {
@@ -38,6 +45,12 @@ impl Need {
         match self {
             Self::Nothing => None,
             _ if !root => Some("needs root: run the tests with sudo".into()),
+            Self::Go if !is_installed("go") || !std::path::Path::new(GO_LIBRARY).exists() => {
+                let packages = "golang-go golang-github-vishvananda-netlink-dev";
+                Some(format!(
+                    "needs Go and a library: apt-get install {packages}"
+                ))
+            }
             Self::Program(program, package) if !is_installed(program) => {
                 Some(format!("needs {program}: apt-get install {package}"))
             }
@@ -49,7 +62,7 @@ impl Need {
                     .exists();
                 (!there).then(|| "needs Linux 6.1: compat-tests/kernel/install.sh 6.1".into())
             }
-            Self::Root | Self::Program(..) => None,
+            Self::Root | Self::Go | Self::Program(..) => None,
         }
     }
 }
@@ -68,7 +81,7 @@ pub(crate) type Case = (&'static str, Need, fn());
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
-    let trials = [cases::CASES, check::CASES]
+    let trials = [cases::CASES, check::CASES, examples::CASES]
         .into_iter()
         .flatten()
         .map(|&(name, need, body)| {

@@ -186,7 +186,7 @@ impl Daemon {
             return Next::Stand;
         };
         let now = self.clock.now().boot;
-        let engine = self.emulator.poll_timeout().map(|at| at.max(now));
+        let engine = self.next_timer().map(|at| at.max(now));
         let program = motion.waits.next().map(|at| at.max(now));
         let next = match (engine, program) {
             (Some(engine), Some(program)) if program < engine => Some(Next::Program(program)),
@@ -291,7 +291,7 @@ impl Daemon {
             "boot": now.boot.0,
             "real": now.real.0,
             "waiting": motion.waits.len(),
-            "next": self.emulator.poll_timeout().into_iter().chain(motion.waits.next()).min().map(|it| it.0),
+            "next": self.next_timer().into_iter().chain(motion.waits.next()).min().map(|it| it.0),
         })
     }
 

@@ -94,8 +94,7 @@ impl<T: Copy> Disturbance<T> {
                 Some(Fate::Passes) => go(to, these),
                 Some(Fate::Twice) => {
                     // Whoever takes the first may change it.
-                    let mut copies: Vec<_> =
-                        these.iter().map(|it| PacketBuf::copy_of(it)).collect();
+                    let mut copies: Vec<_> = these.iter().map(copy).collect();
                     go(to, these);
                     go(to, &mut copies);
                 }
@@ -119,7 +118,7 @@ impl<T: Copy> Disturbance<T> {
                 due,
                 swapped,
                 to,
-                packet: PacketBuf::copy_of(packet),
+                packet: copy(packet),
             }));
     }
 
@@ -157,6 +156,13 @@ impl<T: Copy> Disturbance<T> {
         }
         fate
     }
+}
+
+/// Another one, from the same place.
+fn copy(packet: &PacketBuf) -> PacketBuf {
+    let mut copy = PacketBuf::copy_of(packet);
+    copy.set_origin(packet.origin());
+    copy
 }
 
 /// Turns a bit over behind the sequence number.
