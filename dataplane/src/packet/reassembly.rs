@@ -126,7 +126,14 @@ impl Reassembler {
     }
 
     /// Gives up what took too long.
+    #[inline]
     pub fn handle_timeout(&mut self, now: BootNanos) {
+        if !self.queues.is_empty() {
+            self.forget_late(now);
+        }
+    }
+
+    fn forget_late(&mut self, now: BootNanos) {
         for index in 0..self.deadlines.len() {
             while let Some(key) = self.next_due(index, now) {
                 self.forget(&key);

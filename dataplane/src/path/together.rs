@@ -223,6 +223,7 @@ impl Worker {
             return;
         }
 
+        let tells = sa.encap().is_some();
         let mut outcomes = [const { Err(DropReason::InReplay) }; MOST_AT_ONCE];
         for ((packet, outcome), member) in packets.iter_mut().zip(&mut outcomes).zip(members) {
             let Member { approach, low } = member;
@@ -231,7 +232,7 @@ impl Worker {
             let scratch = &mut self.tools.scratch;
             *outcome = run.transform.open(packet, inbound, sequence, scratch);
             match outcome {
-                Ok(_) | Err(DropReason::EspDummy) => {
+                Ok(_) | Err(DropReason::EspDummy) if tells => {
                     let arrived = Arrived {
                         sa,
                         handle: run.handle,
@@ -242,7 +243,7 @@ impl Worker {
                     self.tell_mapping(now, packet, &arrived);
                 }
                 Err(DropReason::EspIcv) => sa.traffic.count_integrity_failure(),
-                Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
         }
         accept(now, packets, (run, members), &mut outcomes);

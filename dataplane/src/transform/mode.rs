@@ -433,22 +433,19 @@ impl ModeTransform {
             IPPROTO_IPV6 => Family::V6,
             _ => return Err(DropReason::InnerProtocol),
         };
-        let outer = Fields::extract(packet).ok_or(DropReason::InHeader)?;
+        let outer = Family::of(packet).and_then(|outer| class(packet, outer));
+        let outer = outer.ok_or(DropReason::InHeader)?;
         packet
             .pull_front(opened.at)
             .filter(|()| packet.len() >= family.header_bytes())
             .ok_or(DropReason::InnerShort)?;
         let flags = self.params.flags;
-        let word = crate::packet::be16(packet, 0).ok_or(DropReason::InnerShort)?;
-        let old = match family {
-            Family::V4 => word.to_be_bytes()[1],
-            Family::V6 => (word >> 4).to_be_bytes()[1],
-        };
+        let old = class(packet, family).ok_or(DropReason::InnerShort)?;
         let mut tos = old;
         if flags & XFRM_STATE_DECAP_DSCP != 0 {
-            tos = tos & ECN_MASK | outer.tos & !ECN_MASK;
+            tos = tos & ECN_MASK | outer & !ECN_MASK;
         }
-        let congested = outer.tos & ECN_MASK == ECN_CE && tos & ECN_MASK != 0;
+        let congested = outer & ECN_MASK == ECN_CE && tos & ECN_MASK != 0;
         if flags & XFRM_STATE_NOECN == 0 && congested {
             tos |= ECN_CE;
         }
@@ -497,6 +494,18 @@ impl ModeTransform {
         finish(packet).ok_or(DropReason::InnerHeader)?;
         Ok(Delivery::Packet(family))
     }
+}
+
+/// Type of service, or traffic class.
+#[inline]
+fn class(packet: &[u8], family: Family) -> Option<u8> {
+    let word = crate::packet::be16(packet, 0)?;
+    let [_, class] = match family {
+        Family::V4 => word,
+        Family::V6 => word >> 4,
+    }
+    .to_be_bytes();
+    Some(class)
 }
 
 /// Refuses what is longer than the tunnel takes (`xfrm4_tunnel_check_size`,

@@ -179,9 +179,8 @@ fn needs_memory(message: u16) -> bool {
 
 /// What Linux answers when it finds no memory for such a request.
 ///
-/// QUIRK: an ALLOCSPI for which no larval SA can be made fails with ENOENT, as if there were none of
-/// that number (`net/xfrm/xfrm_user.c xfrm_alloc_userspi`; test
-/// `an_spi_without_memory_is_not_found`).
+/// QUIRK: an_spi_without_memory_is_not_found. An ALLOCSPI for which no larval SA can be made fails
+/// with ENOENT, as if there were none of that number (`net/xfrm/xfrm_user.c xfrm_alloc_userspi`).
 #[must_use]
 pub fn no_memory(message: u16, profile: &Profile) -> XfrmError {
     match message {

@@ -6,7 +6,7 @@
 //! has to be told so that it does the same again: the clock, who asked, random numbers that were drawn,
 //! what the host said of routes. `docs/recording.md` describes all of it.
 //!
-//! * [`pcapng`]: blocks and options. [`format`]: what is in ours.
+//! * [`pcapng`]: blocks and options. [`mod@format`]: what is in ours.
 //! * [`reel`]: writes; [`keys`]: what is left out. [`packets`]: what a packet thread tells it.
 //! * [`read`]: a file back as what happened. [`replay`]: the same to a fresh instance.
 //! * [`kernel`]: what a Linux kernel was asked, as a recording.
