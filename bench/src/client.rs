@@ -186,6 +186,15 @@ fn round_trip(client: &mut Client, count: u32) -> Result<()> {
         })?);
     }
     report("get", median(&mut samples));
+    request.clear();
+    msg::put_policy(&mut request, XFRM_MSG_UPDPOLICY, 0, Shape::Pairs, 1);
+    let mut samples = Vec::new();
+    for _ in 0..7 {
+        samples.push(timed(count, || {
+            (0..count).try_for_each(|_| client.send(&request))
+        })?);
+    }
+    report("send", median(&mut samples));
     Ok(())
 }
 

@@ -47,6 +47,16 @@ const BENCHES: &[Bench] = &[
         run: sockets::round_trip,
     },
     Bench {
+        name: "supervised",
+        about: "a call of a program without the shim, beside one with it",
+        run: sockets::supervised,
+    },
+    Bench {
+        name: "start",
+        about: "xfrmd run -- true, from its start to its end",
+        run: sockets::start,
+    },
+    Bench {
         name: "datagrams",
         about: "many messages a datagram through the shim, beside the host's kernel",
         run: sockets::datagrams,
@@ -96,8 +106,9 @@ fn main() -> ExitCode {
         Some((first, rest)) if first == "wire" && !rest.is_empty() => {
             wire::part(rest).map(|()| true)
         }
+        Some((first, rest)) if first == "soak" => soak(rest),
         Some((first, _)) if first == "-h" || first == "--help" => {
-            println!("usage: cargo xtask bench [NAME]...");
+            println!("usage: cargo xtask bench [NAME]... | soak [MINUTES [SECONDS]]");
             BENCHES
                 .iter()
                 .for_each(|b| println!("  {:11} {}", b.name, b.about));
@@ -113,6 +124,13 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn soak(args: &[String]) -> Result<bool> {
+    let number = |at: usize, default| args.get(at).map_or(Ok(default), |it| it.parse());
+    let figures = wire::soak::run(number(0, 30)?, number(1, wire::soak::REKEY_SECONDS)?)?;
+    figures.iter().for_each(|figure| println!("{figure}"));
+    Ok(figures.iter().all(Figure::met))
 }
 
 fn client_main(args: &[String]) -> Result<bool> {

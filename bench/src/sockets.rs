@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::figure::{Figure, Target};
+use crate::stopwatch::{median, time};
 use crate::transport;
 
 type Results = HashMap<String, f64>;
@@ -53,8 +54,13 @@ fn pinned(program: PathBuf, pin: bool) -> Command {
 
 /// The client under `xfrmd run`.
 fn ours(args: &[&str], pin: bool) -> Result<Results> {
+    by_front("auto", args, pin)
+}
+
+fn by_front(front: &str, args: &[&str], pin: bool) -> Result<Results> {
     let mut command = pinned(beside_me("xfrmd")?, pin);
-    command.args(["run", "--"]).arg(std::env::current_exe()?);
+    command.args(["run", "--front", front, "--"]);
+    command.arg(std::env::current_exe()?);
     client(command, args)
 }
 
@@ -144,6 +150,55 @@ pub(crate) fn round_trip() -> Result<Vec<Figure>> {
     let mut all = rows(&mine, &bare, "bare transport", &request(1.3))?;
     all.extend(rows(&mine, &kernel, "host kernel", &request(10.0))?);
     Ok(all)
+}
+
+/// The same for a program without the shim, beside one with it: one call that is brought to the
+/// supervisor, and a round trip, which is two.
+pub(crate) fn supervised() -> Result<Vec<Figure>> {
+    const COUNT: &str = "5000";
+    let [supervised, preloaded] = in_turn([
+        &|| by_front("seccomp", &["round-trip", COUNT], true),
+        &|| by_front("preload", &["round-trip", COUNT], true),
+    ])?;
+    let row = |name, key, limit| Row {
+        name,
+        key,
+        yard: key,
+        limit,
+    };
+    rows(
+        &supervised,
+        &preloaded,
+        "with the shim",
+        &[
+            row("supervised: a send", "send", 1.5),
+            row("supervised: GETSADINFO, both calls", "get", 3.0),
+        ],
+    )
+}
+
+/// `xfrmd run -- true`, from its start to its end.
+pub(crate) fn start() -> Result<Vec<Figure>> {
+    const RUNS: usize = 41;
+    let program = beside_me("xfrmd")?;
+    let mut samples = Vec::new();
+    for _ in 0..RUNS {
+        let mut command = Command::new(&program);
+        command.args(["run", "--", "true"]);
+        let mut ended = None;
+        samples.push(time(|| ended = command.status().ok()));
+        if !ended.is_some_and(|status| status.success()) {
+            bail!("xfrmd run -- true failed");
+        }
+    }
+    Ok(vec![Figure {
+        name: "start: xfrmd run -- true".to_owned(),
+        ours: median(&mut samples) / 1e6,
+        yardstick: 50.0,
+        unit: "ms",
+        against: "target",
+        target: Target::AtMost(1.0),
+    }])
 }
 
 fn bare_transport() -> Result<Results> {

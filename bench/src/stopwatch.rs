@@ -1,4 +1,4 @@
-//! Medians of repeated timings.
+//! Repeated timings.
 //!
 //! In-process work is timed on the thread's CPU clock, which other processes on
 //! the machine do not stretch; work that waits for another process, on the wall's.
@@ -14,6 +14,11 @@ pub(crate) fn ns(duration: Duration) -> f64 {
 pub(crate) fn median(samples: &mut [f64]) -> f64 {
     samples.sort_by(f64::total_cmp);
     samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The smallest value: what disturbs a measurement only adds to it.
+pub(crate) fn least(samples: &[f64]) -> f64 {
+    samples.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
 /// Nanoseconds that `work` takes.

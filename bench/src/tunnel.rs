@@ -253,6 +253,23 @@ impl<'a> End<'a> {
         assert_eq!(received, Received::Forward);
         black_box(&**buffer);
     }
+
+    /// As many packets in as there are buffers, in hand together.
+    pub(crate) fn receive_all(&mut self, outers: &[Vec<u8>]) {
+        let Some(all) = self.buffers.get_mut(..outers.len()) else {
+            return;
+        };
+        for (buffer, outer) in all.iter_mut().zip(outers) {
+            buffer.fill(outer);
+        }
+        let mut done = |packet: &mut PacketBuf, received| {
+            assert_eq!(received, Received::Forward);
+            black_box(&**packet);
+        };
+        let (meta, host) = (InputMeta::default(), host(REMOTE));
+        let worker = &mut self.worker;
+        worker.receive_batch(self.netns, NOW, all, &meta, &host, &mut done);
+    }
 }
 
 /// Ways of a packet that `bench packets` takes.
@@ -265,17 +282,19 @@ pub(crate) enum Way {
     /// What `In` needs as well.
     Sealed,
     In,
+    InInHand,
     /// The bare cipher.
     BareSeal,
     BareOpen,
 }
 
-const WAYS: [(&str, Way); 7] = [
+const WAYS: [(&str, Way); 8] = [
     ("plain", Way::Plain),
     ("out", Way::Out),
     ("out-in-hand", Way::OutInHand),
     ("sealed", Way::Sealed),
     ("in", Way::In),
+    ("in-in-hand", Way::InInHand),
     ("bare-seal", Way::BareSeal),
     ("bare-open", Way::BareOpen),
 ];
@@ -306,6 +325,11 @@ pub(crate) fn packets(args: &[String]) -> Result<bool> {
             let sealed = end.sealed(&inner, count);
             sealed.iter().for_each(|outer| end.receive(outer));
         }
+        Way::InInHand => {
+            let sealed = end.sealed(&inner, count);
+            let groups = sealed.chunks(IN_HAND);
+            groups.for_each(|outers| end.receive_all(outers));
+        }
         Way::BareSeal | Way::BareOpen => {
             let mut bare = BareAead::new(&ring::aead::AES_128_GCM, &inner)?;
             for _ in 0..count {
@@ -331,7 +355,7 @@ pub(crate) fn instructions(way: Way, bytes: usize) -> Result<Option<f64>> {
         Ok((many - few) / (MANY - FEW) as f64)
     };
     Ok(Some(match way {
-        Way::In => each(Way::In)? - each(Way::Sealed)?,
+        Way::In | Way::InInHand => each(way)? - each(Way::Sealed)?,
         way => each(way)?,
     }))
 }

@@ -8,6 +8,7 @@
 //! `live::KERNEL::fuzz`: emulator and kernel agree about random sequences too.
 //! `shim`: what clients get over shim and daemon is what the recorded transcripts
 //! say, but for what depends on how the reference kernels are built.
+//! `recorded`: what the emulator was asked, from a file to another one, gives the same answers.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
 
 use std::fs;
@@ -22,6 +23,8 @@ use compat_tests::subject::InProcess;
 use compat_tests::traffic;
 use compat_tests::trials::{all_required, recordings_first, trial};
 use libtest_mimic::{Arguments, Failed, Trial};
+use xfrmd::recording::replay::replay;
+use xfrmd::recording::{compare, read};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -38,6 +41,10 @@ fn main() -> ExitCode {
         trials.push(Trial::test(
             format!("restarted::{}", kernel.name),
             move || restarted(kernel),
+        ));
+        trials.push(Trial::test(
+            format!("recorded::{}", kernel.name),
+            move || recorded(kernel),
         ));
         trials.push(Trial::test(
             format!("golden::{}::no_stray_files", kernel.name),
@@ -116,6 +123,29 @@ fn restarted(kernel: Kernel) -> Result<(), Failed> {
         return Err(failures.into());
     }
     assert!(deaths >= 200, "{deaths} restarts");
+    Ok(())
+}
+
+/// Every scenario, recorded: it happens again, with keys and with zeros in their place. (Of scenarios of
+/// traffic the model of a host is no part of a recording.)
+fn recorded(kernel: Kernel) -> Result<(), Failed> {
+    let mut failures = String::new();
+    for scenario in scenario::all() {
+        for keys in [true, false] {
+            let mut subject = InProcess::recorded(kernel.profile(), keys);
+            let _ = scenario.transcript(&mut subject);
+            let file = subject.end_recording();
+            let recording = read::Recording::read(&file)?;
+            assert_eq!((&recording.cut, recording.lost), (&None, 0));
+            let outcomes = replay(&recording, kernel.profile()).expect("keys or no packets");
+            for difference in compare::with_replay(&recording, &outcomes) {
+                failures += &format!("{} (keys: {keys}): {difference:#?}\n", scenario.name);
+            }
+        }
+    }
+    if !failures.is_empty() {
+        return Err(failures.into());
+    }
     Ok(())
 }
 

@@ -199,6 +199,21 @@ impl ReplayWindow {
         }
     }
 
+    /// The high half of a number that is newer than all that have come, if whatever comes after it
+    /// with a greater low half has the same and is newer still. `None` says nothing.
+    #[must_use]
+    pub fn newer_from(&self, low: u32) -> Option<u32> {
+        let (top, high) = match self {
+            Self::Legacy { window, seq, .. } => (*window != 0).then_some((*seq, 0)),
+            Self::Bitmap(ring) => (ring.bits() != 0).then_some((ring.seq, 0)),
+            Self::Esn(ring) => {
+                let is_plain = ring.bits() != 0 && ring.in_one_subspace();
+                is_plain.then_some((ring.seq, ring.seq_hi))
+            }
+        }?;
+        (low > top).then_some(high)
+    }
+
     /// Whether a number may still come (`xfrm_replay_check`).
     ///
     /// # Errors

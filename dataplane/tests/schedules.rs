@@ -255,6 +255,16 @@ fn take(worker: &mut Worker, netns: &Netns, bytes: &[u8]) -> Received {
     worker.receive(netns, Now::default(), &mut packet, &mut meta, &Here)
 }
 
+/// The same of packets in hand together.
+fn take_all(worker: &mut Worker, netns: &Netns, packets: &[Vec<u8>]) -> Vec<Received> {
+    let mut buffers: Vec<_> = packets.iter().map(|it| PacketBuf::copy_of(it)).collect();
+    let (now, meta) = (Now::default(), InputMeta::default());
+    let mut all = Vec::new();
+    let mut done = |_: &mut PacketBuf, received| all.push(received);
+    worker.receive_batch(netns, now, &mut buffers, &meta, &Here, &mut done);
+    all
+}
+
 fn word(packet: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(packet[at..at + 4].try_into().unwrap())
 }
@@ -339,6 +349,7 @@ fn the_last_numbers_are_given_once_and_then_none() {
 }
 
 /// Each worker gets all packets, over a wire that repeats everything.
+/// One by one, and all at once.
 fn everything_arrives_thrice(numbers: Numbers<'_>) {
     let sender = sender(tunnel(1), numbers);
     let mut own = worker(9);
@@ -350,8 +361,15 @@ fn everything_arrives_thrice(numbers: Numbers<'_>) {
         thread::spawn(move || {
             let mut worker = worker(number);
             let mut accepted = Vec::new();
-            for packet in &*packets {
-                match take(&mut worker, &netns.read().unwrap(), packet) {
+            let received: Vec<_> = match number % 2 {
+                0 => take_all(&mut worker, &netns.read().unwrap(), &packets),
+                _ => packets
+                    .iter()
+                    .map(|packet| take(&mut worker, &netns.read().unwrap(), packet))
+                    .collect(),
+            };
+            for (packet, received) in packets.iter().zip(received) {
+                match received {
                     Received::Forward => accepted.push(number_of(packet)),
                     Received::Dropped(_) => {}
                     other => panic!("{other:?}"),

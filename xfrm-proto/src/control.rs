@@ -300,8 +300,6 @@ pub enum Request {
         /// `SO_NETNS_COOKIE`.
         netns: u64,
     },
-    /// Faults on purpose: what is wanted as JSON in the payload; what there is then, likewise.
-    Faults,
     /// The page of the virtual clock ([`crate::clock::Page`]), as a descriptor; ENOENT if there is none.
     Clock,
     /// The number of this connection's word in that page.
@@ -323,6 +321,14 @@ pub enum Request {
     },
     /// The virtual clock is moved, as JSON in the payload says; the answer's comes when it has been.
     Move,
+    /// All SAs and policies of a namespace at one moment: the wall-clock second as eight bytes, then
+    /// messages as dumps have them.
+    Snapshot {
+        /// `SO_NETNS_COOKIE`.
+        netns: u64,
+    },
+    /// Faults on purpose: what is wanted as JSON in the payload; what there is then, likewise.
+    Faults,
 }
 
 const CAP_ACK: u32 = 1;
@@ -375,6 +381,7 @@ impl Request {
             Self::Unwait => header(18, &Socket::default(), [0; 3]),
             Self::Timer { set } => header(19, &Socket::default(), [set.into(), 0, 0]),
             Self::Move => header(20, &Socket::default(), [0; 3]),
+            Self::Snapshot { netns } => header(21, &in_netns(netns), [0; 3]),
         }
     }
 
@@ -444,13 +451,14 @@ impl Request {
             12 => Self::Speaker { port: a },
             13 => Self::Explain { netns },
             14 => Self::Capture { netns },
-            30 => Self::Faults,
             15 => Self::Clock,
             16 => Self::Word,
             17 => Self::Wait { due: netns },
             18 => Self::Unwait,
             19 => Self::Timer { set: a != 0 },
             20 => Self::Move,
+            21 => Self::Snapshot { netns },
+            30 => Self::Faults,
             _ => return None,
         };
         Some((request, payload))
@@ -641,13 +649,14 @@ mod tests {
             Request::Speaker { port: 9 },
             Request::Explain { netns: 7 },
             Request::Capture { netns: 8 },
-            Request::Faults,
             Request::Clock,
             Request::Word,
             Request::Wait { due: u64::MAX },
             Request::Unwait,
             Request::Timer { set: true },
             Request::Move,
+            Request::Snapshot { netns: 9 },
+            Request::Faults,
         ];
         for request in requests {
             let mut frame = request.encode().to_vec();

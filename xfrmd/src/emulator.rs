@@ -27,6 +27,7 @@ pub use crate::netlink::{Batch, Datagram, Destination};
 use crate::netlink::{Outbox, deliver_events};
 use crate::tape::{Asked, Draws, Heard, Step, Tape};
 use crate::xfrm::policy::socket::set as policy_option;
+use crate::xfrm::{policy, sa};
 
 /// A network namespace of the emulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -137,6 +138,11 @@ impl Emulator {
     /// is not told.
     pub fn record(&mut self, tape: Box<dyn Tape>) {
         self.tape = Some(tape);
+    }
+
+    /// Tells the tape nothing more.
+    pub fn stop_recording(&mut self) {
+        self.tape = None;
     }
 
     /// Tells the tape a step without answers, if there is one.
@@ -255,6 +261,19 @@ impl Emulator {
     #[must_use]
     pub fn netns(&self, id: NetnsId) -> Option<RwLockReadGuard<'_, Netns>> {
         self.namespaces.get(&id).map(Namespace::read)
+    }
+
+    /// All SAs and policies of a namespace at one moment, as the messages of dumps.
+    #[must_use]
+    pub fn snapshot(&self, id: NetnsId) -> Option<Vec<u8>> {
+        let mut netns = self.namespaces.get(&id)?.write();
+        let mut messages = Vec::new();
+        for start in [sa::start_dump, policy::start_dump] {
+            let mut dump = start(&mut netns, &[]);
+            // The dump of everything cannot fail.
+            let _ = dump.fill(&mut netns, &mut messages, usize::MAX, 0, 0);
+        }
+        Some(messages)
     }
 
     /// Changes a namespace's settings. A tape hears of its sysctls.

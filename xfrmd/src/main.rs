@@ -9,6 +9,7 @@ mod driver;
 mod explain;
 mod log;
 mod metrics;
+mod observe_kernel;
 
 use std::process::ExitCode;
 

@@ -5,12 +5,14 @@ use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 
 use super::forward;
-use super::net::{Pair, Running, Talk, WIRE};
+use super::libipsec::{self, Charon};
+use super::net::{Pair, Running, Talk, WIRE, daemons};
 
 /// A carrier that runs.
 pub(crate) struct Carrier {
@@ -19,10 +21,11 @@ pub(crate) struct Carrier {
     pub(crate) to: IpAddr,
     /// Processes that carry, for their CPU time.
     pub(crate) pids: Vec<u32>,
-    _talks: Vec<Talk>,
+    pub(crate) talks: Vec<Talk>,
     _programs: Vec<Running>,
+    _charons: Vec<Charon>,
     // The namespaces go last.
-    pub(crate) pair: Pair,
+    pub(crate) pair: Arc<Pair>,
 }
 
 /// Addresses inside of a tunnel.
@@ -36,9 +39,10 @@ impl Carrier {
             name,
             to: to.parse()?,
             pids: Vec::new(),
-            _talks: Vec::new(),
+            talks: Vec::new(),
             _programs: Vec::new(),
-            pair: Pair::new()?,
+            _charons: Vec::new(),
+            pair: Arc::new(Pair::new()?),
         })
     }
 
@@ -71,7 +75,7 @@ impl Carrier {
             let mut talk = Talk::start(&mut command)?;
             talk.line()?;
             carrier.pids.push(talk.pid());
-            carrier._talks.push(talk);
+            carrier.talks.push(talk);
         }
         // A frame must fit one datagram's pieces.
         carrier.configure(forward::DEVICE, "gso_max_size 60000")?;
@@ -98,8 +102,24 @@ impl Carrier {
             carrier.pids.push(talk.pid());
             talk.sh(&batch("state", &states(encap, count)))?;
             talk.sh(&batch("policy", &policies(own, other, count)))?;
-            carrier._talks.push(talk);
+            carrier.talks.push(talk);
         }
+        carrier.pids = daemons(&carrier.pids)?;
+        Ok(carrier)
+    }
+
+    /// strongSwan's own.
+    pub(crate) fn libipsec(name: &'static str) -> Result<Self> {
+        let mut carrier = Self::new(name, INNER[1])?;
+        for (end, own, other) in [(0, 0, 1), (1, 1, 0)] {
+            let end = &carrier.pair.ends[end];
+            end.sh(&format!("ip addr add {}/32 dev lo", INNER[own]))?;
+            let (outer, inner) = ([WIRE[own], WIRE[other]], [INNER[own], INNER[other]]);
+            let charon = Charon::start(end, outer, inner)?;
+            carrier.pids.push(charon.pid());
+            carrier._charons.push(charon);
+        }
+        libipsec::initiate(&carrier.pair.ends[0], &carrier._charons)?;
         Ok(carrier)
     }
 
@@ -193,6 +213,33 @@ fn states(encap: bool, count: usize) -> Vec<String> {
     (0..count)
         .flat_map(|number| [sa(0, 1, number), sa(1, 0, number)])
         .collect()
+}
+
+/// What `ip xfrm state` knows an SA of a soak by.
+pub(crate) fn name(from: usize, to: usize, generation: usize) -> String {
+    let spi = 0x2000_0000 * (from + 1) + generation;
+    format!("src {} dst {} proto esp spi {spi:#x}", WIRE[from], WIRE[to])
+}
+
+/// An SA of a soak that carries.
+pub(crate) fn sa(from: usize, to: usize, generation: usize) -> String {
+    format!(
+        "{} reqid 1 mode tunnel replay-window 64 encap espinudp 4500 4500 0.0.0.0 \
+         aead 'rfc4106(gcm(aes))' {generation:#042x} 128",
+        name(from, to, generation)
+    )
+}
+
+/// One that does not, by name and as a whole.
+pub(crate) fn idle_sa(number: usize) -> (String, String) {
+    let name = format!(
+        "src 10.9.0.1 dst 10.9.0.2 proto esp spi {:#x}",
+        0x1000 + number
+    );
+    let more = "reqid 9 mode tunnel aead 'rfc4106(gcm(aes))' \
+                0x0102030405060708090a0b0c0d0e0f1011121314 128";
+    let text = format!("{name} {more}");
+    (name, text)
 }
 
 fn policies(own: usize, other: usize, count: usize) -> Vec<String> {

@@ -3,16 +3,25 @@
 //!
 //! They are *opaque*: what the device gives, up to 64 KiB with its virtio header, goes over the wire
 //! in pieces of 1,400 bytes as it is, and into the other device. No segmentation, no checksums, no
-//! headers per packet: the upper bound of this kind of input and output.
+//! headers per packet: the upper bound of this kind of input and output, which nobody who talks to
+//! others can reach. Beside them are forwarders *by packets*, which do what any tunnel has to do
+//! but for the cipher and the look-ups: they cut what the device gives into packets with checksums
+//! of their own, send each in a datagram or packet of its own, and join them for the other device, with the
+//! same code and the same offloads as `xfrmd`.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use dataplane::io::PacketIo as _;
+use dataplane::io::PacketIo;
+use dataplane::io::bulk::{Bulk, BulkReceiver};
 use dataplane::io::raw::Raw;
 use dataplane::io::tun::Tun;
+use dataplane::packet::buffer::MAX_PACKET;
+use dataplane::packet::join::Joiner;
+use dataplane::packet::segment::{Segmenter, complete_checksum};
 use dataplane::packet::{Family, PacketBuf, ip4};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,10 +29,13 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt,
     sockopt,
 };
+use xfrm_proto::consts::IPPROTO_UDP;
 
 /// The forwarder's device.
 pub(crate) const DEVICE: &str = "fw0";
 const PORT: u16 = 7777;
+/// Of those by packets.
+const PACKETS_PORT: u16 = 7778;
 const PIECE_BYTES: u16 = 1400;
 /// For experiments (RFC 3692).
 const PROTOCOL: u8 = 253;
@@ -69,7 +81,39 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
                 scope.spawn(move || raw_out(tun, &mut out, own, other));
                 scope.spawn(move || raw_in(tun, &mut back));
             }
-            _ => bail!("udp or raw"),
+            "udp-packets" => {
+                // A port of its own, beside that of the other kind.
+                let bulk = Bulk::open((own, PACKETS_PORT).into(), 0)?;
+                let bulk = Arc::new(bulk);
+                let header = outer_header(own, other, IPPROTO_UDP);
+                let (tun, back) = (&tun, Arc::clone(&bulk));
+                scope.spawn(move || {
+                    packets_out(tun, &header, |packets| {
+                        let mut rest = packets;
+                        while let Ok(count @ 1..) = bulk.send(rest) {
+                            rest = rest.get(count..).unwrap_or_default();
+                        }
+                    })
+                });
+                scope.spawn(move || {
+                    packets_in(tun, &mut BulkReceiver::new(back), 28, |it| it.bulk().fd())
+                });
+            }
+            "raw-packets" => {
+                let (mut out, mut back) = (
+                    Raw::open(Family::V4, 255, 0)?,
+                    Raw::open(Family::V4, PROTOCOL, 0)?,
+                );
+                let header = outer_header(own, other, PROTOCOL);
+                let tun = &tun;
+                scope.spawn(move || {
+                    packets_out(tun, &header, |packets| {
+                        out.send(packets);
+                    })
+                });
+                scope.spawn(move || packets_in(tun, &mut back, 20, Raw::fd));
+            }
+            _ => bail!("udp, raw, udp-packets or raw-packets"),
         }
         let _ = std::io::stdin().lines().count();
         std::process::exit(0);
@@ -124,6 +168,77 @@ fn udp_in(tun: &Tun, socket: &UdpSocket) -> Result<()> {
             Err(Errno::EAGAIN) => wait(socket)?,
             Err(error) => return Err(error).context("receiving"),
         }
+    }
+}
+
+/// IP and, if it is that, UDP.
+fn outer_header(from: Ipv4Addr, to: Ipv4Addr, protocol: u8) -> Vec<u8> {
+    let mut header = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0];
+    header.extend(from.octets());
+    header.extend(to.octets());
+    if protocol == IPPROTO_UDP {
+        header.extend(PACKETS_PORT.to_be_bytes());
+        header.extend(PACKETS_PORT.to_be_bytes());
+        header.extend([0; 4]);
+    }
+    header
+}
+
+fn packets_out(tun: &Tun, header: &[u8], mut send: impl FnMut(&[PacketBuf])) -> Result<()> {
+    let mut frame = PacketBuf::with_capacity(MAX_PACKET);
+    let mut packets: Vec<_> = (0..64).map(|_| PacketBuf::with_capacity(2048)).collect();
+    loop {
+        let Some(offload) = tun.read(&mut frame)? else {
+            wait(&tun.fd())?;
+            continue;
+        };
+        let mut count = 0;
+        if offload.segment_bytes > 0 {
+            let cutter = Segmenter::new(&frame, offload.segment_bytes);
+            let mut cutter = cutter.context("a frame")?;
+            for packet in &mut packets {
+                if cutter.next_into(packet) != Some(true) {
+                    break;
+                }
+                count += 1;
+            }
+        } else {
+            if let Some((start, offset)) = offload.checksum {
+                complete_checksum(&mut frame, start, offset).context("a checksum")?;
+            }
+            count += usize::from(packets.first_mut().is_some_and(|it| it.fill(&frame)));
+        }
+        for packet in packets.iter_mut().take(count) {
+            packet.push_front(header.len()).context("headroom")?;
+            packet[..header.len()].copy_from_slice(header);
+            ip4::finish(packet).context("a header")?;
+            if header.len() > ip4::HEADER_BYTES {
+                let bytes = u16::try_from(packet.len() - ip4::HEADER_BYTES)?;
+                packet[24..26].copy_from_slice(&bytes.to_be_bytes());
+            }
+        }
+        send(packets.get(..count).unwrap_or_default());
+    }
+}
+
+fn packets_in<T: PacketIo>(
+    tun: &Tun,
+    from: &mut T,
+    header_bytes: usize,
+    fd: impl Fn(&T) -> BorrowedFd<'_>,
+) -> Result<()> {
+    let mut packets: Vec<_> = (0..128).map(|_| PacketBuf::with_capacity(2048)).collect();
+    let mut joiner = Joiner::default();
+    loop {
+        let count = from.receive(&mut packets)?;
+        if count == 0 {
+            wait(&fd(from))?;
+        }
+        let packets = packets.get_mut(..count).unwrap_or_default();
+        for packet in packets.iter_mut() {
+            packet.pull_front(header_bytes).context("a header")?;
+        }
+        tun.write(packets, &mut joiner);
     }
 }
 

@@ -1,14 +1,17 @@
 //! What is sent through each carrier, and how fast it arrives.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use dataplane::io::PacketIo as _;
+use dataplane::io::raw::Raw;
+use dataplane::packet::{Family, PacketBuf, ip4};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
-use super::net::Pair;
+use super::net::{Pair, WIRE};
 use crate::stopwatch::median;
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -139,6 +142,61 @@ fn count(receiver: &UdpSocket, received: &AtomicU64, time: Duration) -> Result<f
             _ => {}
         }
     }
+}
+
+/// What strangers send in a second while [`tcp`] is measured.
+const STRANGE_A_SECOND: u64 = 5000;
+
+/// [`tcp`] while somebody sends garbage for an SA that is there, for SPIs that nobody has, and
+/// fragments that never complete, from one end's address to the other's.
+pub(crate) fn tcp_among_strangers(pair: &Pair, to: IpAddr, time: Duration) -> Result<f64> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let [a, _] = &pair.ends;
+        let strangers = scope.spawn(|| a.inside(|| disturb(&done)));
+        let measured = tcp(pair, to, time);
+        done.store(true, Ordering::Relaxed);
+        let sent = strangers.join().map_err(|_| anyhow::anyhow!("a panic"))??;
+        anyhow::ensure!(sent > 1000, "only {sent} strange packets");
+        Ok(measured?.0)
+    })
+}
+
+/// How many packets were sent.
+fn disturb(done: &AtomicBool) -> Result<u64> {
+    const ESP: u8 = 50;
+    const MORE_FRAGMENTS: u8 = 0x20;
+    let mut raw = Raw::open(Family::V4, 255, 0)?;
+    let ends: Vec<Ipv4Addr> = WIRE.iter().map(|it| it.parse()).collect::<Result<_, _>>()?;
+    let mut packet = PacketBuf::with_capacity(1500);
+    let begin = now();
+    let mut sent = 0_u64;
+    while !done.load(Ordering::Relaxed) {
+        let due = u64::try_from((now() - begin).as_micros())? * STRANGE_A_SECOND / 1_000_000;
+        if sent >= due {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        let [.., a, b, c, d] = sent.to_be_bytes();
+        // The first of the SAs that receive here, or any other.
+        let spi = match sent % 3 {
+            0 => [0x10, 0, 0, 0],
+            _ => [0x70, b, c, d],
+        };
+        let fragment = if sent % 3 == 2 { MORE_FRAGMENTS } else { 0 };
+        let mut bytes = vec![0x45, 0, 0, 0, c, d, fragment, 0, 64, ESP, 0, 0];
+        for end in &ends {
+            bytes.extend(end.octets());
+        }
+        bytes.extend(spi);
+        bytes.extend([0x70, a, c, d]);
+        bytes.resize(20 + 8 + 1000, d);
+        packet.fill(&bytes);
+        ip4::finish(&mut packet).context("a header")?;
+        raw.send(std::slice::from_ref(&packet));
+        sent += 1;
+    }
+    Ok(sent)
 }
 
 /// Microseconds of an echo request's round trip, answered by the other end's kernel.

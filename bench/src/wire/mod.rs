@@ -13,8 +13,10 @@
 
 mod carriers;
 mod forward;
+mod libipsec;
 mod load;
 mod net;
+pub(crate) mod soak;
 
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -37,9 +39,11 @@ const PACKET_BYTES: f64 = 1400.0;
 const PLAIN: usize = 0;
 const FORWARD_UDP: usize = 1;
 const FORWARD_RAW: usize = 2;
-const OURS_UDP: usize = 3;
-const OURS_ESP: usize = 4;
-const OURS_MANY: usize = 5;
+const PACKETS_UDP: usize = 3;
+const PACKETS_RAW: usize = 4;
+const OURS_UDP: usize = 5;
+const OURS_ESP: usize = 6;
+const OURS_MANY: usize = 7;
 
 /// What a carrier did, round by round.
 #[derive(Default)]
@@ -47,6 +51,8 @@ struct Measured {
     tcp: Vec<f64>,
     udp: Vec<f64>,
     ping: Vec<f64>,
+    /// TCP while strangers send garbage, for ours.
+    disturbed: Vec<f64>,
     /// CPU time that the carrier's processes take for a packet of TCP, in microseconds.
     cpu: Vec<f64>,
 }
@@ -97,6 +103,12 @@ fn measure(carriers: &[Carrier]) -> Result<Vec<Measured>> {
             eprintln!(
                 "{round}/{ROUNDS} {name:<34} TCP {tcp:>6.3} UDP {udp:>6.3} Gbit/s, ping {ping:>6.1} us"
             );
+            if name.starts_with("xfrmd, ESP") {
+                let disturbed = load::tcp_among_strangers(pair, *to, TIME);
+                measured
+                    .disturbed
+                    .push(disturbed.with_context(|| format!("{name}: strangers"))?);
+            }
             measured.tcp.push(tcp);
             measured.udp.push(udp);
             measured.ping.push(ping);
@@ -130,6 +142,8 @@ pub(crate) fn run() -> Result<Vec<Figure>> {
         Carrier::plain()?,
         Carrier::forwarder("TUN-UDP forwarder, no crypto", "udp")?,
         Carrier::forwarder("TUN-raw-IP forwarder, no crypto", "raw")?,
+        Carrier::forwarder("TUN-UDP forwarder by packets", "udp-packets")?,
+        Carrier::forwarder("TUN-raw-IP forwarder by packets", "raw-packets")?,
         Carrier::ours("xfrmd, ESP in UDP", true, 1)?,
         Carrier::ours("xfrmd, ESP", false, 1)?,
         Carrier::ours("xfrmd, ESP, 10,000 SAs", false, 10_000)?,
@@ -154,6 +168,13 @@ pub(crate) fn run() -> Result<Vec<Figure>> {
             }
             None => println!("no {name} to compare with: {how}"),
         }
+    }
+    let mut own_esp = None;
+    if libipsec::is_there() {
+        own_esp = Some(carriers.len());
+        carriers.push(Carrier::libipsec("strongSwan's kernel-libipsec")?);
+    } else {
+        println!("no strongSwan to compare with: xfrmd/tests/ike/install.sh 5.9");
     }
     let measured = measure(&carriers)?;
     let ours = carriers.iter().filter(|it| it.name.starts_with("xfrmd"));
@@ -208,6 +229,15 @@ pub(crate) fn run() -> Result<Vec<Figure>> {
         ),
         figure("TCP, ESP", speed, tcp, OURS_ESP, FORWARD_RAW, least(0.75)),
         figure(
+            "TCP, ESP in UDP",
+            speed,
+            tcp,
+            OURS_UDP,
+            PACKETS_UDP,
+            least(0.7),
+        ),
+        figure("TCP, ESP", speed, tcp, OURS_ESP, PACKETS_RAW, least(0.75)),
+        figure(
             "TCP, ESP, 10,000 SAs and policies",
             speed,
             tcp,
@@ -241,6 +271,26 @@ pub(crate) fn run() -> Result<Vec<Figure>> {
             OURS_UDP,
             better,
             least(1.5),
+        ));
+    }
+    for at in [OURS_UDP, OURS_ESP] {
+        figures.push(Figure {
+            name: "TCP among 5,000 strange packets a second".to_owned(),
+            ours: rate(|it| &it.disturbed, at),
+            yardstick: rate(tcp, at),
+            unit: speed,
+            against: carriers.get(at).map_or("", |it| it.name),
+            target: least(0.9),
+        });
+    }
+    if let Some(at) = own_esp {
+        figures.push(figure(
+            "TCP, ESP in UDP",
+            speed,
+            tcp,
+            OURS_UDP,
+            at,
+            least(40.0),
         ));
     }
     let most = Target::AtMost(1.5);

@@ -144,3 +144,22 @@ impl Pair {
         Ok(Self { ends })
     }
 }
+
+/// Processes with their descendants that are xfrmd: what was started keeps the one that works.
+pub(crate) fn daemons(pids: &[u32]) -> Result<Vec<u32>> {
+    let mut found = pids.to_vec();
+    let mut at = 0;
+    while let Some(&pid) = found.get(at) {
+        at += 1;
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            let children = task?.path().join("children");
+            for child in std::fs::read_to_string(children)?.split_whitespace() {
+                let name = std::fs::read_to_string(format!("/proc/{child}/comm"));
+                if name.is_ok_and(|name| name.trim() == "xfrmd") {
+                    found.push(child.parse()?);
+                }
+            }
+        }
+    }
+    Ok(found)
+}

@@ -39,7 +39,21 @@ impl InProcess {
     /// An emulator that behaves as `profile` says.
     #[must_use]
     pub fn new(profile: &'static Profile) -> Self {
-        let mut instance = Instance::new(profile);
+        Self::of(Instance::new(profile))
+    }
+
+    /// One that records what it is asked, with keys or without.
+    #[must_use]
+    pub fn recorded(profile: &'static Profile, keys: bool) -> Self {
+        Self::of(Instance::new(profile).recorded(keys))
+    }
+
+    /// Ends the recording; the file.
+    pub fn end_recording(&mut self) -> Vec<u8> {
+        self.instance.end_recording()
+    }
+
+    fn of(mut instance: Instance) -> Self {
         let netns = instance.create_netns();
         Self {
             instance,

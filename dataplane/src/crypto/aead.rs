@@ -13,8 +13,9 @@
 //! `RustCrypto` 143 / 207 / 682 / 3,497; ChaCha20-Poly1305: 179 / 258 / 825 /
 //! 3,834, 189 / 266 / 833 / 3,846, 339 / 534 / 1,785 / 8,356. With AVX-512,
 //! `aws-lc-rs` is ahead of `ring` by a sixth at 8,900 bytes and behind below. So
-//! it is `ring` wherever `ring` has the algorithm. The same EPYC takes 167 ns for
-//! 64 bytes with `gcm.rs`, so short packets are no case for it either.
+//! it is `ring` wherever `ring` has the algorithm, but for AES-GCM on processors with VAES: there `vector-gcm`
+//! takes 29 / 58 / 219 / 1,108 where `ring` takes 87 / 114 / 284 / 1,190 in the same run. The same EPYC
+//! takes 167 ns for 64 bytes with `gcm.rs`, so short packets are no case for that.
 
 use aes::{Aes128Enc, Aes192Enc, Aes256Enc};
 use ccm::Ccm;
@@ -23,6 +24,8 @@ use ccm::consts::{U8, U11, U12, U16};
 use cipher::KeyInit;
 use cipher::typenum::Unsigned;
 use ring::aead::{AES_128_GCM, AES_256_GCM, CHACHA20_POLY1305, LessSafeKey, UnboundKey};
+
+use vector_gcm::{Aad, AesGcm, Nonce};
 
 use super::BadKey;
 use super::gcm::{Gcm, Gmac};
@@ -88,6 +91,13 @@ pub(super) fn new(
     match algorithm {
         AeadAlgorithm::AesGcm => {
             let (key, salt) = key.split_last_chunk().ok_or(BadKey)?;
+            if let (Some(gcm), 8 | 12 | 16) = (AesGcm::new(key), icv_bytes) {
+                return wrap.esp(VectorGcm {
+                    gcm,
+                    salt: *salt,
+                    icv_bytes,
+                });
+            }
             match (key.len(), icv_bytes) {
                 (16, 16) => wrap.ring(&AES_128_GCM, key, *salt),
                 (32, 16) => wrap.ring(&AES_256_GCM, key, *salt),
@@ -210,6 +220,61 @@ impl<P: Primitive> Esp for AeadEsp<P> {
     }
 }
 
+/// AES-GCM where the processor takes two blocks at once.
+struct VectorGcm {
+    gcm: AesGcm,
+    salt: [u8; 4],
+    icv_bytes: usize,
+}
+
+/// Associated data: SPI and sequence number, or the same with ESN.
+#[inline]
+fn vector_aad(aad: &[u8]) -> Result<Aad, Refusal> {
+    if let Ok(short) = <[u8; HEADER_BYTES]>::try_from(aad) {
+        return Ok(short.into());
+    }
+    let long: [u8; 12] = aad.try_into().map_err(|_| Refusal::Length)?;
+    Ok(long.into())
+}
+
+impl Primitive for VectorGcm {
+    #[inline]
+    fn icv_bytes(&self) -> usize {
+        self.icv_bytes
+    }
+
+    #[inline]
+    fn seal(
+        &self,
+        iv: &[u8; IV_BYTES],
+        aad: &[u8],
+        body: &mut [u8],
+        icv: &mut [u8],
+    ) -> Result<(), Refusal> {
+        let nonce = Nonce::of_parts(self.salt, *iv);
+        let tag = self.gcm.seal(nonce, vector_aad(aad)?, body);
+        if let Some(whole) = icv.first_chunk_mut() {
+            *whole = tag;
+            return Ok(());
+        }
+        icv.iter_mut().zip(tag).for_each(|(to, from)| *to = from);
+        Ok(())
+    }
+
+    #[inline]
+    fn open(&self, iv: &[u8; IV_BYTES], aad: &[u8], sealed: &mut [u8]) -> Result<(), Refusal> {
+        let body_bytes = sealed.len().checked_sub(self.icv_bytes);
+        let (body, icv) = body_bytes
+            .and_then(|bytes| sealed.split_at_mut_checked(bytes))
+            .ok_or(Refusal::Length)?;
+        let nonce = Nonce::of_parts(self.salt, *iv);
+        match self.gcm.open(nonce, vector_aad(aad)?, body, icv) {
+            true => Ok(()),
+            false => Err(Refusal::Integrity),
+        }
+    }
+}
+
 /// AES-GCM with its full ICV and ChaCha20-Poly1305 of `ring`.
 struct Ring {
     key: LessSafeKey,
@@ -308,5 +373,37 @@ impl<C: AeadInOut<NonceSize = U11> + Send + Sync> Primitive for CcmEsp<C> {
         self.ccm
             .decrypt_inout_detached(&self.nonce(*iv).into(), aad, body.into(), tag)
             .map_err(|_| Refusal::Integrity)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whichever of them a machine has, what is tested on another holds for it.
+    #[test]
+    fn aes_gcm_is_the_same_by_ring() {
+        for (key_bytes, algorithm) in [(16, &AES_128_GCM), (32, &AES_256_GCM)] {
+            let key: Vec<u8> = (1..=key_bytes + 4).collect();
+            let (bare, salt) = key.split_last_chunk().unwrap();
+            for esn in [false, true] {
+                let iv_seed = 7;
+                let wrap = || Wrap { esn, iv_seed };
+                let ours = new(AeadAlgorithm::AesGcm, &key, 16, esn, iv_seed).unwrap();
+                let ring = wrap().ring(algorithm, bare, *salt).unwrap();
+                for body_bytes in [0, 1, 20, 68, 300, 1_424] {
+                    let plain = vec![3; HEADER_BYTES + IV_BYTES + body_bytes + 16];
+                    let seq = 5 << 32 | 9;
+                    let (mut one, mut other) = (plain.clone(), plain);
+                    ours.seal(seq, &mut one).unwrap();
+                    ring.seal(seq, &mut other).unwrap();
+                    assert_eq!(one, other);
+                    ring.open(5, &mut one).unwrap();
+                    ours.open(5, &mut other).unwrap();
+                    let body = HEADER_BYTES + IV_BYTES..HEADER_BYTES + IV_BYTES + body_bytes;
+                    assert_eq!(one[body.clone()], other[body]);
+                }
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Known answers that are whole ESP packets: RFC 3602 case 5, and the cases of
+//! Known answers that are whole ESP packets: RFC 3602 cases 5 to 8, and the cases of
 //! `draft-mcgrew-gcm-test-01`, which RFCs 4106 and 4543 have no others than.
 //!
 //! RFC 4309 has none; its packets are those that Linux sealed (`dataplane/tests/recorded_packets`).
@@ -103,9 +103,25 @@ fn gmac_of_draft_mcgrew() {
     case.check(AeadAlgorithm::AesGmac, key, false);
 }
 
+/// ESP without authentication, as RFC 3602 has it.
+fn check_cbc(key: &str, case: &Case) {
+    let key = hex(key);
+    let cipher = (CipherAlgorithm::AesCbc, &key[..]);
+    let null = (AuthAlgorithm::Null, &[][..]);
+    let mut entropy = Always(1);
+    let transform = EspTransform::authenc(cipher, null, 0, false, &mut entropy).unwrap();
+    let mut packet = case.packet(&hex(case.sealed));
+    transform.open(0, &mut packet).unwrap();
+    assert_eq!(packet[transform.layout().prefix_bytes()..], hex(case.plain));
+}
+
 #[test]
-fn cbc_of_rfc_3602_case_5() {
-    let case = Case {
+fn cbc_of_rfc_3602_cases_5_to_8() {
+    let (transport, tunnel) = (
+        "90d382b410eeba7ad938c46cec1a82bf",
+        "0123456789abcdef0123456789abcdef",
+    );
+    let case_5 = Case {
         spi: 0x4321,
         sequence: 1,
         iv: "e96e8c08ab465763fd098d45dd3ff893",
@@ -116,12 +132,37 @@ fn cbc_of_rfc_3602_case_5() {
                  a4699e523a55db080b59ec3a8e4b7e52775b07d1db34ed9c538ab50c551b874a
                  a269add047ad2d5913ac19b7cfbad4a6",
     };
-    let key = hex("90d382b410eeba7ad938c46cec1a82bf");
-    let cipher = (CipherAlgorithm::AesCbc, &key[..]);
-    let null = (AuthAlgorithm::Null, &[][..]);
-    let mut entropy = Always(1);
-    let transform = EspTransform::authenc(cipher, null, 0, false, &mut entropy).unwrap();
-    let mut packet = case.packet(&hex(case.sealed));
-    transform.open(0, &mut packet).unwrap();
-    assert_eq!(packet[transform.layout().prefix_bytes()..], hex(case.plain));
+    let case_6 = Case {
+        spi: 0x4321,
+        sequence: 8,
+        iv: "69d08df7d203329db093fc4924e5bd80",
+        plain: "0800b5e8a80a0500a69c083d0b660e0077777777777777777777777701020201",
+        sealed: "f51995881ec4e0c4488987ce742e8109689bb379d2d750c0d915dca346a89f75",
+    };
+    let case_7 = Case {
+        spi: 0x8765,
+        sequence: 2,
+        iv: "f4e765244f6407adf13dc1380f673f37",
+        plain: "45000054090400004001f988c0a87b03c0a87bc808009f76a90a0100b49c083d
+                02a2040008090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f20212223
+                2425262728292a2b2c2d2e2f30313233343536370102030405060708090a0a04",
+        sealed: "773b5241a4c449225e4f3ce5ed611b0c237ca96cf74a93013c1b0ea1a0cf70f8
+                 e4ecaec78ac53aad7a0f022b859243c647752e94a859352b8a4d4d2decd136e5
+                 c177f132ad3fbfb2201ac9904c74ee0a109e0ca1e4dfe9d5a100b842f1c22f0d",
+    };
+    let case_8 = Case {
+        spi: 0x8765,
+        sequence: 5,
+        iv: "85d47224b5f3dd5d2101d4ea8dffab22",
+        plain: "45000044090c00004001f990c0a87b03c0a87bc80800d63caa0a0200c69c083d
+                a3de0300ffffffffffffffffffffffffffffffffffffffffffffffffffffffff
+                ffffffff0102030405060708090a0a04",
+        sealed: "15b92683819596a8047232cc00f7048fe45318e11f8a0f62ede3c3fc61203bb5
+                 0f980a08c9843fd3a1b06d5c07ff9639b7eb7dfb3512e5de435e7207ed971ef3
+                 d2726d9b5ef6affc6d17a0decbb13892",
+    };
+    check_cbc(transport, &case_5);
+    check_cbc(transport, &case_6);
+    check_cbc(tunnel, &case_7);
+    check_cbc(tunnel, &case_8);
 }

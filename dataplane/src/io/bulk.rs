@@ -29,8 +29,8 @@ use crate::packet::{Family, PacketBuf, be16, ip4, ip6, put};
 const ROOM_BYTES: i32 = 8 << 20;
 /// `UDP_MAX_SEGMENTS` of older kernels.
 const MOST_SEGMENTS: usize = 64;
-/// Payload of all datagrams of one call.
-const MOST_BYTES: usize = 65_000;
+/// Payload of all datagrams of one call: `IP_MAX_MTU` without the headers of IPv6 and UDP.
+const MOST_BYTES: usize = 65_520 - 48;
 const UDP_HEADER_BYTES: usize = 8;
 
 /// A UDP socket for whole IP packets that are ESP in UDP from one port.

@@ -26,10 +26,12 @@ pub use codec::{Reader, Writer};
 use crate::mib::Counter;
 use crate::netns::{Limits, Netns};
 use crate::profile::Profile;
+use crate::spd;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sysctl::Sysctls;
 
 /// Changes with every change of what an image is.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// What an image is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,7 +118,12 @@ pub(crate) struct Keeping {
     image: Vec<u8>,
     /// The image of the namespace itself.
     own: Vec<u8>,
+    /// What it was made of.
+    of: Option<Own>,
 }
+
+/// What the image of a namespace is made of.
+type Own = (Sysctls, spd::keep::Own, u32);
 
 /// Room for almost any image, so that none leaves parts of keys behind when it grows.
 const LONGEST_IMAGE: usize = 16 << 10;
@@ -124,11 +131,17 @@ const LONGEST_IMAGE: usize = 16 << 10;
 impl Netns {
     /// Puts what has changed on the shelf, all of it the first time. Packets must not pass meanwhile.
     pub fn keep(&mut self, netns: u32, shelf: &mut dyn Shelf) {
-        let Keeping { mut image, own } = std::mem::take(&mut self.keeping);
+        let Keeping { mut image, own, of } = std::mem::take(&mut self.keeping);
         image.reserve(LONGEST_IMAGE);
         self.sad.keep(netns, shelf, &mut image);
         self.spd.keep(netns, shelf, &mut image);
         image.clear();
+        let spd = self.spd.own();
+        let now_of = self.sad.own().map(|sad| (self.sysctls, spd, sad));
+        if now_of.is_some() && now_of == of {
+            self.keeping = Keeping { image, own, of };
+            return;
+        }
         let mut out = Writer::new(&mut image);
         out.bytes(self.profile.name.as_bytes());
         let sysctls = self.sysctls;
@@ -141,7 +154,7 @@ impl Netns {
             out.int(value.into());
         }
         self.sad.write(&mut out);
-        self.spd.write(&mut out);
+        spd.write(&mut out);
         let record = Record {
             netns,
             kind: Kind::Netns,
@@ -158,6 +171,7 @@ impl Netns {
         self.keeping = Keeping {
             own: image,
             image: own,
+            of: now_of,
         };
     }
 

@@ -11,6 +11,8 @@ use crate::path::flows::Memory;
 use crate::path::lookup::Policies;
 use crate::path::sec_path::SecPath;
 use crate::spd::SocketKey;
+use crate::spd::flow::equal_words;
+use crate::time::WallSecs;
 
 /// Words of a key in front of the SAs.
 const OWN_WORDS: usize = 9;
@@ -18,6 +20,8 @@ const WORDS: usize = OWN_WORDS + XFRM_MAX_DEPTH;
 
 #[derive(Debug)]
 struct Admission {
+    /// When the policies were marked as used last.
+    marked: WallSecs,
     /// Generations of both databases.
     generations: [u64; 2],
     /// Policies to be marked as used by every packet.
@@ -26,13 +30,30 @@ struct Admission {
     verified: usize,
 }
 
+/// A flow that has been let in a moment ago.
+#[derive(Debug)]
+struct Recent {
+    own: [u64; OWN_WORDS],
+    verified: usize,
+}
+
 /// The flows of one worker.
 #[derive(Debug, Default)]
 pub(super) struct Admitted {
     memory: Memory<WORDS, Admission>,
+    /// While packets pass that the same SAs have brought at the same time.
+    recent: Option<Recent>,
+    remembers_recent: bool,
 }
 
 impl Admitted {
+    /// Packets follow that the same SAs have brought, all at one time and under one borrow of the
+    /// namespace; or they end.
+    pub(super) fn expect_alike(&mut self, begins: bool) {
+        self.remembers_recent = begins;
+        self.recent = None;
+    }
+
     /// [`Question::check`], of which a pass is remembered.
     #[inline]
     pub(super) fn check(
@@ -41,21 +62,38 @@ impl Admitted {
         path: &mut SecPath,
     ) -> Result<(), DropReason> {
         let netns = question.netns;
-        let (Some(now), Some(key)) = (question.used, key(question, path)) else {
+        let (Some(now), Some(own)) = (question.used, own_words(question, path)) else {
             return question.check(path).map(drop);
         };
+        if let Some(recent) = &self.recent
+            && path.len() == 1
+            && equal_words(&recent.own, &own)
+        {
+            path.verified = recent.verified;
+            return Ok(());
+        }
+        let key = key(&own, path);
         let generations = [netns.spd.generation(), netns.sad.choices.all()];
         if let Some(admission) = self.memory.find(&key)
             && admission.generations == generations
         {
-            for &policy in admission.policies.iter().flatten() {
-                netns.spd.mark_used(policy, now);
+            if std::mem::replace(&mut admission.marked, now) != now {
+                for &policy in admission.policies.iter().flatten() {
+                    netns.spd.mark_used(policy, now);
+                }
             }
             path.verified = admission.verified;
+            if self.remembers_recent {
+                self.recent = Some(Recent {
+                    own,
+                    verified: admission.verified,
+                });
+            }
             return Ok(());
         }
         let policies = question.check(path)?;
         let admission = Admission {
+            marked: now,
             generations,
             policies,
             verified: path.verified,
@@ -65,10 +103,10 @@ impl Admitted {
     }
 }
 
-/// All that the check looks at; `None` where that is more, because errors are judged by the
-/// packet that they are about.
+/// All that the check looks at but for the SAs; `None` where that is more, because errors are judged
+/// by the packet that they are about.
 #[inline]
-fn key(question: &Question<'_>, path: &SecPath) -> Option<[u64; WORDS]> {
+fn own_words(question: &Question<'_>, path: &SecPath) -> Option<[u64; OWN_WORDS]> {
     let &Question {
         netns: _,
         used: _,
@@ -81,12 +119,10 @@ fn key(question: &Question<'_>, path: &SecPath) -> Option<[u64; WORDS]> {
     if matches!(flow.proto, IPPROTO_ICMP | IPPROTO_ICMPV6) {
         return None;
     }
-    let mut key = [0; WORDS];
-    let (own, sas) = key.split_first_chunk_mut::<OWN_WORDS>()?;
     let [d0, d1, s0, s1, upper, came_with] = flow.words();
     let lengths = (path.len() as u64) << 16 | path.verified as u64;
     let socket_is_there = u64::from(socket.is_some()) << 8 | u64::from(dir);
-    *own = [
+    Some([
         d0,
         d1,
         s0,
@@ -96,9 +132,16 @@ fn key(question: &Question<'_>, path: &SecPath) -> Option<[u64; WORDS]> {
         u64::from(if_id) << 32 | socket_is_there,
         socket.map_or(0, |SocketKey(key)| key),
         lengths,
-    ];
-    for (word, sa) in sas.iter_mut().zip(path.serials()) {
-        *word = sa;
+    ])
+}
+
+/// All of it.
+#[inline]
+fn key(own: &[u64; OWN_WORDS], path: &SecPath) -> [u64; WORDS] {
+    let mut key = [0; WORDS];
+    let words = own.iter().copied().chain(path.serials());
+    for (place, word) in key.iter_mut().zip(words) {
+        *place = word;
     }
-    Some(key)
+    key
 }

@@ -35,10 +35,8 @@ pub(super) struct Step {
 
 /// The SAs for a flow (`struct xfrm_dst`, all of a chain).
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub(super) struct Bundle {
-    steps: [Step; MOST_STEPS],
-    /// How many of them there are.
-    count: usize,
     /// What may enter the bundle.
     pub(super) mtu: u32,
     /// What the route of the outermost packet takes.
@@ -47,6 +45,9 @@ pub(super) struct Bundle {
     pub(super) ignores_df: bool,
     /// The first SA is of tunnel mode.
     is_tunnel: bool,
+    /// How many steps there are.
+    count: usize,
+    steps: [Step; MOST_STEPS],
 }
 
 /// What an SA of each template was chosen among; goes stale with it.

@@ -20,24 +20,28 @@ const SETS: usize = 2048;
 /// What is known by keys, which are packed as [`Flow::words`]: first those, then what else counts.
 #[derive(Debug)]
 pub(super) struct Memory<const WORDS: usize, T> {
-    /// None before there is something to remember.
-    sets: Box<[Set<WORDS, T>]>,
+    /// Two for each set. None before there is something to remember.
+    places: Box<[Place<WORDS, T>]>,
+    /// Of each set, whether the second one was used last. Here they take a few cache lines in all.
+    recent: Box<[bool]>,
     /// Nobody outside knows them, so nobody can make flows that share a set.
     secrets: [u64; 4],
 }
 
-/// Two places, and which of them was used last.
+/// Something that is known. What is looked at first shares cache lines with the key.
 #[derive(Debug)]
-struct Set<const WORDS: usize, T> {
-    recent: bool,
-    places: [Option<([u64; WORDS], T)>; 2],
+#[repr(C, align(64))]
+struct Place<const WORDS: usize, T> {
+    key: [u64; WORDS],
+    known: Option<T>,
 }
 
 impl<const WORDS: usize, T> Default for Memory<WORDS, T> {
     fn default() -> Self {
         let hasher = foldhash::fast::RandomState::default();
         Self {
-            sets: Box::default(),
+            places: Box::default(),
+            recent: Box::default(),
             secrets: [0, 1, 2, 3].map(|number| hasher.hash_one(number)),
         }
     }
@@ -57,48 +61,52 @@ impl<const WORDS: usize, T> Memory<WORDS, T> {
     #[inline(always)]
     pub(super) fn find(&mut self, key: &[u64; WORDS]) -> Option<&mut T> {
         let set = self.set_of(key);
-        let Set { recent, places } = self.sets.get_mut(set)?;
-        let [first, second] = places;
+        let recent = self.recent.get_mut(set)?;
+        let places = self.places.get_mut(2 * set..)?;
+        let [first, second, ..] = places else {
+            return None;
+        };
         let (one, other) = match *recent {
             false => (first, second),
             true => (second, first),
         };
-        if let Some((own, known)) = one
-            && equal_words(own, key)
-        {
-            return Some(known);
+        if equal_words(&one.key, key) {
+            return one.known.as_mut();
         }
-        let (own, known) = other.as_mut()?;
-        if !equal_words(own, key) {
+        if !equal_words(&other.key, key) {
             return None;
         }
         *recent = !*recent;
-        Some(known)
+        other.known.as_mut()
     }
 
     /// Remembers something.
     pub(super) fn put(&mut self, key: [u64; WORDS], known: T) {
-        if self.sets.is_empty() {
-            let empty = |_| Set {
-                recent: false,
-                places: [None, None],
+        if self.places.is_empty() {
+            let empty = |_| Place {
+                key: [0; WORDS],
+                known: None,
             };
-            self.sets = (0..SETS).map(empty).collect();
+            self.places = (0..2 * SETS).map(empty).collect();
+            self.recent = [false; SETS].into();
         }
         let set = self.set_of(&key);
-        let Some(Set { recent, places }) = self.sets.get_mut(set) else {
+        let (Some(recent), Some([first, second, ..])) =
+            (self.recent.get_mut(set), self.places.get_mut(2 * set..))
+        else {
             return;
         };
-        let own = |place: &Option<([u64; WORDS], T)>| {
-            place
-                .as_ref()
-                .is_some_and(|(own, _)| equal_words(own, &key))
+        let own = |place: &Place<WORDS, T>| place.known.is_some() && equal_words(&place.key, &key);
+        *recent = match (own(first), own(second)) {
+            (true, _) => false,
+            (_, true) => true,
+            _ => !*recent,
         };
-        let at = places.iter().position(own).unwrap_or(usize::from(!*recent));
-        *recent = at != 0;
-        if let Some(place) = places.get_mut(at) {
-            *place = Some((key, known));
-        }
+        let place = if *recent { second } else { first };
+        *place = Place {
+            key,
+            known: Some(known),
+        };
     }
 }
 
@@ -129,7 +137,8 @@ impl Generations {
 
 /// What was decided about a flow, and when.
 #[derive(Debug)]
-struct Place {
+#[repr(C)]
+struct Decided {
     generations: Generations,
     /// The SAD's number when the sources were last found current.
     sad: u64,
@@ -139,7 +148,7 @@ struct Place {
 /// The flows of one worker, with what came with their packets.
 #[derive(Debug, Default)]
 pub(super) struct Flows {
-    memory: Memory<10, Place>,
+    memory: Memory<10, Decided>,
 }
 
 impl Flows {
@@ -152,15 +161,15 @@ impl Flows {
         flow: &Flow,
         meta: &OutputMeta,
     ) -> Option<&Looked> {
-        let place = self.memory.find(&key(flow, meta))?;
-        if place.generations != Generations::of(netns, routes) {
+        let decided = self.memory.find(&key(flow, meta))?;
+        if decided.generations != Generations::of(netns, routes) {
             return None;
         }
         let sad = netns.sad.choices.all();
-        if place.sad != sad {
-            place.renew(netns, sad)?;
+        if decided.sad != sad {
+            decided.renew(netns, sad)?;
         }
-        Some(&place.looked)
+        Some(&decided.looked)
     }
 
     /// Remembers what was decided while the SAD's number was `sad`.
@@ -172,16 +181,16 @@ impl Flows {
         sad: u64,
         looked: &Looked,
     ) {
-        let place = Place {
+        let decided = Decided {
             generations: Generations::of(netns, routes),
             sad,
-            looked: *looked,
+            looked: looked.clone(),
         };
-        self.memory.put(key(flow, meta), place);
+        self.memory.put(key(flow, meta), decided);
     }
 }
 
-impl Place {
+impl Decided {
     /// Holds what it rests on against what there is now that the SAD's number is `sad`.
     #[cold]
     fn renew(&mut self, netns: &Netns, sad: u64) -> Option<()> {

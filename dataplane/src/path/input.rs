@@ -38,6 +38,21 @@ pub(super) struct Approach {
     pub(super) encap: u16,
 }
 
+impl Approach {
+    /// To be filled in.
+    pub(super) const NOWHERE: Self = Self {
+        inbound: Inbound {
+            family: Family::V4,
+            header_bytes: 0,
+            next_header_at: 0,
+            at: 0,
+            protocol: 0,
+        },
+        spi: None,
+        encap: 0,
+    };
+}
+
 /// What came out of the last SA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
@@ -61,7 +76,8 @@ impl Worker {
         witness: &mut W,
     ) -> Result<Arrival, DropReason> {
         let looked_up_by = meta.mark;
-        let mut inbound = approach.inbound;
+        let mut next;
+        let mut inbound = &approach.inbound;
         let (mut spi, mut low) = match approach.spi {
             Some(spi) => (spi, 0),
             None => inbound.spi(packet)?.ok_or(DropReason::InHeaderShort)?,
@@ -75,7 +91,7 @@ impl Worker {
             }
             let id = netns
                 .sad
-                .lookup(looked_up_by, daddr, spi, protocol_of_sa(&inbound), family);
+                .lookup(looked_up_by, daddr, spi, protocol_of_sa(inbound), family);
             let id = id.ok_or(DropReason::InNoStates)?;
             let sa = netns.sad.get(id).ok_or(DropReason::InNoStates)?;
             let stand_in = witness.meet(sa);
@@ -89,7 +105,7 @@ impl Worker {
             let arrived = Arrived {
                 sa,
                 handle,
-                inbound: &inbound,
+                inbound,
                 low,
                 encap,
             };
@@ -99,12 +115,15 @@ impl Worker {
             match delivery {
                 Delivery::Packet(_) => return Ok(Arrival::Inner),
                 Delivery::Aggfrag => return Ok(Arrival::Aggfrag(handle, sequence)),
-                Delivery::Next(next) => inbound = next,
+                Delivery::Next(rest) => {
+                    next = rest;
+                    inbound = &next;
+                }
             }
             // Transport mode: the addresses are still the outer ones.
             (daddr, family) = (sa.id.daddr, sa.family);
             match inbound.spi(packet)? {
-                Some(next) => (spi, low) = next,
+                Some(found) => (spi, low) = found,
                 None => {
                     inbound.finish(packet)?;
                     // The sender summed addresses that a NAT may have changed since. Linux takes such
@@ -212,7 +231,7 @@ impl Worker {
     ///
     /// QUIRK: a_mapping_is_told_with_every_packet. Nothing is learned from it; key managers
     /// update the SA. Even a dummy packet moves Linux to tell.
-    fn tell_mapping(&mut self, now: Now, packet: &[u8], arrived: &Arrived<'_>) {
+    pub(super) fn tell_mapping(&mut self, now: Now, packet: &[u8], arrived: &Arrived<'_>) {
         let sa = arrived.sa;
         let (Some(encap), true) = (sa.encap(), sa.id.proto == IPPROTO_ESP) else {
             return;
@@ -240,13 +259,13 @@ impl Worker {
 }
 
 /// A packet at one SA.
-struct Arrived<'a> {
-    sa: &'a Sa,
-    handle: SaHandle,
-    inbound: &'a Inbound,
+pub(super) struct Arrived<'a> {
+    pub(super) sa: &'a Sa,
+    pub(super) handle: SaHandle,
+    pub(super) inbound: &'a Inbound,
     /// The low half of its sequence number.
-    low: u32,
-    encap: u16,
+    pub(super) low: u32,
+    pub(super) encap: u16,
 }
 
 /// The protocol of the SA for what comes next. A hidden tunnel's is that of its own addresses,
@@ -259,7 +278,7 @@ const fn protocol_of_sa(inbound: &Inbound) -> u8 {
     }
 }
 
-fn refuse(sa: &Sa, refusal: Refusal) -> DropReason {
+pub(super) fn refuse(sa: &Sa, refusal: Refusal) -> DropReason {
     sa.traffic.count_refusal(refusal);
     DropReason::InReplay
 }

@@ -3,6 +3,8 @@
 //! Source: `net/xfrm/xfrm_policy.c xfrm_lookup_with_ifid, xfrm_bundle_lookup,
 //! xfrm_expand_policies, xfrm_tmpl_resolve`.
 
+use std::cell::Cell;
+
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::UserTmpl;
 
@@ -17,13 +19,14 @@ use crate::path::worker::Tools;
 use crate::sad::choices::Choices;
 use crate::sad::choose::{Choice, Wanted};
 use crate::spd::{Flow, Policy, PolicyId};
-use crate::time::Now;
+use crate::time::{Now, WallSecs};
 
 /// The policies of a packet: one, or one of type sub and one of type main.
 pub(super) type Policies = [Option<PolicyId>; 2];
 
-/// What a lookup comes to.
+/// What a lookup comes to. Which of them is its first byte, beside what else each packet looks at.
 #[derive(Clone, Copy, Debug)]
+#[repr(u8)]
 pub(super) enum Decision {
     /// The packet goes as it is.
     Plain,
@@ -35,12 +38,15 @@ pub(super) enum Decision {
     Hold,
 }
 
-/// A decision, and what it rests on.
-#[derive(Clone, Copy, Debug)]
+/// A decision, and what it rests on. What each packet looks at comes first.
+#[derive(Clone, Debug)]
+#[repr(C)]
 pub(super) struct Looked {
-    pub(super) decision: Decision,
+    /// When the policies were marked as used last.
+    marked: Cell<Option<WallSecs>>,
     /// Policies to be marked as used by every packet.
     pub(super) policies: Policies,
+    pub(super) decision: Decision,
     pub(super) sources: Sources,
     /// Whether the next packet of the flow will come to the same until a table changes.
     pub(super) lasts: bool,
@@ -50,6 +56,9 @@ impl Looked {
     /// Marks its policies as used.
     #[inline]
     pub(super) fn mark_used(&self, netns: &Netns, now: Now) {
+        if self.marked.replace(Some(now.real)) == Some(now.real) {
+            return;
+        }
         for &policy in self.policies.iter().flatten() {
             netns.spd.mark_used(policy, now.real);
         }
@@ -125,6 +134,7 @@ impl Lookup<'_> {
             Decision::Plain
         };
         Looked {
+            marked: Cell::default(),
             decision,
             policies: [None, None],
             sources: Sources::default(),
@@ -172,6 +182,7 @@ impl Lookup<'_> {
             }
         };
         Looked {
+            marked: Cell::default(),
             decision,
             policies,
             sources,

@@ -14,7 +14,7 @@
 //! * [`request`]: what it asks the control thread to do.
 //! * [`output`]: packets that leave. `lookup`: their policies and SAs; `bundle`: what is worked
 //!   out for them; `transmit`: their way through the SAs; `flows`: what is remembered of it. [`route`]: what the host is asked.
-//! * [`receive`]: packets that arrive. `input`: through their SAs; `sec_path`: which these were;
+//! * [`receive`]: packets that arrive. `input`: through their SAs; `together`: several at once; `sec_path`: which these were;
 //!   `check`: whether policies want that; `admitted`: what is remembered of it. [`learn`]: MTUs on the way.
 //! * [`hold`]: packets that wait for SAs. `aggregate`: packets that wait in IPTFS SAs.
 //! * `notify`: limits and aevents.
@@ -38,6 +38,7 @@ pub mod route;
 mod sec_path;
 #[cfg(test)]
 mod tests;
+mod together;
 mod transmit;
 mod witness;
 pub mod worker;

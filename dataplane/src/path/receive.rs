@@ -101,12 +101,7 @@ impl Worker {
             match self.step(netns, now, packet, meta, host, &mut Nobody) {
                 Ok(Step::Again) => {}
                 Ok(Step::Done(received)) => return received,
-                Err(reason) => {
-                    if let Some(counter) = reason.counter() {
-                        netns.mib.count(counter);
-                    }
-                    return Received::Dropped(reason);
-                }
+                Err(reason) => return dropped(netns, reason),
             }
         }
     }
@@ -135,6 +130,24 @@ impl Worker {
         host: &dyn Host,
         witness: &mut W,
     ) -> Result<Step, DropReason> {
+        let mut to = Approach::NOWHERE;
+        match self.approach(netns, now, packet, meta, host, (&mut to, witness))? {
+            None => self.enter(netns, now, packet, &to, meta, witness),
+            Some(received) => Ok(Step::Done(received)),
+        }
+    }
+
+    /// Takes a packet to its first SA, which `to` then says, or to its policies.
+    #[inline]
+    pub(super) fn approach<W: Witness>(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        meta: &mut InputMeta,
+        host: &dyn Host,
+        (to, witness): (&mut Approach, &mut W),
+    ) -> Result<Option<Received>, DropReason> {
         let family = Family::of(packet).ok_or(DropReason::InnerHeader)?;
         let (address, may_be_fragment) = match family {
             Family::V4 => {
@@ -144,42 +157,48 @@ impl Worker {
             }
             Family::V6 => (Address(ip6::receive(packet)?.dst), true),
         };
-        let to = host
+        let destination = host
             .destination(family.af(), address)
             .ok_or(DropReason::InNoRoute)?;
-        let counts = W::COUNTS;
         let ask = Ask {
             netns,
             now,
-            to,
-            counts,
+            to: destination,
+            counts: W::COUNTS,
         };
-        if !to.is_local {
+        if !destination.is_local {
             let judge = &mut (&mut self.admitted, witness);
             ask.policies(packet, meta, XFRM_POLICY_FWD, None, judge)?;
-            return Ok(Step::Done(Received::Forward));
+            return Ok(Some(Received::Forward));
         }
         self.tools.reassembler.handle_timeout(now.boot);
         if may_be_fragment && self.put_together(now, packet, meta)? == Outcome::Kept {
-            return Ok(Step::Done(Received::Kept));
+            return Ok(Some(Received::Kept));
         }
-        let inbound = Inbound::locate(packet, 0)?;
-        let approach = match self.protected(netns, packet, &inbound)? {
-            Some(approach) => approach,
-            None => match ask.deliver(
-                packet,
-                meta,
-                &inbound,
-                host,
-                &mut (&mut self.admitted, witness),
-            )? {
-                Delivered::Esp(approach) => approach,
-                Delivered::Done(received) => return Ok(Step::Done(received)),
-            },
-        };
-        let arrival = self.open(netns, now, packet, &approach, meta, witness)?;
+        // Not moved to where it is needed: it is read as it was written.
+        to.inbound = Inbound::locate(packet, 0)?;
+        (to.spi, to.encap) = (None, 0);
+        if is_protected(netns, packet, to)? {
+            return Ok(None);
+        }
+        let judge = &mut (&mut self.admitted, witness);
+        ask.deliver(packet, meta, to, host, judge)
+    }
+
+    /// Takes a packet through the SAs that it has come to.
+    #[inline]
+    pub(super) fn enter<W: Witness>(
+        &mut self,
+        netns: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        approach: &Approach,
+        meta: &mut InputMeta,
+        witness: &mut W,
+    ) -> Result<Step, DropReason> {
+        let arrival = self.open(netns, now, packet, approach, meta, witness)?;
         if let Arrival::Aggfrag(sa, sequence) = arrival {
-            if !counts {
+            if !W::COUNTS {
                 return Ok(Step::Done(Received::Inner));
             }
             self.take_payload(netns, now, packet, (sa, sequence), meta);
@@ -198,29 +217,21 @@ impl Worker {
             .reassembler
             .receive_from(now.boot, packet, meta.path.tag())
     }
+}
 
-    /// The SAs' protocols; the hidden tunnel beside IPCOMP is one of them.
-    fn protected(
-        &self,
-        netns: &Netns,
-        packet: &[u8],
-        inbound: &Inbound,
-    ) -> Result<Option<Approach>, DropReason> {
-        let spi = match inbound.protocol {
-            IPPROTO_ESP | IPPROTO_AH | IPPROTO_COMP => None,
-            // QUIRK: ip_in_ip_counts_as_ipsec: with IPCOMP loaded, a tunnel that nobody set up.
-            IPPROTO_IPIP | IPPROTO_IPV6 => {
-                let source = source(packet).ok_or(DropReason::InHeader)?;
-                let spi = netns.sad.tunnel_spi(inbound.family, source);
-                Some(spi.ok_or(DropReason::InHeaderShort)?)
-            }
-            _ => return Ok(None),
-        };
-        Ok(Some(Approach {
-            inbound: *inbound,
-            spi,
-            encap: 0,
-        }))
+/// The SAs' protocols; the hidden tunnel beside IPCOMP is one of them.
+#[inline(always)]
+fn is_protected(netns: &Netns, packet: &[u8], to: &mut Approach) -> Result<bool, DropReason> {
+    match to.inbound.protocol {
+        IPPROTO_ESP | IPPROTO_AH | IPPROTO_COMP => Ok(true),
+        // QUIRK: ip_in_ip_counts_as_ipsec: with IPCOMP loaded, a tunnel that nobody set up.
+        IPPROTO_IPIP | IPPROTO_IPV6 => {
+            let source = source(packet).ok_or(DropReason::InHeader)?;
+            let spi = netns.sad.tunnel_spi(to.inbound.family, source);
+            to.spi = Some(spi.ok_or(DropReason::InHeaderShort)?);
+            Ok(true)
+        }
+        _ => Ok(false),
     }
 }
 
@@ -230,11 +241,13 @@ pub(super) enum Step {
     Done(Received),
 }
 
-/// What delivery on this host comes to.
-enum Delivered {
-    /// It is ESP in UDP.
-    Esp(Approach),
-    Done(Received),
+/// Counts a packet's end.
+#[cold]
+pub(super) fn dropped(netns: &Netns, reason: DropReason) -> Received {
+    if let Some(counter) = reason.counter() {
+        netns.mib.count(counter);
+    }
+    Received::Dropped(reason)
 }
 
 /// Policies that a packet is held against.
@@ -279,15 +292,16 @@ impl Ask<'_> {
         Flow::of_packet(packet, meta.mark, self.to.ifindex, mobility).ok_or(DropReason::InHeader)
     }
 
-    /// Input policies, and what kind of datagram it is.
+    /// Input policies, and what kind of datagram it is: `None` for ESP in UDP, to which `to` leads.
     fn deliver(
         &self,
         packet: &[u8],
         meta: &mut InputMeta,
-        inbound: &Inbound,
+        to: &mut Approach,
         host: &dyn Host,
         judge: &mut (&mut Admitted, &mut impl Witness),
-    ) -> Result<Delivered, DropReason> {
+    ) -> Result<Option<Received>, DropReason> {
+        let inbound = &mut to.inbound;
         let owner = host.owner(&self.flow(packet, meta)?);
         let checked = self.policies(packet, meta, XFRM_POLICY_IN, owner, judge);
         if let Err(reason) = checked {
@@ -295,27 +309,24 @@ impl Ask<'_> {
         }
         let kind = owner.map_or(0, |owner| owner.encap);
         if kind == 0 || inbound.protocol != IPPROTO_UDP {
-            return Ok(Delivered::Done(Received::Local));
+            return Ok(Some(Received::Local));
         }
         let datagram = packet.get(inbound.at..).unwrap_or_default();
-        Ok(match encap::classify(datagram, kind) {
-            Datagram::Keepalive => Delivered::Done(Received::Consumed),
-            Datagram::Ike => Delivered::Done(Received::Local),
+        match encap::classify(datagram, kind) {
+            Datagram::Keepalive => Ok(Some(Received::Consumed)),
+            Datagram::Ike => Ok(Some(Received::Local)),
             // QUIRK: short_esp_in_udp_vanishes. Linux compares the datagram's length with what
             // the IP header should have in front of it.
             Datagram::Esp { at } if datagram.len() < inbound.family.header_bytes() + at => {
-                return Err(DropReason::InEncapShort);
+                Err(DropReason::InEncapShort)
             }
-            Datagram::Esp { at } => Delivered::Esp(Approach {
-                inbound: Inbound {
-                    at: inbound.at + at,
-                    protocol: IPPROTO_ESP,
-                    ..*inbound
-                },
-                spi: None,
-                encap: kind,
-            }),
-        })
+            Datagram::Esp { at } => {
+                inbound.at += at;
+                inbound.protocol = IPPROTO_ESP;
+                to.encap = kind;
+                Ok(None)
+            }
+        }
     }
 
     /// An ICMP error that its own policies refuse may pass by those of the packet that it is about,

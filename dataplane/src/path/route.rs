@@ -6,7 +6,7 @@ use crate::path::receive::{Destination, Host, Owner};
 use crate::spd::Flow;
 
 /// A packet to find a route for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RouteQuery {
     /// Address family.
     pub family: u16,
@@ -72,9 +72,9 @@ impl Routes for OneRoute {
 }
 
 impl Host for OneRoute {
-    fn destination(&self, _family: u16, address: Address) -> Option<Destination> {
+    fn destination(&self, family: u16, address: Address) -> Option<Destination> {
         Some(Destination {
-            is_local: address == self.local,
+            is_local: address.equal(self.local, family),
             ifindex: 1,
         })
     }

@@ -73,6 +73,11 @@ impl Sad {
         }
     }
 
+    /// Something that is another once [`Sad::write`] writes something else; `None` if that is not known.
+    pub(crate) fn own(&self) -> Option<u32> {
+        self.tunnels.are_untouched().then(|| self.buckets.len())
+    }
+
     /// What belongs to no single SA.
     pub(crate) fn write(&self, out: &mut Writer<'_>) {
         out.int(self.buckets.len().into());

@@ -57,6 +57,11 @@ impl Tunnels {
         self.last_spi
     }
 
+    /// Whether there has never been any.
+    pub(super) const fn are_untouched(&self) -> bool {
+        self.made == 0 && self.last_spi == 0
+    }
+
     pub(super) fn write(&self, out: &mut Writer<'_>) {
         out.int(self.made);
         out.int(self.last_spi.into());

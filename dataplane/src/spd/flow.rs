@@ -100,11 +100,12 @@ impl Flow {
             ifindex,
             mark,
         } = self;
-        let [[d0, d1], [s0, s1]] = [halves(daddr), halves(saddr)];
-        let upper = u64::from(family) << 48 | u64::from(proto) << 32;
-        let ports = u64::from(dport) << 16 | u64::from(sport);
+        let [[d0, d1], [s0, s1]] = [daddr.halves(), saddr.halves()];
+        // Not in the order of memory: the compiler would read neighbours together again.
+        let upper = u64::from(dport) << 48 | u64::from(family) << 32;
+        let lower = u64::from(proto) << 16 | u64::from(sport);
         let came_with = u64::from(ifindex.cast_unsigned()) << 32 | u64::from(mark);
-        [d0, d1, s0, s1, upper | ports, came_with]
+        [d0, d1, s0, s1, upper | lower, came_with]
     }
 
     /// The flow, as seen from here, of the packet that an ICMP error of this flow is about
@@ -163,12 +164,6 @@ impl Flow {
 pub(crate) fn equal_words<const N: usize>(one: &[u64; N], other: &[u64; N]) -> bool {
     let both = one.iter().zip(other);
     both.fold(0, |differences, (a, b)| differences | (a ^ b)) == 0
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "one half each")]
-const fn halves(address: Address) -> [u64; 2] {
-    let bits = u128::from_le_bytes(address.0);
-    [bits as u64, (bits >> 64) as u64]
 }
 
 /// The upper protocol of an IPv6 packet, and where it begins, if that is there.

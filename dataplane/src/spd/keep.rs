@@ -9,7 +9,7 @@ use super::order::List;
 use super::policy::{Place, Policy, PolicyKey, Templates};
 use super::socket::SocketKey;
 use super::{LastUse, Spd, Thresholds};
-use crate::keep::{self, Kept, Kind, Reader, Record, Shelf, Unreadable, Writer};
+use crate::keep::{Kept, Kind, Reader, Record, Shelf, Unreadable, Writer};
 use crate::security::SecurityContext;
 
 /// What has changed since it was kept.
@@ -19,6 +19,19 @@ pub(super) enum Touched {
     Slots(Vec<u32>),
     /// Anything.
     All,
+}
+
+/// What belongs to no single policy. (Ages go on from the youngest.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Own {
+    next_index: u32,
+    masks: [u32; XFRM_POLICY_MAX as usize],
+    index_mask: u32,
+    thresholds: Thresholds,
+    defaults: UserPolicyDefault,
+    /// Of each direction that has any, the first of its positions.
+    first: [Option<u32>; XFRM_POLICY_MAX as usize],
+    directions: usize,
 }
 
 /// A timer: the jiffy, and in which order it was armed.
@@ -81,9 +94,9 @@ impl Spd {
             let is_socket = policy.key.dir >= XFRM_POLICY_MAX;
             let socket = is_socket.then(|| self.sockets.owner(slot)).flatten();
             let timer = self.timers.of(slot);
-            keep::put(shelf, record, image, |out| {
-                write(policy, timer, socket, out);
-            });
+            // No keys: nothing to be wiped.
+            write(policy, timer, socket, &mut Writer::new(image));
+            shelf.put(record, image);
         }
         let mut touched = touched;
         touched.clear();
@@ -102,30 +115,24 @@ impl Spd {
     }
 
     /// What belongs to no single policy.
-    pub(crate) fn write(&self, out: &mut Writer<'_>) {
-        out.int(self.age);
-        out.int(self.next_index.into());
-        for mask in self.masks.iter().chain([&self.index_mask]) {
-            out.int((*mask).into());
+    pub(crate) fn own(&self) -> Own {
+        let mut first = [None; XFRM_POLICY_MAX as usize];
+        for (place, positions) in first.iter_mut().zip(&self.positions) {
+            *place = positions.first();
         }
-        let Thresholds { v4, v6 } = self.thresholds;
-        for bits in [v4.lbits, v4.rbits, v6.lbits, v6.rbits] {
-            out.int(bits.into());
-        }
-        let UserPolicyDefault {
-            input, fwd, out: o, ..
-        } = self.defaults;
-        for default in [input, fwd, o] {
-            out.int(default.into());
-        }
-        for positions in &self.positions {
-            out.option(positions.first(), |out, slot| out.int(slot.into()));
+        Own {
+            next_index: self.next_index,
+            masks: self.masks,
+            index_mask: self.index_mask,
+            thresholds: self.thresholds,
+            defaults: self.defaults,
+            first,
+            directions: self.positions.len(),
         }
     }
 
-    /// Its reverse.
+    /// Takes what [`Own::write`] has written.
     pub(crate) fn read(&mut self, from: &mut Reader<'_>) -> Option<()> {
-        self.age = from.int()?;
         self.next_index = from.u32()?;
         for mask in self.masks.iter_mut().chain([&mut self.index_mask]) {
             *mask = from.u32()?;
@@ -187,6 +194,7 @@ impl Spd {
             socket,
         } = found;
         let (dir, is_sub) = (policy.key.dir, policy.key.kind == XFRM_POLICY_TYPE_SUB);
+        self.age = self.age.max(policy.place.age);
         let hashes = (policy.key.hash(), super::hash_index(policy.index));
         if !self.store.insert_at(slot, policy) {
             return Err(slot);
@@ -204,6 +212,29 @@ impl Spd {
             self.timers.recall(slot, due);
         }
         Ok(())
+    }
+}
+
+impl Own {
+    /// All of it.
+    pub(crate) fn write(&self, out: &mut Writer<'_>) {
+        out.int(self.next_index.into());
+        for mask in self.masks.iter().chain([&self.index_mask]) {
+            out.int((*mask).into());
+        }
+        let Thresholds { v4, v6 } = self.thresholds;
+        for bits in [v4.lbits, v4.rbits, v6.lbits, v6.rbits] {
+            out.int(bits.into());
+        }
+        let UserPolicyDefault {
+            input, fwd, out: o, ..
+        } = self.defaults;
+        for default in [input, fwd, o] {
+            out.int(default.into());
+        }
+        for first in self.first.iter().take(self.directions) {
+            out.option(*first, |out, slot| out.int(slot.into()));
+        }
     }
 }
 

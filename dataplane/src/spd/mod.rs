@@ -16,7 +16,7 @@
 
 pub mod flow;
 mod index;
-mod keep;
+pub(crate) mod keep;
 mod lifetime;
 mod migrate;
 pub mod order;

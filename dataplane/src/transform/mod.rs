@@ -143,6 +143,7 @@ impl Inbound {
     ///
     /// # Errors
     /// Headers that do not parse.
+    #[inline(always)]
     pub fn locate(packet: &[u8], encap_kind: u16) -> Result<Self, DropReason> {
         let family = Family::of(packet).ok_or(DropReason::InHeader)?;
         let place = match family {
@@ -278,6 +279,13 @@ impl Transform {
     #[must_use]
     pub const fn mode(&self) -> &mode::ModeTransform {
         &self.mode
+    }
+
+    /// Whether it is ESP in tunnel mode.
+    #[must_use]
+    #[inline]
+    pub fn is_esp_tunnel(&self) -> bool {
+        matches!(self.protocol, Protocol::Esp(_)) && self.mode.params().mode == Mode::Tunnel
     }
 
     /// Puts the outer header of an outgoing packet in front, with a gap behind it.

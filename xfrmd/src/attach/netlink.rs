@@ -17,7 +17,7 @@ pub(super) const NLM_F_REQUEST: u16 = 1;
 pub(crate) const NLM_F_ACK: u16 = 4;
 pub(super) const NLM_F_REPLACE: u16 = 0x100;
 pub(super) const NLM_F_EXCL: u16 = 0x200;
-pub(super) const NLM_F_CREATE: u16 = 0x400;
+pub(crate) const NLM_F_CREATE: u16 = 0x400;
 
 const NLMSG_ERROR: u16 = 2;
 const HEADER_BYTES: usize = 16;
@@ -87,14 +87,14 @@ impl Body<'_> {
     }
 
     /// A string with its NUL.
-    pub(super) fn text(&mut self, kind: u16, value: &str) {
+    pub(crate) fn text(&mut self, kind: u16, value: &str) {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.attr(kind, &bytes);
     }
 
     /// An attribute of attributes.
-    pub(super) fn nest(&mut self, kind: u16, inner: impl FnOnce(&mut Body<'_>)) {
+    pub(crate) fn nest(&mut self, kind: u16, inner: impl FnOnce(&mut Body<'_>)) {
         let start = self.0.len();
         self.0.extend_from_slice(&[0; 2]);
         self.0

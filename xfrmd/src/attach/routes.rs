@@ -75,6 +75,8 @@ pub(crate) struct HostRoutes {
     events: Socket,
     generation: Cell<u64>,
     routes: Memory<Key, Result<Found, i32>>,
+    /// What was asked last.
+    last: Cell<Option<(Key, Result<Found, i32>)>>,
     mtus: Memory<i32, u32>,
     learned: Memory<(u16, Address), (u32, BootNanos)>,
     encap: RefCell<Vec<EncapSocket>>,
@@ -96,6 +98,7 @@ impl HostRoutes {
             events,
             generation: Cell::new(0),
             routes: Memory::default(),
+            last: Cell::default(),
             mtus: Memory::default(),
             learned: Memory::default(),
             encap: RefCell::default(),
@@ -119,6 +122,7 @@ impl HostRoutes {
         ) {}
         self.generation.set(self.generation.get() + 1);
         self.routes.borrow_mut().clear();
+        self.last.set(None);
         self.mtus.borrow_mut().clear();
     }
 
@@ -191,11 +195,19 @@ impl HostRoutes {
     }
 
     fn find(&self, key: Key) -> Result<Found, i32> {
-        if let Some(found) = self.routes.borrow().get(&key) {
-            return *found;
+        // A packet mostly goes where the one before went.
+        if let Some((last, found)) = self.last.get()
+            && last == key
+        {
+            return found;
         }
-        let found = self.look_up(key);
-        remember(&self.routes, key, found);
+        let known = self.routes.borrow().get(&key).copied();
+        let found = known.unwrap_or_else(|| {
+            let found = self.look_up(key);
+            remember(&self.routes, key, found);
+            found
+        });
+        self.last.set(Some((key, found)));
         found
     }
 

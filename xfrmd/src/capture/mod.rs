@@ -20,6 +20,8 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, recv};
 use serde_json::{Value, json};
 
+use xfrmd::recording::compare::ends;
+
 use crate::driver::signals::Signals;
 use record::{Direction, Layer, MOST_COMMENT, Record};
 
@@ -153,29 +155,6 @@ fn line(record: &Record<'_>) -> String {
         record.bytes,
         record.comment
     )
-}
-
-/// Source, destination and protocol of an IP packet.
-pub(crate) fn ends(packet: &[u8]) -> Option<(IpAddr, IpAddr, u8)> {
-    fn address<const BYTES: usize>(packet: &[u8], at: usize) -> Option<IpAddr>
-    where
-        [u8; BYTES]: Into<IpAddr>,
-    {
-        Some((*packet.get(at..)?.first_chunk::<BYTES>()?).into())
-    }
-    match packet.first()? >> 4 {
-        4 => Some((
-            address::<4>(packet, 12)?,
-            address::<4>(packet, 16)?,
-            *packet.get(9)?,
-        )),
-        6 => Some((
-            address::<16>(packet, 8)?,
-            address::<16>(packet, 24)?,
-            *packet.get(6)?,
-        )),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! `xfrmd` without a subcommand: the daemon as a service.
 
 use std::cell::Cell;
-use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -14,9 +13,9 @@ use xfrm_proto::control::{SYSTEM_ABSTRACT, SYSTEM_PATH};
 use super::options::DaemonOptions;
 use super::{settings, variable};
 use crate::config::{self, Config};
-use crate::driver::keeper;
+use crate::driver::keeper::{self, Outliving};
 use crate::driver::listener::{self, Removed};
-use crate::driver::service::{self, Progress};
+use crate::driver::service::{self, Given, Manager, Progress};
 use crate::driver::signals::Signals;
 use crate::driver::{Daemon, Settings, command};
 use crate::log::{self, Logging};
@@ -43,9 +42,7 @@ fn tell(progress: Progress) {
 }
 
 /// Sockets that a service manager has opened, or our own, which go when the daemon ends.
-fn listeners(path: &Path) -> Result<(Vec<OwnedFd>, Option<Removed>)> {
-    let given: (Option<OsString>, _) = (variable("LISTEN_PID"), variable("LISTEN_FDS"));
-    let given = service::listeners(given.0.as_deref(), given.1.as_deref())?;
+fn listeners(path: &Path, given: Vec<OwnedFd>) -> Result<(Vec<OwnedFd>, Option<Removed>)> {
     if !given.is_empty() {
         return Ok((given, None));
     }
@@ -57,6 +54,13 @@ fn listeners(path: &Path) -> Result<(Vec<OwnedFd>, Option<Removed>)> {
         listeners.extend(listener::at_abstract(SYSTEM_ABSTRACT).ok());
     }
     Ok((listeners, Some(Removed(path.to_path_buf()))))
+}
+
+/// What a service manager has handed over.
+fn given() -> Result<Given> {
+    let [pid, count, names] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].map(variable);
+    let given = service::given(pid.as_deref(), count.as_deref(), names.as_deref());
+    Ok(given?)
 }
 
 fn install_shim(socket: &Path) -> Option<PathBuf> {
@@ -83,7 +87,8 @@ pub(super) fn run(options: &DaemonOptions) -> Result<ExitCode> {
     };
     let config = configured(options)?;
     // Before anything opens a descriptor that could have the number of one that is handed over.
-    let (listeners, _removed) = listeners(&config.socket)?;
+    let Given { listeners, stored } = given()?;
+    let (listeners, _removed) = self::listeners(&config.socket, listeners)?;
     let logging = log::start(&config.log, config.log_format)?;
     let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
     let shim = install_shim(&config.socket);
@@ -93,11 +98,14 @@ pub(super) fn run(options: &DaemonOptions) -> Result<ExitCode> {
     let _shim_removed = ours.map(Removed);
     let settings = Settings {
         shim,
+        record: options.record.create()?,
         ..settings(&config, &plan)?
     };
     let both = Signals::block(&[&signals[..], &[Signal::SIGCHLD]].concat())?;
     let listeners = Cell::new(Some(listeners));
-    let code = keeper::keep(&both, None, &mut |inheritance| {
+    let manager = Manager::at(variable("NOTIFY_SOCKET").as_deref());
+    let outliving = Outliving::new(manager, stored);
+    let code = keeper::keep(&both, None, outliving, &mut |inheritance| {
         let listeners = listeners.take().unwrap_or_default();
         let served = Signals::block(&signals).map_err(anyhow::Error::from);
         keeper::exit_code(served.and_then(|signals| {

@@ -1,10 +1,12 @@
 //! The command line: the daemon, `xfrmd run`, and what asks a running daemon.
 
+mod check;
 mod clock;
 mod daemon;
 mod documents;
 mod faults;
 mod options;
+mod recordings;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -15,21 +17,22 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use serde_json::Value;
 use xfrm_proto::control::{Address, ENV_CONTROL};
+use xfrmd::check::Kind;
 use xfrmd::faults::Plan;
 
 use crate::config::{self, Config};
 use crate::driver::client;
 use crate::driver::clock::randomness::Source;
 use crate::driver::clock::{Clock, Timekeeping};
-use crate::driver::command::{self, Run};
+use crate::driver::command::{self, AtEnd, Run};
 use crate::driver::faults::keep;
 use crate::driver::program;
 use crate::driver::seccomp::Front;
 use crate::driver::{Owner, Settings};
 use crate::explain::{self, Question};
-use crate::{attach, doctor, log, metrics};
+use crate::{attach, doctor, log, metrics, observe_kernel};
 use faults::FaultOptions;
-use options::{Action, Cli, SocketOption, TableOptions};
+use options::{Action, Cli, RecordOptions, SocketOption, TableOptions};
 
 /// What a configuration means to the daemon, whoever's it is.
 fn settings(config: &Config, plan: &Plan) -> Result<Settings> {
@@ -41,10 +44,11 @@ fn settings(config: &Config, plan: &Plan) -> Result<Settings> {
         capture: config.capture,
         owner: Owner::System,
         shim: None,
-        faults: keep(plan)?,
+        record: None,
         clock: Clock::default(),
         root: 0,
         randomness: Source::Host,
+        faults: keep(plan)?,
     })
 }
 
@@ -73,11 +77,20 @@ pub(crate) fn main() -> ExitCode {
         Some(Action::Run {
             tables,
             faults,
+            record,
             front,
             clock,
             seed,
+            check,
+            ignore,
             command,
-        }) => run(&tables, &faults, front, (clock, seed), command),
+        }) => run(
+            (&tables, &faults, &record),
+            front,
+            (clock, seed),
+            check.then_some(ignore),
+            command,
+        ),
         Some(Action::Clock {
             action,
             json,
@@ -85,6 +98,7 @@ pub(crate) fn main() -> ExitCode {
         }) => clock::run(action.as_ref(), json, &socket),
         Some(Action::Env { socket }) => environment(&socket),
         Some(Action::Doctor { json }) => examine(json),
+        Some(Action::Check { wanted }) => Ok(check::run(&wanted)),
         Some(Action::Stat {
             json,
             prometheus,
@@ -100,6 +114,18 @@ pub(crate) fn main() -> ExitCode {
         })
         .and_then(|packets| wanted.receive(&packets)),
         Some(Action::Fault { action }) => faults::run(&action),
+        Some(Action::Replay {
+            file,
+            kernel,
+            partial,
+            json,
+        }) => recordings::replayed(&file, kernel, partial, json),
+        Some(Action::RecordKernel {
+            file,
+            keys,
+            command,
+        }) => observe_kernel::record(&file, keys, &command),
+        Some(Action::Diff { old, new, partial }) => recordings::compared([&old, &new], partial),
         Some(Action::Config { file }) => {
             config::load(file.config.as_deref()).and_then(|config| write(&config.to_file()))
         }
@@ -112,11 +138,13 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
+/// Runs a command. `accepted` are the kinds of findings that are no reason to complain at the end, if
+/// somebody looks at all.
 fn run(
-    tables: &TableOptions,
-    faults: &FaultOptions,
+    (tables, faults, record): (&TableOptions, &FaultOptions, &RecordOptions),
     front: Front,
     (clock, seed): (Option<Timekeeping>, Option<u64>),
+    accepted: Option<Vec<Kind>>,
     command: Vec<OsString>,
 ) -> Result<ExitCode> {
     let Some(name) = command.first() else {
@@ -149,6 +177,7 @@ fn run(
     let code = command::run(Run {
         settings: Settings {
             randomness: seed.map_or(Source::Host, Source::Seed),
+            record: record.create()?,
             ..settings(&config, &plan)?
         },
         clock,
@@ -158,6 +187,9 @@ fn run(
         command,
         temporary: variable("TMPDIR").map(PathBuf::from),
         preload: variable("LD_PRELOAD"),
+        at_end: accepted.map(|accepted| -> AtEnd {
+            Box::new(move |address| check::at_end(address, &accepted))
+        }),
     })?;
     Ok(code.into())
 }

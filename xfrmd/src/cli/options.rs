@@ -3,16 +3,21 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use dataplane::Profile;
 
+use xfrmd::check::Kind;
+
+use super::check;
 use super::clock::ClockAction;
 use super::faults::{FaultAction, FaultOptions};
 use crate::attach::Capture;
 use crate::capture;
 use crate::config::{self, Config};
 use crate::driver::clock::Timekeeping;
+use crate::driver::recorder::RecordTo;
 use crate::driver::seccomp::Front;
 use crate::explain::Question;
 use crate::log::Format;
@@ -39,6 +44,8 @@ pub(super) enum Action {
         tables: TableOptions,
         #[command(flatten)]
         faults: FaultOptions,
+        #[command(flatten)]
+        record: RecordOptions,
         /// How programs are brought to the instance: by a library put into them, by a seccomp filter
         /// around them (static programs, Go), or by whichever fits each.
         #[arg(long, value_name = "FRONT", default_value = "auto")]
@@ -52,6 +59,13 @@ pub(super) enum Action {
         /// encrypted so is not secret.
         #[arg(long, value_name = "NUMBER")]
         seed: Option<u64>,
+        /// Tells what the command has left behind when it has ended; exit code 1 if it was
+        /// something and the command itself had 0.
+        #[arg(long)]
+        check: bool,
+        /// What --check accepts; may be given several times.
+        #[arg(long, value_name = "KIND", requires = "check")]
+        ignore: Vec<Kind>,
         /// The command and its arguments.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
@@ -110,6 +124,14 @@ pub(super) enum Action {
         #[command(flatten)]
         socket: SocketOption,
     },
+    /// Looks for what is wrong with SAs and policies: orphans, leaks, weak algorithms, shadows.
+    ///
+    /// Of all network namespaces of the daemon. The exit code is 1 if something was found, so that it
+    /// can be a gate in CI, and 2 if nothing could be looked at.
+    Check {
+        #[command(flatten)]
+        wanted: check::Wanted,
+    },
     /// Prints counters and table sizes of a running daemon.
     Stat {
         /// As JSON.
@@ -120,6 +142,50 @@ pub(super) enum Action {
         prometheus: bool,
         #[command(flatten)]
         socket: SocketOption,
+    },
+    /// Does what was recorded once more, to a fresh instance, and prints what differs.
+    ///
+    /// Same requests and packets, same clock, same random numbers. The exit code is 0 if nothing
+    /// differs, 1 if something does, 2 if the file cannot be replayed.
+    Replay {
+        /// What `--record` has written.
+        file: PathBuf,
+        /// The kernel to behave as: 6.1, 6.12 or 7.2 [default: the recorded one].
+        #[arg(long, value_name = "RELEASE", value_parser = config::parse_profile)]
+        kernel: Option<&'static Profile>,
+        /// Takes what is there of a file that is cut short.
+        #[arg(long)]
+        partial: bool,
+        /// As JSON.
+        #[arg(short, long)]
+        json: bool,
+    },
+    /// Records what a command asks the kernel that runs here, and what that says, for `xfrmd replay`.
+    ///
+    /// Of the network namespace that it is called in; needs CAP_NET_ADMIN and CAP_NET_RAW there. The
+    /// command's exit code is passed on.
+    RecordKernel {
+        /// A pcapng file.
+        file: PathBuf,
+        /// Records keys, too.
+        #[arg(long)]
+        keys: bool,
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Compares two recordings: what was asked, said and carried, in its order.
+    ///
+    /// Clock values, sequence numbers, port ids, keys and SPIs that only one of them has do not
+    /// count. The exit code is 0 if they agree, 1 if not, 2 if one of them cannot be read.
+    Diff {
+        /// One.
+        old: PathBuf,
+        /// The other.
+        new: PathBuf,
+        /// Takes what is there of a file that is cut short.
+        #[arg(long)]
+        partial: bool,
     },
     /// Prints the configuration in force as a file, every key with its meaning.
     ///
@@ -149,6 +215,8 @@ pub(super) struct DaemonOptions {
     #[command(flatten)]
     pub(super) faults: FaultOptions,
     #[command(flatten)]
+    pub(super) record: RecordOptions,
+    #[command(flatten)]
     pub(super) socket: SocketOption,
     #[command(flatten)]
     pub(super) file: FileOption,
@@ -175,6 +243,28 @@ pub(super) struct SocketOption {
     /// Where the daemon listens [default: /run/xfrmd/control].
     #[arg(long, value_name = "PATH")]
     pub(super) socket: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct RecordOptions {
+    /// Records everything that is asked, said and carried into a pcapng file, for `xfrmd replay` and
+    /// Wireshark.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Records keys, too, and packets as a whole: without, packets cannot be replayed.
+    #[arg(long, requires = "record")]
+    record_keys: bool,
+}
+
+impl RecordOptions {
+    /// Begins the file, if one is wanted.
+    pub(super) fn create(&self) -> Result<Option<RecordTo>> {
+        let create = |path: &PathBuf| {
+            let to = RecordTo::create(path, self.record_keys);
+            to.with_context(|| path.display().to_string())
+        };
+        self.record.as_ref().map(create).transpose()
+    }
 }
 
 #[derive(Args)]

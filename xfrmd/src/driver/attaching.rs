@@ -286,6 +286,7 @@ impl Daemon {
                 line: inquiries.line(),
                 clock: self.clock.clone(),
                 randomness: self.settings.randomness,
+                reel: self.recorder.as_ref().map(|it| Arc::clone(it.reel())),
             },
             keeper: self.line.as_ref(),
             cookie: instance.netns,

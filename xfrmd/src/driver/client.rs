@@ -1,10 +1,11 @@
-//! Asking a running daemon, as `xfrmd stat`, `explain`, `capture` and `env` do.
+//! Asking a running daemon, as `xfrmd stat`, `explain`, `check`, `capture` and `env` do.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
+use dataplane::WallSecs;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, send, socket,
@@ -13,6 +14,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeValLike;
 use serde_json::Value;
 use xfrm_proto::control::{Address, Answer, LARGEST_FRAME, Request, VERSION};
+use xfrmd::check::State;
 
 use super::clock::order::Order;
 use super::host;
@@ -59,6 +61,21 @@ pub(crate) fn explain(address: &Address<'_>, question: &Value) -> Result<Value> 
         _ => anyhow::Error::new(error).context("asking the daemon"),
     })?;
     Ok(serde_json::from_slice(&answer)?)
+}
+
+/// SAs and policies of the namespace with that cookie; none if it has ended.
+pub(crate) fn state(address: &Address<'_>, netns: u64) -> Result<Option<State>> {
+    let answer = match introduced(address, &Request::Snapshot { netns }, &[]) {
+        Ok(answer) => answer,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            bail!("only root may see SAs and policies")
+        }
+        Err(error) => return Err(error).context("asking the daemon"),
+    };
+    let (now, messages) = answer.split_first_chunk().context("a short answer")?;
+    let state = State::read(messages, WallSecs(u64::from_ne_bytes(*now)))?;
+    Ok(Some(state))
 }
 
 /// What is to go wrong, after something of it was changed.

@@ -169,6 +169,9 @@ pub(crate) fn preload(shim: &Path, before: Option<OsString>) -> OsString {
     value
 }
 
+/// Looks at the instance when its command has ended, and gives an exit code for what it sees.
+pub(crate) type AtEnd = Box<dyn FnOnce(&Address<'_>) -> u8>;
+
 /// What `xfrmd run` is given.
 pub(crate) struct Run {
     /// Settings but for the owner.
@@ -187,6 +190,8 @@ pub(crate) struct Run {
     pub(crate) temporary: Option<PathBuf>,
     /// `LD_PRELOAD`.
     pub(crate) preload: Option<OsString>,
+    /// What is done before the instance ends.
+    pub(crate) at_end: Option<AtEnd>,
 }
 
 /// Runs a command; its exit code.
@@ -292,10 +297,14 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
             break status;
         }
     };
+    let seen = run.at_end.map_or(0, |look| look(&address));
     // It withdraws what it has done to the host.
     let _ = kill(daemon, Signal::SIGTERM);
     let _ = waitpid(daemon, None);
-    Ok(exit_code(status))
+    Ok(match exit_code(status) {
+        0 => seen,
+        code => code,
+    })
 }
 
 /// The daemon itself, until its keeper ends it.

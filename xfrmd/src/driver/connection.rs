@@ -313,7 +313,7 @@ impl Daemon {
                 self.socket_policy(connection, socket, (family, option_family), value)
             }
             Request::Show { socket, encap } => self.show(connection, socket, encap, fds),
-            Request::Stat => Reply::document(&self.statistics().to_string()),
+            Request::Stat => Reply::document(self.statistics().to_string()),
             Request::Explain { netns } => self.explain(connection, netns, payload),
             Request::Faults => self.faults(connection, payload),
             Request::Capture { netns } => self.capture(connection, netns, payload),
@@ -326,9 +326,10 @@ impl Daemon {
             Request::Unwait => self.clock_wait(connection, None),
             Request::Timer { set } => self.clock_timer(connection, set, payload, fds),
             Request::Move => match self.order_clock(connection.id, payload) {
-                Some(said) => Reply::document(&said.to_string()),
+                Some(said) => Reply::document(said.to_string()),
                 None => Reply::Nothing,
             },
+            Request::Snapshot { netns } => self.snapshot(connection, netns),
             Request::Speaker { port } => match self.speaks_from(port) {
                 true => Reply::Answer(Answer::default()),
                 false => Reply::error(libc::ENOENT),

@@ -42,7 +42,7 @@ impl Daemon {
             return Reply::error(libc::EINVAL);
         };
         match self.answer(netns, &question) {
-            Ok(answer) => Reply::document(&answer.to_string()),
+            Ok(answer) => Reply::document(answer.to_string()),
             Err(error) => Reply::error(error.raw_os_error().unwrap_or(libc::EINVAL)),
         }
     }

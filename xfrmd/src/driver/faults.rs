@@ -488,7 +488,7 @@ impl Daemon {
             Ok(plan.to_json())
         });
         match result {
-            Ok(plan) => Reply::document(&plan.to_string()),
+            Ok(plan) => Reply::document(plan.to_string()),
             Err(errno) => Reply::error(errno),
         }
     }

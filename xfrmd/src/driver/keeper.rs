@@ -29,6 +29,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getppid};
 use xfrmd::store::Store;
 
+use super::service::Manager;
 use super::signals::Signals;
 use super::{clock, host};
 
@@ -140,7 +141,49 @@ pub(crate) struct Inheritance {
     pub(crate) generation: u32,
 }
 
+/// What outlives the keeper itself, where a service manager keeps it.
+#[derive(Debug, Default)]
+pub(crate) struct Outliving {
+    manager: Option<Manager>,
+    state: Option<OwnedFd>,
+    held: Held,
+}
+
+const STATE: &str = "state";
+
+impl Outliving {
+    /// Kept by a service manager, if there is one; `stored` is what it has kept for a keeper
+    /// before this one.
+    pub(crate) fn new(manager: Option<Manager>, stored: Vec<(String, OwnedFd)>) -> Self {
+        let (mut state, mut held) = (None, Held::new());
+        for (name, fd) in stored {
+            if name == STATE {
+                state = Some(fd);
+            } else if let Some(key) = parse_name(&name) {
+                held.insert(key, fd);
+            }
+        }
+        Self {
+            manager,
+            state,
+            held,
+        }
+    }
+}
+
+/// What a descriptor is called at the service manager's.
+fn name((netns, role): (u64, Role)) -> String {
+    format!("{netns:x}-{}", role as u8)
+}
+
+fn parse_name(name: &str) -> Option<(u64, Role)> {
+    let (netns, role) = name.split_once('-')?;
+    let role = *Role::ALL.get(role.parse::<usize>().ok()?)?;
+    Some((u64::from_str_radix(netns, 16).ok()?, role))
+}
+
 struct Keeper<'a> {
+    manager: Option<Manager>,
     state: OwnedFd,
     held: Held,
     generation: u32,
@@ -156,6 +199,8 @@ struct Running {
 
 /// Runs the daemon, again and again if need be; its exit code.
 ///
+/// What a service manager has kept of a keeper that was killed, this one goes on with.
+///
 /// `signals` are those that the caller has blocked, `SIGCHLD` among them; they go on to the daemon,
 /// or only those that `from` sends.
 ///
@@ -164,12 +209,30 @@ struct Running {
 pub(crate) fn keep(
     signals: &Signals,
     from: Option<Pid>,
+    outliving: Outliving,
     run: &mut dyn FnMut(Inheritance) -> u8,
 ) -> io::Result<u8> {
+    let Outliving {
+        manager,
+        state,
+        held,
+    } = outliving;
+    let generation = u32::from(state.is_some());
+    let state = match state {
+        Some(state) => state,
+        None => {
+            let state = Store::file()?;
+            if let Some(manager) = &manager {
+                manager.store(STATE, state.as_fd());
+            }
+            state
+        }
+    };
     let mut keeper = Keeper {
-        state: Store::file()?,
-        held: Held::new(),
-        generation: 0,
+        manager,
+        state,
+        held,
+        generation,
         deaths: Vec::new(),
         run,
     };
@@ -192,7 +255,12 @@ pub(crate) fn keep(
             }
             match keeper.outcome(&daemon) {
                 None => {}
-                Some(Outcome::Ended(code)) => return Ok(code),
+                Some(Outcome::Ended(code)) => {
+                    if code == 0 {
+                        keeper.forget_all();
+                    }
+                    return Ok(code);
+                }
                 Some(Outcome::Killed(signal)) => match keeper.start_again(&daemon, signal) {
                     Some(next) => daemon = next,
                     None => return Ok(1),
@@ -212,7 +280,7 @@ pub(crate) fn in_background(run: &mut dyn FnMut(Inheritance) -> u8) -> io::Resul
     let parent = Pid::this();
     child(|| {
         let kept = Signals::block(&[Signal::SIGTERM, Signal::SIGCHLD])
-            .and_then(|signals| keep(&signals, Some(parent), run));
+            .and_then(|signals| keep(&signals, Some(parent), Outliving::default(), run));
         kept.unwrap_or_else(|error| {
             eprintln!("xfrmd: {error}");
             1
@@ -273,11 +341,25 @@ impl Keeper<'_> {
                 let role = *Role::ALL.get(usize::from(role))?;
                 Some((u64::from_le_bytes(netns.try_into().ok()?), role))
             });
-            match (told, fd) {
-                (Some(key), Some(fd)) => drop(self.held.insert(key, fd)),
-                (Some(key), None) => drop(self.held.remove(&key)),
-                (None, _) => {}
+            let Some(key) = told else { continue };
+            if let Some(fd) = fd {
+                if let Some(manager) = &self.manager {
+                    manager.store(&name(key), fd.as_fd());
+                }
+                self.held.insert(key, fd);
+            } else if self.held.remove(&key).is_some()
+                && let Some(manager) = &self.manager
+            {
+                manager.forget(&name(key));
             }
+        }
+    }
+
+    /// Leaves nothing at the service manager's: there is nothing to go on with.
+    fn forget_all(&self) {
+        if let Some(manager) = &self.manager {
+            manager.forget(STATE);
+            self.held.keys().for_each(|key| manager.forget(&name(*key)));
         }
     }
 

@@ -15,7 +15,7 @@
 //! * [`keeper`]: the parent that starts a killed daemon again; [`restart`]: how that one goes on.
 //! * [`privilege`]: who may configure.
 //! * [`attaching`]: namespaces that packets are carried for; [`packets`]: their threads.
-//! * [`observe`]: how many packets there are, and captures of them.
+//! * [`observe`]: how many packets there are, and captures of them; [`recorder`]: everything, into a file.
 //! * [`clock`]: what time it is; how a virtual clock moves.
 //! * [`files`]: `/proc/net/xfrm_stat` and sysctls.
 //! * [`listener`]: where clients find us.
@@ -23,7 +23,7 @@
 //! * [`explain`]: what would become of a packet.
 //! * [`faults`]: what goes wrong on purpose.
 //! * [`service`]: what a service manager gives us and is told.
-//! * [`client`]: `xfrmd stat`, `explain` and `env`.
+//! * [`client`]: `xfrmd stat`, `check`, `explain` and `env`.
 
 mod attaching;
 pub(crate) mod client;
@@ -46,6 +46,7 @@ mod own_sockets;
 mod packets;
 mod privilege;
 pub(crate) mod program;
+pub(crate) mod recorder;
 mod reply;
 mod restart;
 pub(crate) mod seccomp;
@@ -62,7 +63,7 @@ use std::sync::Arc;
 
 use dataplane::netns::Limits;
 use dataplane::spd::SocketKey;
-use dataplane::{BootNanos, Profile};
+use dataplane::{BootNanos, Profile, WallSecs};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use nix::errno::Errno;
@@ -83,6 +84,7 @@ use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
 use packets::Inquiries;
+use recorder::{RecordTo, Recorder};
 use restart::Orphan;
 
 /// How often we look whether sockets without a process that told us are still there.
@@ -91,6 +93,11 @@ const LINGER: u64 = 2_000_000_000;
 const CLOSED_LOOK: u64 = 200_000_000;
 /// How often we try to tell members that they lost events.
 const OVERRUN_RETRY: u64 = 20_000_000;
+
+/// The second that it is on the host.
+pub(crate) fn wall_clock() -> WallSecs {
+    clock::Clock::default().now().real
+}
 
 /// Whose daemon this is.
 #[derive(Clone, Copy, Debug)]
@@ -123,14 +130,16 @@ pub(crate) struct Settings {
     pub(crate) capture: Capture,
     /// Where clients load the shim from.
     pub(crate) shim: Option<PathBuf>,
-    /// What is to go wrong, as [`faults::keep`] keeps it.
-    pub(crate) faults: Arc<File>,
+    /// Where everything is recorded.
+    pub(crate) record: Option<RecordTo>,
     /// What time it is.
     pub(crate) clock: Clock,
     /// The first process of a run whose clock is virtual.
     pub(crate) root: u32,
     /// Where random numbers come from.
     pub(crate) randomness: RandomSource,
+    /// What is to go wrong, as [`faults::keep`] keeps it.
+    pub(crate) faults: Arc<File>,
 }
 
 /// What an epoll event is about; the upper half of its data, the index is the lower.
@@ -201,6 +210,7 @@ pub(crate) struct Daemon {
     line: Option<keeper::Line>,
     orphans: Vec<Orphan>,
     mischief: Mischief,
+    recorder: Option<Recorder>,
 }
 
 impl Daemon {
@@ -224,11 +234,11 @@ impl Daemon {
         if let Some(watch) = &watch {
             wait(watch.fd(), Source::Namespaces, 0)?;
         }
+        let motion = settings.clock.page().map(|_| Motion::new(settings.root));
+        let motion = motion.transpose()?;
         let mischief = Mischief::new(Arc::clone(&settings.faults));
         let inquiries = || Inquiries::new(&mischief.faults);
         let inquiries = settings.packets.then(inquiries).transpose()?;
-        let motion = settings.clock.page().map(|_| Motion::new(settings.root));
-        let motion = motion.transpose()?;
         if let Some(inquiries) = &inquiries {
             wait(inquiries.fd(), Source::Packets, 0)?;
         }
@@ -260,6 +270,7 @@ impl Daemon {
             line: None,
             orphans: Vec::new(),
             mischief,
+            recorder: None,
         })
     }
 
@@ -555,7 +566,8 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
-    /// An orderly end: what was to be protected goes as if we had never been there.
+    /// An orderly end: what was to be protected goes as if we had never been there. A recording
+    /// ends behind the last packet.
     fn drop(&mut self) {
         self.detach_all();
     }

@@ -14,7 +14,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use dataplane::drop_reason::DropReason;
 use dataplane::packet::PacketBuf;
 use dataplane::path::{Received, Verdict};
 use nix::errno::Errno;
@@ -25,10 +24,11 @@ use nix::sys::socket::{
 use nix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 use xfrm_proto::consts::{IPPROTO_AH, IPPROTO_COMP, IPPROTO_ESP};
+use xfrmd::recording::compare::ends;
+use xfrmd::recording::fate;
 
 use super::Daemon;
 use super::connection::{Connection, Reply};
-use crate::capture::ends;
 use crate::capture::record::{Direction, Layer, Record};
 
 /// Captures of a namespace at once.
@@ -278,30 +278,15 @@ impl Passage<'_> {
 
     /// It leaves, or does not.
     pub(super) fn leaves(self, verdict: &Verdict) {
-        let fate = match verdict {
-            Verdict::Sent(_) => String::new(),
-            Verdict::Plain => "no policy is for it".into(),
-            Verdict::Held => "waits for SAs".into(),
-            Verdict::Queued => "waits in an IPTFS SA".into(),
-            Verdict::TooBig { mtu } => format!("too big, {mtu} bytes would be right"),
-            Verdict::Dropped { reason, .. } => dropped(*reason),
-        };
-        self.tell(&fate);
+        self.tell(&fate::of_departure(verdict));
     }
 
     /// It has arrived, and is what is in the buffer now, or is gone.
     pub(super) fn arrives(mut self, received: &Received, packet: &[u8]) {
-        let fate = match received {
-            Received::Local | Received::Forward => {
-                self.see(Layer::Inner, packet);
-                String::new()
-            }
-            Received::Kept => "a fragment, the rest is awaited".into(),
-            Received::Consumed => "a keepalive".into(),
-            Received::Inner => "an IPTFS payload".into(),
-            Received::Dropped(reason) => dropped(*reason),
-        };
-        self.tell(&fate);
+        if matches!(received, Received::Local | Received::Forward) {
+            self.see(Layer::Inner, packet);
+        }
+        self.tell(&fate::of_arrival(received));
     }
 
     fn tell(self, fate: &str) {
@@ -373,13 +358,6 @@ impl Passage<'_> {
 /// The SAs of the segments that one large packet becomes are named up to about here.
 const MOST_SAS_BYTES: usize = 128;
 
-fn dropped(reason: DropReason) -> String {
-    match reason.counter() {
-        Some(counter) => format!("dropped: {} ({})", reason.text(), counter.name()),
-        None => format!("dropped: {}", reason.text()),
-    }
-}
-
 /// What the outermost header of an SA says.
 pub(super) struct Sa {
     protocol: &'static str,
@@ -431,6 +409,7 @@ impl Sa {
 
 #[cfg(test)]
 mod tests {
+    use dataplane::DropReason;
     use nix::sys::socket::recv;
     use serde_json::json;
 

@@ -33,15 +33,15 @@ impl Reply {
         })
     }
 
-    /// A text of any length: what would not fit into a frame goes as a file.
-    pub(super) fn document(text: &str) -> Self {
-        if text.len() <= MOST_CONTENT {
-            return Self::Content(text.as_bytes().to_vec());
+    /// A content of any length: what would not fit into a frame goes as a file.
+    pub(super) fn document(content: impl AsRef<[u8]>) -> Self {
+        let content = content.as_ref();
+        if content.len() <= MOST_CONTENT {
+            return Self::Content(content.to_vec());
         }
         let file = memfd_create(c"xfrmd", MFdFlags::MFD_CLOEXEC).and_then(|fd| {
             let file = File::from(fd);
-            file.write_all_at(text.as_bytes(), 0)
-                .map_err(|_| Errno::ENOMEM)?;
+            file.write_all_at(content, 0).map_err(|_| Errno::ENOMEM)?;
             Ok(file.into())
         });
         file.map_or_else(|error| Self::error(error as i32), Self::Descriptor)

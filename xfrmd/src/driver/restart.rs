@@ -149,6 +149,7 @@ impl Daemon {
         }
         drop(found);
         self.emulator.keep_on(Box::new(store));
+        self.start_recording(generation > 0)?;
         if generation > 0 {
             let ids: Vec<NetnsId> = self.instances.keys().copied().collect();
             for &id in &ids {

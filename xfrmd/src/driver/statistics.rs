@@ -1,9 +1,10 @@
-//! What `xfrmd stat` prints.
+//! What `xfrmd stat` prints, and what `xfrmd check` looks at.
 
 use serde_json::{Value, json};
 use xfrmd::emulator::NetnsId;
 
 use super::Daemon;
+use super::connection::{Connection, Reply};
 use super::instance::Instance;
 
 impl Daemon {
@@ -25,6 +26,21 @@ impl Daemon {
                 .map(|instance| self.statistics_of(instance.id, instance))
                 .collect::<Vec<_>>(),
         })
+    }
+
+    /// The SAs and policies of the namespace with that cookie.
+    ///
+    /// Made at once, while nothing else is answered: what belongs together is there together.
+    pub(super) fn snapshot(&self, connection: &Connection, netns: u64) -> Reply {
+        if !self.shows_all_to(connection) {
+            return Reply::error(libc::EPERM);
+        }
+        let id = self.by_cookie.get(&netns);
+        let Some(messages) = id.and_then(|&id| self.emulator.snapshot(id)) else {
+            return Reply::error(libc::ENOENT);
+        };
+        let now = self.clock.now().real.0.to_ne_bytes();
+        Reply::document([&now[..], &messages].concat())
     }
 
     /// Connections of client processes, but for the one that asks.

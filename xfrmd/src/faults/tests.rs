@@ -113,11 +113,8 @@ fn rules_look_at_types_spis_destinations_and_reqids() {
         id: sa(0, 0, [192, 168, 0, 9]).id,
         ..UserTmpl::default()
     };
-    let attribute = [
-        &[68, 0, u8::try_from(XFRMA_TMPL).unwrap(), 0],
-        template.as_bytes(),
-    ]
-    .concat();
+    let header = [68_u16.to_ne_bytes(), XFRMA_TMPL.to_ne_bytes()].concat();
+    let attribute = [&header, template.as_bytes()].concat();
     let policy = UserPolicyInfo {
         sel,
         ..UserPolicyInfo::default()

@@ -69,12 +69,19 @@ impl Normalizer {
         }
     }
 
-    fn learn_spi(&mut self, message: &[u8]) {
+    /// This SPI keeps its name.
+    pub fn keep_spi(&mut self, spi: u32) {
+        self.spis.insert(spi, spi);
+    }
+
+    /// The SPI of this NEWSA is a random one.
+    pub fn learn_spi(&mut self, message: &[u8]) {
         let body = message.get(NLMSG_HDRLEN..).unwrap_or_default();
         let Some(info) = UserSaInfo::read(body) else {
             return;
         };
-        let next = SPI.wrapping_add(count(self.spis.len()));
+        let renamed = self.spis.iter().filter(|(from, to)| from != to);
+        let next = SPI.wrapping_add(count(renamed.count()));
         self.spis.entry(info.id.spi.get()).or_insert(next);
     }
 

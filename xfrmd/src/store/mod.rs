@@ -122,8 +122,7 @@ pub struct Store {
     complete: u64,
     /// Where the last piece is not cut yet, in words.
     uncut: usize,
-    /// Free blocks by size in units.
-    free: HashMap<usize, Vec<At>, FixedState>,
+    free: Free,
     entries: HashMap<(u32, Kind), Vec<Entry>, FixedState>,
     /// Blocks that die with the transaction under way.
     dying: Vec<At>,
@@ -149,6 +148,37 @@ fn checksum(image: &[u8]) -> u64 {
 fn rounded(units: usize) -> usize {
     let step = (units.next_power_of_two() / 8).max(1);
     units.div_ceil(step) * step
+}
+
+/// Free blocks, by [`rounded`] size.
+#[derive(Default)]
+struct Free {
+    by_class: Vec<(usize, Vec<At>)>,
+}
+
+impl Free {
+    /// Those of so many units.
+    fn of(&mut self, units: usize) -> &mut Vec<At> {
+        let power = units.next_power_of_two();
+        let below = (power - units) / (power / 8).max(1);
+        let class = power.trailing_zeros() as usize * 8 + below;
+        if self.by_class.len() <= class {
+            self.by_class.resize_with(class + 1, Default::default);
+        }
+        match self.by_class.get_mut(class) {
+            Some((size, blocks)) => {
+                *size = units;
+                blocks
+            }
+            None => unreachable!("a list shorter than its size"),
+        }
+    }
+
+    /// Units of all of them.
+    fn units(&self) -> usize {
+        let each = self.by_class.iter();
+        each.map(|(units, blocks)| units * blocks.len()).sum()
+    }
 }
 
 const IMAGE: u64 = 1;
@@ -216,7 +246,7 @@ impl Store {
             memory,
             head,
             uncut: HEAD_WORDS,
-            free: HashMap::with_hasher(FixedState::with_seed(0)),
+            free: Free::default(),
             entries: HashMap::with_hasher(FixedState::with_seed(0)),
             dying: Vec::new(),
             is_changed: false,
@@ -235,7 +265,7 @@ impl Store {
     /// Bytes in use for records, free blocks excepted.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let free: usize = self.free.iter().map(|(size, all)| size * all.len()).sum();
+        let free = self.free.units();
         let cut = self.memory.pieces().len().saturating_sub(1) * PIECE_WORDS + self.uncut;
         cut * 8 - free * UNIT * 8
     }
@@ -378,8 +408,7 @@ impl Store {
         if units * UNIT > PIECE_WORDS - HEAD_WORDS {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        let free = self.free.get_mut(&units).and_then(Vec::pop);
-        let at = match free {
+        let at = match self.free.of(units).pop() {
             Some(at) => at,
             None => self.cut(units)?,
         };
@@ -428,7 +457,7 @@ impl Store {
         for word in block.iter().skip(DIED) {
             word.store(0, Ordering::Relaxed);
         }
-        self.free.entry(block.len() / UNIT).or_default().push(at);
+        self.free.of(block.len() / UNIT).push(at);
     }
 
     fn fail(&mut self, error: &io::Error) {
@@ -459,12 +488,12 @@ impl Shelf for Store {
         let place = match self.allocate(record, IMAGE, image.len(), image.len().div_ceil(8)) {
             Ok((at, block)) => {
                 let payload = block.get(BLOCK_HEAD..).unwrap_or_default();
-                for (word, bytes) in payload.iter().zip(image.chunks(8)) {
-                    let mut value = [0; 8];
-                    if let Some(value) = value.get_mut(..bytes.len()) {
-                        value.copy_from_slice(bytes);
-                    }
-                    word.store(u64::from_le_bytes(value), Ordering::Relaxed);
+                let (whole, rest) = image.as_chunks();
+                let last = rest.iter().rev();
+                let last = last.fold(0, |value, byte| value << 8 | u64::from(*byte));
+                let values = whole.iter().map(|bytes| u64::from_le_bytes(*bytes));
+                for (word, value) in payload.iter().zip(values.chain([last])) {
+                    word.store(value, Ordering::Relaxed);
                 }
                 set(block, CHECKSUM, checksum(image));
                 at

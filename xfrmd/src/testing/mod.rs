@@ -56,6 +56,7 @@ mod packets;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dataplane::netns::{Context, Limits};
@@ -66,6 +67,8 @@ use xfrm_proto::extack::AckOptions;
 use xfrm_proto::reply::messages;
 
 use crate::emulator::{Destination, Emulator, Inputs, NetnsId, Peer};
+use crate::recording::format::{Head, Source};
+use crate::recording::reel::{ControlTape, Reel, Sink};
 
 use packets::Road;
 pub use packets::{Arrived, Departed, Station};
@@ -197,6 +200,7 @@ fn bit(group: u32) -> u32 {
 /// A machine in this process. [The module](self) shows what it is for.
 pub struct Instance {
     profile: &'static Profile,
+    limits: Limits,
     emulator: Emulator,
     seed: u64,
     entropy: SeededEntropy,
@@ -204,6 +208,24 @@ pub struct Instance {
     clock: Duration,
     sockets: Vec<Queue>,
     roads: BTreeMap<NetnsId, Road>,
+    recorder: Option<Recorder>,
+}
+
+/// A recording in memory.
+struct Recorder {
+    reel: Arc<Reel>,
+    bytes: Memory,
+}
+
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<Vec<u8>>>);
+
+impl Sink for Memory {
+    fn take(&self, mut blocks: Vec<u8>, _must: bool) -> bool {
+        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        bytes.append(&mut blocks);
+        true
+    }
 }
 
 impl Instance {
@@ -212,12 +234,14 @@ impl Instance {
     pub fn new(profile: &'static Profile) -> Self {
         Self {
             profile,
+            limits: Limits::default(),
             emulator: Emulator::new(profile, Limits::default()),
             seed: 1,
             entropy: SeededEntropy::new(1),
             clock: UPTIME,
             sockets: Vec::new(),
             roads: BTreeMap::new(),
+            recorder: None,
         }
     }
 
@@ -232,8 +256,61 @@ impl Instance {
     /// How much each namespace may hold; beyond it requests fail as without memory.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
         self.emulator.set_limits(limits);
         self
+    }
+
+    /// Records what it does, as `xfrmd run --record` would. Before anything is done, and after
+    /// everything else that is said of it at its beginning.
+    ///
+    /// ```
+    /// # use dataplane::profile::{V6_1, V7_2};
+    /// use xfrmd::recording::{compare, read::Recording, replay::replay};
+    /// use xfrmd::testing::{Instance, Open};
+    ///
+    /// let mut linux = Instance::new(&V7_2).recorded(true);
+    /// let netns = linux.create_netns();
+    /// let client = linux.open(netns, &Open::default())?;
+    /// linux.send(client, &[16, 0, 0, 0, 0x1d, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0])?;
+    ///
+    /// // A file, which Wireshark opens.
+    /// let file = linux.end_recording();
+    /// let recording = Recording::read(&file).unwrap();
+    /// assert!(recording.cut.is_none());
+    /// let again = replay(&recording, &V7_2).unwrap();
+    /// assert!(compare::with_replay(&recording, &again).is_empty());
+    /// # Ok::<(), i32>(())
+    /// ```
+    #[must_use]
+    pub fn recorded(mut self, keys: bool) -> Self {
+        let head = Head {
+            source: Source::Instance,
+            kernel: self.profile.name.into(),
+            keys,
+            program: env!("CARGO_PKG_VERSION").into(),
+            limits: self.limits,
+            seed: Some(self.seed),
+        };
+        let bytes = Memory::default();
+        let nanos = u64::try_from(self.wall().as_nanos()).unwrap_or(0);
+        let reel = Reel::begin(&head, self.now().boot, nanos, Box::new(bytes.clone()));
+        self.emulator
+            .record(Box::new(ControlTape::new(Arc::clone(&reel))));
+        self.recorder = Some(Recorder { reel, bytes });
+        self
+    }
+
+    /// Ends the recording; the file, empty if nothing was recorded.
+    pub fn end_recording(&mut self) -> Vec<u8> {
+        self.emulator.stop_recording();
+        self.stop_tapes();
+        let Some(Recorder { reel, bytes }) = self.recorder.take() else {
+            return Vec::new();
+        };
+        reel.end();
+        let mut bytes = bytes.0.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut bytes)
     }
 
     /// The release that it is.
@@ -579,4 +656,4 @@ fn now(clock: Duration) -> Now {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,20 +2,25 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use dataplane::packet::PacketBuf;
 use dataplane::packet::buffer::MAX_PACKET;
+use dataplane::path::output::Sink;
 use dataplane::path::{
     Departure, Destination, Host, InputMeta, OutputMeta, Owner, PathInfo, Received, RouteQuery,
     Routes, Verdict, Worker,
 };
 use dataplane::spd::Flow;
-use dataplane::{Netns, SeededEntropy};
+use dataplane::{Entropy, Netns, Now, SeededEntropy};
 use xfrm_proto::consts::{AF_INET, AF_INET6, errno};
 use xfrm_proto::uapi::Address;
 
 use super::{Errno, Instance};
 use crate::emulator::{Inputs, NetnsId};
+use crate::recording::fate;
+use crate::recording::format::{Passage, To};
+use crate::recording::packets::{Heard, PacketTape};
 use crate::tape::Asked;
 
 /// The only interface there is.
@@ -128,6 +133,7 @@ pub struct Arrived {
 pub(super) struct Road {
     station: Station,
     worker: Worker,
+    tape: Option<PacketTape>,
     /// What has left after it had waited.
     late: VecDeque<Vec<u8>>,
 }
@@ -139,10 +145,21 @@ impl Instance {
             Some(road) => road.station = station,
             None => {
                 let number = u64::from(netns.0) + 1;
-                let entropy = SeededEntropy::new(self.seed.rotate_left(32) ^ number);
+                let seed = self.seed.rotate_left(32) ^ number;
+                let mut entropy: Box<dyn Entropy + Send> = Box::new(SeededEntropy::new(seed));
+                let recorder = self.recorder.as_ref();
+                let tape = recorder.map(|it| PacketTape::new(Arc::clone(&it.reel), netns, 0));
+                if let Some(tape) = &tape {
+                    entropy = tape.entropy(entropy);
+                }
+                let worker = Worker::new(0, entropy);
+                if let Some(tape) = &tape {
+                    tape.note(Passage::Begin { cpu: 0 });
+                }
                 let road = Road {
                     station,
-                    worker: Worker::new(0, Box::new(entropy)),
+                    worker,
+                    tape,
                     late: VecDeque::new(),
                 };
                 self.roads.insert(netns, road);
@@ -183,10 +200,24 @@ impl Instance {
         let now = self.now();
         let mut packet = PacketBuf::copy_of(packet);
         let mut packets = Vec::new();
+        let passage = Passage::Output {
+            now,
+            meta: *meta,
+            offload: None,
+            asks_mtu: false,
+        };
         let mut verdict = self.pass(netns, |road, engine| {
-            let mut sink = |packet: &mut PacketBuf, _: &Departure| packets.push(packet.to_vec());
-            let (worker, station) = (&mut road.worker, &road.station);
-            worker.output(engine, now, &mut packet, meta, station, &mut sink)
+            road.begin(passage, &packet);
+            let tape = road.tape.as_ref();
+            let mut sink = |packet: &mut PacketBuf, to: &Departure| {
+                tell(tape, To::Wire(to.mark), packet);
+                packets.push(packet.to_vec());
+            };
+            let told = told(&road.station, tape);
+            let (worker, routes) = (&mut road.worker, told.routes());
+            let verdict = worker.output(engine, now, &mut packet, meta, routes, &mut sink);
+            road.end(&fate::of_departure(&verdict));
+            verdict
         })?;
         if verdict == Verdict::Plain {
             packets.push(packet.to_vec());
@@ -223,17 +254,23 @@ impl Instance {
         let mut buffer = PacketBuf::with_capacity(MAX_PACKET);
         buffer.fill(packet);
         let mut packets = Vec::new();
+        let passage = Passage::input(now, &meta);
         let received = self.pass(netns, |road, engine| {
-            let (worker, station) = (&mut road.worker, &road.station);
-            let received = worker.receive(engine, now, &mut buffer, &mut meta, station);
+            road.begin(passage, &buffer);
+            let received = road.receive(engine, now, &mut buffer, &mut meta);
+            road.end(&fate::of_arrival(&received));
             if matches!(received, Received::Local | Received::Forward) {
                 packets.push(buffer.to_vec());
             }
-            while worker.next_inner(&mut buffer, &mut meta) {
-                let inner = worker.receive(engine, now, &mut buffer, &mut meta, station);
-                if matches!(inner, Received::Local | Received::Forward) {
-                    packets.push(buffer.to_vec());
+            if road.worker.has_inner() {
+                road.begin(Passage::Inner { now }, &[]);
+                while road.worker.next_inner(&mut buffer, &mut meta) {
+                    let inner = road.receive(engine, now, &mut buffer, &mut meta);
+                    if matches!(inner, Received::Local | Received::Forward) {
+                        packets.push(buffer.to_vec());
+                    }
                 }
+                road.end("");
             }
             received
         })?;
@@ -280,6 +317,9 @@ impl Instance {
 
     fn ask(&mut self, netns: NetnsId) {
         let now = self.now();
+        if let Some(tape) = self.roads.get(&netns).and_then(|road| road.tape.as_ref()) {
+            tape.flush();
+        }
         if let Some(road) = self.roads.get_mut(&netns)
             && road.worker.has_requests()
         {
@@ -290,7 +330,7 @@ impl Instance {
             let asked = Asked {
                 netns,
                 worker: 0,
-                upto: u64::MAX,
+                upto: road.tape.as_ref().map_or(u64::MAX, PacketTape::last),
             };
             let requests = road.worker.drain_requests();
             self.emulator.handle_requests(inputs, asked, requests);
@@ -308,16 +348,105 @@ impl Instance {
                 continue;
             }
             let _ = self.pass(netns, |road, engine| {
-                let (late, worker, station) = (&mut road.late, &mut road.worker, &road.station);
-                let mut sink =
-                    |packet: &mut PacketBuf, _: &Departure| late.push_back(packet.to_vec());
                 for queue in queues {
-                    worker.retry(engine, now, queue, station, &mut sink);
+                    road.late(Passage::Retry { now }, |worker, host, sink| {
+                        worker.retry(engine, now, queue, host, sink);
+                    });
                 }
                 for sa in sas {
-                    worker.run_iptfs(engine, now, sa, &mut sink);
+                    road.late(Passage::Iptfs { now }, |worker, _, sink| {
+                        worker.run_iptfs(engine, now, sa, sink);
+                    });
                 }
             });
         }
+    }
+
+    /// Ends the packets' part of a recording.
+    pub(super) fn stop_tapes(&mut self) {
+        for road in self.roads.values_mut() {
+            road.tape = None;
+        }
+    }
+}
+
+fn tell(tape: Option<&PacketTape>, to: To, packet: &[u8]) {
+    if let Some(tape) = tape {
+        tape.answer(to, packet);
+    }
+}
+
+/// A host that may be listened to.
+enum Told<'a> {
+    Alone(&'a Station),
+    Recorded(Heard<'a, Station>),
+}
+
+impl<'a> Told<'a> {
+    fn routes(&self) -> &(dyn Routes + 'a) {
+        match self {
+            Self::Alone(station) => *station,
+            Self::Recorded(heard) => heard,
+        }
+    }
+
+    fn host(&self) -> &(dyn Host + 'a) {
+        match self {
+            Self::Alone(station) => *station,
+            Self::Recorded(heard) => heard,
+        }
+    }
+}
+
+impl Road {
+    fn begin(&self, passage: Passage, packet: &[u8]) {
+        if let Some(tape) = &self.tape {
+            tape.begin(passage, packet);
+        }
+    }
+
+    fn end(&self, fate: &str) {
+        if let Some(tape) = &self.tape {
+            tape.end(fate);
+        }
+    }
+
+    fn receive(
+        &mut self,
+        engine: &Netns,
+        now: Now,
+        packet: &mut PacketBuf,
+        meta: &mut InputMeta,
+    ) -> Received {
+        let told = told(&self.station, self.tape.as_ref());
+        let received = self.worker.receive(engine, now, packet, meta, told.host());
+        if matches!(received, Received::Local | Received::Forward) {
+            tell(self.tape.as_ref(), To::Host, packet);
+        }
+        received
+    }
+
+    /// Has packets leave that have waited.
+    fn late(
+        &mut self,
+        passage: Passage,
+        act: impl FnOnce(&mut Worker, &dyn Routes, &mut Sink<'_>),
+    ) {
+        self.begin(passage, &[]);
+        let (late, tape) = (&mut self.late, self.tape.as_ref());
+        let told = told(&self.station, tape);
+        let mut sink = |packet: &mut PacketBuf, to: &Departure| {
+            tell(tape, To::Wire(to.mark), packet);
+            late.push_back(packet.to_vec());
+        };
+        act(&mut self.worker, told.routes(), &mut sink);
+        self.end("");
+    }
+}
+
+fn told<'a>(station: &'a Station, tape: Option<&'a PacketTape>) -> Told<'a> {
+    match tape {
+        None => Told::Alone(station),
+        Some(tape) => Told::Recorded(tape.host(station)),
     }
 }

@@ -4,8 +4,11 @@ use xfrm_proto::uapi::{LifetimeCfg, Selector, UserPolicyInfo, UserSaInfo, UserTm
 
 use super::*;
 
-const A: [u8; 4] = [10, 0, 0, 1];
-const B: [u8; 4] = [10, 0, 0, 2];
+pub(crate) const A: [u8; 4] = [10, 0, 0, 1];
+pub(crate) const B: [u8; 4] = [10, 0, 0, 2];
+
+/// Nothing else has these bytes.
+pub(crate) const KEY: [u8; 20] = *b"sentinel-of-20-bytes";
 
 fn address([a, b, c, d]: [u8; 4]) -> xfrm_proto::uapi::Address {
     xfrm_proto::uapi::Address::v4(a, b, c, d)
@@ -22,7 +25,7 @@ fn unlimited() -> LifetimeCfg {
 }
 
 /// An SA of AES-GCM in tunnel mode.
-fn new_sa(from: [u8; 4], to: [u8; 4], spi: u32) -> Vec<u8> {
+pub(crate) fn new_sa(from: [u8; 4], to: [u8; 4], spi: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     let flags = NLM_F_REQUEST | NLM_F_ACK;
     let mut message = Writer::begin(&mut bytes, XFRM_MSG_NEWSA, flags, spi, 0);
@@ -43,7 +46,7 @@ fn new_sa(from: [u8; 4], to: [u8; 4], spi: u32) -> Vec<u8> {
     let mut name = b"rfc4106(gcm(aes))".to_vec();
     name.resize(64, 0);
     let sizes = [160_u32.to_ne_bytes(), 128_u32.to_ne_bytes()].concat();
-    message.attr_parts(XFRMA_ALG_AEAD, &[&name, &sizes, &[9; 20]]);
+    message.attr_parts(XFRMA_ALG_AEAD, &[&name, &sizes, &KEY]);
     message.end();
     bytes
 }
@@ -82,7 +85,7 @@ fn new_policy(dir: u8, from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
     bytes
 }
 
-fn packet() -> Vec<u8> {
+pub(crate) fn packet() -> Vec<u8> {
     let mut packet = vec![0x45, 0, 0, 60, 0, 0, 0, 0, 64, 253, 0, 0];
     packet.extend([A, B].concat());
     dataplane::packet::ip4::set_checksum(&mut packet);
@@ -91,8 +94,7 @@ fn packet() -> Vec<u8> {
 }
 
 /// Two namespaces with a tunnel from the first to the second.
-fn tunnel(seed: u64) -> (Instance, [NetnsId; 2]) {
-    let mut linux = Instance::new(&V7_2).seed(seed);
+pub(crate) fn tunnel(mut linux: Instance) -> (Instance, [NetnsId; 2]) {
     let [a, b] = [A, B].map(|own| {
         let netns = linux.create_netns();
         linux.set_station(netns, Station::at([own.into()]));
@@ -112,7 +114,7 @@ fn tunnel(seed: u64) -> (Instance, [NetnsId; 2]) {
 
 #[test]
 fn a_packet_goes_through_a_tunnel() {
-    let (mut linux, [a, b]) = tunnel(1);
+    let (mut linux, [a, b]) = tunnel(Instance::new(&V7_2));
     let departed = linux.output(a, &packet()).unwrap();
     assert_eq!(departed.packets.len(), 1);
     assert_eq!(departed.packets[0][9], IPPROTO_ESP);
@@ -127,7 +129,7 @@ fn a_packet_goes_through_a_tunnel() {
 #[test]
 fn a_seed_decides() {
     let outer = |seed| {
-        let (mut linux, [a, _]) = tunnel(seed);
+        let (mut linux, [a, _]) = tunnel(Instance::new(&V7_2).seed(seed));
         linux.output(a, &packet()).unwrap().packets
     };
     assert_eq!(outer(5), outer(5));

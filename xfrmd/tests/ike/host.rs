@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -35,25 +36,38 @@ pub(crate) struct Host {
     pub(crate) programs: String,
     /// Ends its daemon, in the shell.
     pub(crate) stop: Option<String>,
+    /// What its xfrmd did.
+    recording: Option<String>,
 }
 
 impl Host {
     /// With an xfrmd.
     pub(crate) fn new() -> Self {
-        Self::with(&["unshare", "-m", XFRMD, "run", "--packets", "--", "sh"])
+        let directory = directory();
+        let recording = directory.join("recording.pcapng");
+        let recording = recording.to_str().unwrap().to_owned();
+        let [keys, record] = ["--record-keys", "--record"];
+        let run = [
+            XFRMD,
+            "run",
+            "--packets",
+            keys,
+            record,
+            &recording,
+            "--",
+            "sh",
+        ];
+        let mut host = Self::with(&[&["unshare", "-m"], &run[..]].concat(), directory);
+        host.recording = Some(recording);
+        host
     }
 
     /// Without.
     pub(crate) fn plain() -> Self {
-        Self::with(&["unshare", "-m", "sh"])
+        Self::with(&["unshare", "-m", "sh"], directory())
     }
 
-    fn with(command: &[&str]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let directory =
-            std::env::temp_dir().join(format!("xfrmd-ike-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
+    fn with(command: &[&str], directory: PathBuf) -> Self {
         let namespace = Namespace::new();
         let shell = namespace.shell(command);
         Self {
@@ -62,6 +76,7 @@ impl Host {
             directory,
             programs: String::new(),
             stop: None,
+            recording: None,
         }
     }
 
@@ -114,8 +129,44 @@ impl Drop for Host {
         if let Some(stop) = self.stop.take() {
             self.shell.try_sh(&stop);
         }
+        self.shell.end();
+        if let Some(recording) = self.recording.take().filter(|_| !std::thread::panicking()) {
+            replays(&recording);
+        }
         let _ = std::fs::remove_dir_all(&self.directory);
     }
+}
+
+fn directory() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let directory = std::env::temp_dir().join(format!("xfrmd-ike-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+/// What was recorded happens again, and as other kernels where these are alike.
+fn replays(recording: &str) {
+    for kernel in ["7.2", "6.12", "6.1"] {
+        let mut replay = Command::new(XFRMD);
+        let output = replay
+            .args(["replay", recording, "--kernel", kernel])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(errors, "", "{kernel}");
+        let differs = |line: &&str| line.starts_with("  - ") || line.starts_with("  + ");
+        let unpredicted = |line: &&str| kernel == "7.2" || !is_predicted(line);
+        let found = said.lines().filter(differs).find(unpredicted);
+        assert_eq!(found, None, "{kernel}: {said}");
+    }
+}
+
+/// Lines of answers in which releases differ.
+fn is_predicted(line: &str) -> bool {
+    let what = line.get(4..).unwrap_or_default().trim_start();
+    what.starts_with("LASTUSED")
 }
 
 /// A at 192.168.77.1 and fd77::1, B at .2 and ::2; behind them 10.1.0.0/24 and 10.2.0.0/24, and

@@ -173,6 +173,12 @@ impl Shell {
         }
     }
 
+    /// Ends it, and waits for that.
+    pub(crate) fn end(&mut self) {
+        self.0.tell.take();
+        let _ = self.0.child.wait();
+    }
+
     /// The process that was started.
     pub(crate) fn pid(&self) -> u32 {
         // `nsenter` has become it.

@@ -28,6 +28,12 @@ pub(crate) const CASES: &[Case] = &[
         Need::Program("dpkg-shlibdeps", "dpkg-dev"),
         crate::package::whole,
     ),
+    ("a_recording_happens_again", IP, crate::recordings::replayed),
+    (
+        "recordings_open_in_wireshark",
+        Need::Program("tshark", "tshark"),
+        crate::recordings::opens,
+    ),
     ("doctor_says_what_is_there", Need::Nothing, doctor),
     (
         "doctor_names_what_is_missing",
@@ -47,6 +53,11 @@ pub(crate) const CASES: &[Case] = &[
     ("the_command_line_comes_first", Need::Root, precedence),
     ("sighup_takes_up_what_can_change", Need::Root, reload),
     ("a_socket_that_is_handed_over", Need::Root, activation),
+    (
+        "a_service_manager_keeps_what_a_killed_keeper_had",
+        IP,
+        crate::store::killed,
+    ),
     ("logs_are_json_and_have_no_keys", IP, logs),
     ("metrics_are_served", IP, metrics),
     ("slow_scrapes_hold_up_nobody", Need::Root, slow_scrapes),

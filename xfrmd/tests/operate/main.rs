@@ -13,12 +13,18 @@
 )]
 
 mod cases;
+mod check;
+mod examples;
 mod package;
+mod recordings;
 mod service;
+mod store;
 
 use std::process::{Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+
+const GO_LIBRARY: &str = "/usr/share/gocode/src/github.com/vishvananda/netlink";
 
 /// What a case needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,6 +33,10 @@ pub(crate) enum Need {
     Root,
     /// Root, and these programs, of that Debian package.
     Program(&'static str, &'static str),
+    /// Linux 6.1 as a program.
+    Kernel,
+    /// Root, Go, and its netlink library.
+    Go,
 }
 
 impl Need {
@@ -35,10 +45,24 @@ impl Need {
         match self {
             Self::Nothing => None,
             _ if !root => Some("needs root: run the tests with sudo".into()),
+            Self::Go if !is_installed("go") || !std::path::Path::new(GO_LIBRARY).exists() => {
+                let packages = "golang-go golang-github-vishvananda-netlink-dev";
+                Some(format!(
+                    "needs Go and a library: apt-get install {packages}"
+                ))
+            }
             Self::Program(program, package) if !is_installed(program) => {
                 Some(format!("needs {program}: apt-get install {package}"))
             }
-            Self::Root | Self::Program(..) => None,
+            Self::Kernel => {
+                let place = std::env::var_os("REFERENCE_KERNEL_DIR");
+                let place = place.unwrap_or_else(|| "/opt/reference-kernel".into());
+                let there = std::path::Path::new(&place)
+                    .join("oldstable/linux")
+                    .exists();
+                (!there).then(|| "needs Linux 6.1: compat-tests/kernel/install.sh 6.1".into())
+            }
+            Self::Root | Self::Go | Self::Program(..) => None,
         }
     }
 }
@@ -57,8 +81,9 @@ pub(crate) type Case = (&'static str, Need, fn());
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
-    let trials = cases::CASES
-        .iter()
+    let trials = [cases::CASES, check::CASES, examples::CASES]
+        .into_iter()
+        .flatten()
         .map(|&(name, need, body)| {
             let missing = need.missing();
             let name = match &missing {

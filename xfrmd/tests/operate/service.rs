@@ -134,9 +134,15 @@ impl Service {
 
     #[track_caller]
     pub(crate) fn notification(&self) -> String {
-        let mut message = [0; 256];
-        let len = self.notified.recv(&mut message).unwrap();
-        String::from_utf8(message[..len].to_vec()).unwrap()
+        loop {
+            let mut message = [0; 256];
+            let len = self.notified.recv(&mut message).unwrap();
+            let text = String::from_utf8(message[..len].to_vec()).unwrap();
+            // What is to be kept is for whoever wants to know.
+            if !text.starts_with("FDSTORE") {
+                return text;
+            }
+        }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

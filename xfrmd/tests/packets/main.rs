@@ -20,6 +20,7 @@ mod cases;
 mod defaults;
 mod iptfs;
 #[path = "../namespaces/mod.rs"]
+#[allow(dead_code, reason = "each test takes what it needs")]
 mod namespaces;
 mod net;
 mod own;

@@ -8,6 +8,7 @@ mod output;
 mod sizes;
 mod states;
 mod threads;
+mod together;
 
 use std::collections::BTreeMap;
 

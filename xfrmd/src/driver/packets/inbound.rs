@@ -8,6 +8,9 @@ use dataplane::path::{InputMeta, Received, Worker};
 use nix::poll::PollTimeout;
 use std::sync::PoisonError;
 use xfrmd::faults;
+use xfrmd::recording::fate;
+use xfrmd::recording::format::{Passage as Recorded, To};
+use xfrmd::recording::packets::PacketTape;
 
 use super::disturb::Disturbance;
 use super::sockets::Receivers;
@@ -140,6 +143,8 @@ pub(super) struct Arrival<'a> {
     pub(super) routes: &'a HostRoutes,
     /// Somebody captures.
     pub(super) watched: Option<&'a Observed>,
+    /// It is recorded.
+    pub(super) tape: Option<&'a PacketTape>,
 }
 
 impl Arrival<'_> {
@@ -149,7 +154,15 @@ impl Arrival<'_> {
         packet: &mut PacketBuf,
         meta: &mut InputMeta,
     ) -> Received {
-        worker.receive(self.netns, self.now, packet, meta, self.routes)
+        let Some(tape) = self.tape else {
+            return worker.receive(self.netns, self.now, packet, meta, self.routes);
+        };
+        let host = tape.host(self.routes);
+        let received = worker.receive(self.netns, self.now, packet, meta, &host);
+        if matches!(received, Received::Local | Received::Forward) {
+            tape.answer(To::Host, packet);
+        }
+        received
     }
 }
 
@@ -166,6 +179,46 @@ impl ToHost {
         self.outbox.push(packet, HOST);
     }
 
+    /// Takes what has come together. Whoever captures or records sees each packet on its
+    /// way.
+    fn receive_all(
+        &mut self,
+        worker: &mut Worker,
+        arrival: &Arrival<'_>,
+        packets: &mut [PacketBuf],
+    ) {
+        for group in packets.chunk_by_mut(|one, other| one.origin() == other.origin()) {
+            let origin = group.first().map(PacketBuf::origin).unwrap_or_default();
+            let meta = InputMeta {
+                mark: origin.mark & !STATE_MASK,
+                ifindex: origin.ifindex,
+                ..InputMeta::default()
+            };
+            if arrival.watched.is_none() && arrival.tape.is_none() {
+                let Arrival {
+                    netns, now, routes, ..
+                } = *arrival;
+                let mut done = |packet: &mut PacketBuf, received| self.deliver(&received, packet);
+                worker.receive_batch(netns, now, group, &meta, routes, &mut done);
+                continue;
+            }
+            for packet in group {
+                let passage = arrival.watched.map(|it| it.begin(Direction::In, packet));
+                if let Some(tape) = arrival.tape {
+                    tape.begin(Recorded::input(arrival.now, &meta), packet);
+                }
+                let received = arrival.receive(worker, packet, &mut { meta });
+                if let Some(tape) = arrival.tape {
+                    tape.end(&fate::of_arrival(&received));
+                }
+                if let Some(passage) = passage {
+                    passage.arrives(&received, packet);
+                }
+                self.deliver(&received, packet);
+            }
+        }
+    }
+
     /// Takes packets through the engine to the host.
     fn take_in(&mut self, road: &mut Road, packets: &mut [PacketBuf]) {
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
@@ -174,28 +227,12 @@ impl ToHost {
             now: road.clock.now(),
             routes: &road.routes,
             watched: road.observed.watch(),
+            tape: road.tape.as_ref(),
         };
-        for packet in packets {
-            self.receive(&mut road.worker, &arrival, packet);
-        }
+        self.receive_all(&mut road.worker, &arrival, packets);
         self.receive_inner(&mut road.worker, &arrival);
         drop(netns);
         self.flush(road);
-    }
-
-    fn receive(&mut self, worker: &mut Worker, arrival: &Arrival<'_>, packet: &mut PacketBuf) {
-        let passage = arrival.watched.map(|it| it.begin(Direction::In, packet));
-        let origin = packet.origin();
-        let mut meta = InputMeta {
-            mark: origin.mark & !STATE_MASK,
-            ifindex: origin.ifindex,
-            ..InputMeta::default()
-        };
-        let received = arrival.receive(worker, packet, &mut meta);
-        if let Some(passage) = passage {
-            passage.arrives(&received, packet);
-        }
-        self.deliver(&received, packet);
     }
 
     /// Receives what came out of IPTFS payloads.
@@ -205,12 +242,18 @@ impl ToHost {
         }
         let mut packet = PacketBuf::with_capacity(dataplane::packet::buffer::MAX_PACKET);
         let mut meta = InputMeta::default();
+        if let Some(tape) = arrival.tape {
+            tape.begin(Recorded::Inner { now: arrival.now }, &[]);
+        }
         while worker.next_inner(&mut packet, &mut meta) {
             let received = arrival.receive(worker, &mut packet, &mut meta);
             if let Some(watched) = arrival.watched {
                 watched.alone(Direction::In, Layer::Inner, &packet);
             }
             self.deliver(&received, &mut packet);
+        }
+        if let Some(tape) = arrival.tape {
+            tape.end("");
         }
     }
 

@@ -34,6 +34,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
+use xfrmd::recording::format::Passage;
+use xfrmd::recording::packets::PacketTape;
+use xfrmd::recording::reel::Reel;
 use xfrmd::tape::Asked;
 
 use super::clock::Clock;
@@ -50,7 +53,7 @@ use sockets::{Receivers, Senders};
 /// A thread that is overwhelmed is not waited for.
 const LONGEST_DRAIN: Duration = Duration::from_secs(1);
 /// Packets of one round.
-const BATCH: usize = 128;
+const BATCH: usize = 192;
 
 /// Packets to the device all go the same way.
 const HOST: Departure = Departure {
@@ -74,6 +77,8 @@ pub(super) struct Ties {
     pub(super) line: Line,
     pub(super) clock: Clock,
     pub(super) randomness: RandomSource,
+    /// Of a recording.
+    pub(super) reel: Option<Arc<Reel>>,
 }
 
 /// The control thread's end.
@@ -201,13 +206,24 @@ impl PacketThreads {
             let (sender, commands) = channel();
             let wake = Arc::new(wake_up_call()?);
             let ours = Arc::clone(&wake);
+            let entropy = Box::new(ties.randomness.stream(user));
+            let (worker, tape) = match &ties.reel {
+                None => (Worker::new(number, entropy), None),
+                Some(reel) => {
+                    let tape = PacketTape::new(Arc::clone(reel), id, number);
+                    let worker = Worker::new(number, tape.entropy(entropy));
+                    tape.note(Passage::Begin { cpu: number });
+                    (worker, Some(tape))
+                }
+            };
             let road = Road {
                 id,
                 number,
                 netns: Arc::clone(netns),
                 tun: Arc::clone(&tun),
                 routes,
-                worker: Worker::new(number, Box::new(ties.randomness.stream(user))),
+                worker,
+                tape,
                 commands,
                 wake,
                 line: ties.line.clone(),
@@ -319,6 +335,8 @@ struct Road {
     tun: Arc<Tun>,
     routes: HostRoutes,
     worker: Worker,
+    /// Of a recording.
+    tape: Option<PacketTape>,
     commands: Receiver<Command>,
     wake: Arc<EventFd>,
     line: Line,
@@ -338,13 +356,16 @@ impl Road {
         self.commands.try_iter().collect()
     }
 
-    /// Asks what packets want of the control thread.
+    /// Asks what packets want of the control thread, and hands over what was recorded.
     fn ask(&mut self) {
+        if let Some(tape) = &self.tape {
+            tape.flush();
+        }
         if self.worker.has_requests() {
             let asked = Asked {
                 netns: self.id,
                 worker: self.number,
-                upto: u64::MAX,
+                upto: self.tape.as_ref().map_or(u64::MAX, PacketTape::last),
             };
             let requests = self.worker.drain_requests().collect();
             // The control thread ends after us.

@@ -8,13 +8,16 @@ use dataplane::packet::fragment::Fragmenter;
 use dataplane::packet::segment::{Offload, Segmenter, complete_checksum};
 use dataplane::packet::{Family, PacketBuf, icmp};
 use dataplane::path::hold::Queue;
-use dataplane::path::{Departure, OutputMeta, Verdict, Worker};
+use dataplane::path::{Departure, OutputMeta, Routes, Verdict, Worker};
 use dataplane::sad::SaHandle;
 use dataplane::{Netns, Now};
 use nix::poll::PollTimeout;
 use xfrm_proto::consts::{AF_INET, AF_INET6};
 use xfrm_proto::uapi::Address;
 use xfrmd::faults;
+use xfrmd::recording::fate;
+use xfrmd::recording::format::{Passage as Recorded, To};
+use xfrmd::recording::packets::PacketTape;
 
 use super::disturb::Disturbance;
 use super::inbound::{Arrival, ToHost};
@@ -28,8 +31,9 @@ use crate::driver::outbox::Outbox;
 
 /// Descriptors in front of those of errors.
 const OTHERS: usize = 4;
-/// Packets that are sent together, and possibly those of one frame more.
-const ENOUGH: usize = 32;
+/// Packets that are sent together, and possibly those of one frame more. A frame of 64 KiB becomes a
+/// few packets more than one call sends as ESP in UDP: those of the next frames go with them.
+const ENOUGH: usize = 160;
 /// Rounds with packets between two looks at anything else.
 const MOST_ROUNDS: usize = 16;
 /// Rounds that may empty what the devices hold.
@@ -136,14 +140,25 @@ impl Outbound {
         let Self { road, wire, .. } = self;
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
         let watched = road.observed.watch();
+        let tape = road.tape.as_ref();
         for queue in queues {
-            road.worker.retry(
-                &netns,
-                road.clock.now(),
-                queue,
-                &road.routes,
-                &mut |packet, to| push_late(wire, watched, packet, *to),
-            );
+            let now = road.clock.now();
+            let late = |packet: &mut PacketBuf, to: &Departure| {
+                push_late(wire, (watched, tape), packet, *to);
+            };
+            match tape {
+                None => {
+                    let (worker, routes) = (&mut road.worker, &road.routes);
+                    worker.retry(&netns, now, queue, routes, &mut { late });
+                }
+                Some(tape) => {
+                    tape.begin(Recorded::Retry { now }, &[]);
+                    let routes = tape.host(&road.routes);
+                    road.worker
+                        .retry(&netns, now, queue, &routes, &mut { late });
+                    tape.end("");
+                }
+            }
         }
     }
 
@@ -157,12 +172,19 @@ impl Outbound {
             now: road.clock.now(),
             routes: &road.routes,
             watched: road.observed.watch(),
+            tape: road.tape.as_ref(),
         };
         for &sa in sas {
-            road.worker
-                .run_iptfs(&netns, arrival.now, sa, &mut |packet, to| {
-                    push_late(wire, arrival.watched, packet, *to);
-                });
+            let now = arrival.now;
+            if let Some(tape) = arrival.tape {
+                tape.begin(Recorded::Iptfs { now }, &[]);
+            }
+            road.worker.run_iptfs(&netns, now, sa, &mut |packet, to| {
+                push_late(wire, (arrival.watched, arrival.tape), packet, *to);
+            });
+            if let Some(tape) = arrival.tape {
+                tape.end("");
+            }
         }
         host.receive_inner(&mut road.worker, &arrival);
     }
@@ -213,6 +235,7 @@ impl Outbound {
             host,
             ident,
             watched: road.observed.watch(),
+            tape: road.tape.as_ref(),
         };
         let mut more = true;
         while more && passage.wire.len() < ENOUGH {
@@ -282,12 +305,22 @@ struct Passage<'a> {
     ident: &'a mut u16,
     /// Somebody captures.
     watched: Option<&'a Observed>,
+    /// It is recorded.
+    tape: Option<&'a PacketTape>,
 }
 
 /// Puts a packet with others that has waited for its SA, or in it.
-fn push_late(wire: &mut Outbox, watched: Option<&Observed>, packet: &mut PacketBuf, to: Departure) {
+fn push_late(
+    wire: &mut Outbox,
+    (watched, tape): (Option<&Observed>, Option<&PacketTape>),
+    packet: &mut PacketBuf,
+    to: Departure,
+) {
     if let Some(watched) = watched {
         watched.alone(Direction::Out, Layer::Outer, packet);
+    }
+    if let Some(tape) = tape {
+        tape.answer(To::Wire(to.mark), packet);
     }
     wire.push(packet, to);
 }
@@ -328,22 +361,43 @@ impl Passage<'_> {
             mtu: way.mtu,
             hop_limit: way.hop_limit,
         };
+        let host = self.tape.map(|tape| {
+            let passage = Recorded::Output {
+                now: self.now,
+                meta,
+                offload: Some(offload),
+                asks_mtu: in_parts,
+            };
+            tape.begin(passage, packet);
+            tape.host(routes)
+        });
+        let asked: &dyn Routes = host.as_ref().map_or(routes, |host| host);
         if in_parts {
-            let mtu = worker.mtu(self.netns, packet, &meta, routes);
+            let mtu = worker.mtu(self.netns, packet, &meta, asked);
             self.tell_mtu(packet, destination, mtu.max(LEAST_MTU_V6), offload);
         }
         let Self {
-            netns, now, wire, ..
+            netns,
+            now,
+            wire,
+            tape,
+            ..
         } = self;
         let mut passage = self.watched.map(|it| it.begin(Direction::Out, packet));
         let mut sink = |packet: &mut PacketBuf, to: &Departure| {
             if let Some(passage) = &mut passage {
                 passage.see(Layer::Outer, packet);
             }
+            if let Some(tape) = tape {
+                tape.answer(To::Wire(to.mark), packet);
+            }
             wire.push(packet, *to);
         };
         let verdict =
-            worker.output_offloaded(netns, *now, packet, &meta, offload, routes, &mut sink);
+            worker.output_offloaded(netns, *now, packet, &meta, offload, asked, &mut sink);
+        if let Some(tape) = tape {
+            tape.end(&fate::of_departure(&verdict));
+        }
         if let Some(passage) = passage {
             passage.leaves(&verdict);
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use libc::{c_int, iovec, msghdr, socklen_t};
 
 use super::supervisor::{Call, Outcome, Supervisor};
-use super::target::{Thread, part};
+use super::target::{MOST_PARTS, Thread, beginning, bytes_of, part};
 
 /// The largest datagram, option, name and ancillary data that are carried over.
 const LARGEST_DATAGRAM: usize = 64 << 20;
@@ -52,6 +52,8 @@ struct Room {
     name_room: usize,
     control_room: usize,
     flags: c_int,
+    /// The message that describes it, if one does.
+    message: Option<msghdr>,
 }
 
 /// What a receive gave.
@@ -175,17 +177,22 @@ impl Supervisor {
         if total > LARGEST_DATAGRAM {
             return Err(libc::EMSGSIZE);
         }
-        let mut bytes = vec![0; total];
-        thread.gather(parts, &mut bytes)?;
-        let mut address = vec![
-            0;
-            if name == 0 {
-                0
-            } else {
-                name_len.min(LARGEST_NAME)
-            }
-        ];
-        thread.read(name, &mut address)?;
+        let name_len = match name {
+            0 => 0,
+            _ => name_len.min(LARGEST_NAME),
+        };
+        let mut bytes = vec![0; total + name_len];
+        // At once, if the host takes so many parts.
+        let (bytes, address) = if parts.len() < MOST_PARTS {
+            let both = [parts, &[part(name, name_len)?]].concat();
+            thread.gather(&both, &mut bytes)?;
+            bytes.split_at_mut(total)
+        } else {
+            let (bytes, address) = bytes.split_at_mut(total);
+            thread.gather(parts, bytes)?;
+            thread.read(name, address)?;
+            (bytes, address)
+        };
         let mut local = iovec {
             iov_base: bytes.as_mut_ptr().cast(),
             iov_len: bytes.len(),
@@ -384,6 +391,7 @@ fn room(call: &Call, place: u64) -> Result<Room, c_int> {
                 message.msg_controllen
             },
             flags,
+            message: Some(message),
         })
     };
     let of_parts = |parts, name, name_room, flags| Room {
@@ -392,6 +400,7 @@ fn room(call: &Call, place: u64) -> Result<Room, c_int> {
         name_room,
         control_room: 0,
         flags,
+        message: None,
     };
     let one = || part(call.long(1), size(call.long(2))).map(|part| vec![part]);
     match call.number {
@@ -417,32 +426,39 @@ fn room(call: &Call, place: u64) -> Result<Room, c_int> {
     }
 }
 
-/// Writes what was received to where the caller wants it.
+/// Writes what was received to where the caller wants it, at once if the host takes so many parts.
 fn show(call: &Call, place: u64, room: &Room, datagram: &Datagram) -> Result<(), c_int> {
-    let thread = call.thread;
-    thread.scatter(&room.parts, &datagram.bytes)?;
-    let name = datagram
-        .name
-        .get(..room.name_room)
-        .unwrap_or(&datagram.name);
-    if room.name != 0 {
-        thread.write(room.name, name)?;
+    let mut parts: Vec<iovec> = beginning(&room.parts, datagram.bytes.len()).collect();
+    let mut bytes = datagram.bytes.clone();
+    if parts.len() > MOST_PARTS - 3 {
+        call.thread.scatter(&parts, &bytes)?;
+        parts.clear();
+        bytes.clear();
     }
-    let header = match call.number {
-        libc::SYS_recvmsg | libc::SYS_recvmmsg => place,
-        libc::SYS_recvfrom if room.name != 0 && call.long(5) != 0 => {
-            return thread.put(call.long(5), &datagram.name_len);
-        }
-        _ => return Ok(()),
+    let mut add = |at: u64, more: &[u8]| {
+        bytes.extend_from_slice(more);
+        part(at, more.len()).map(|part| parts.push(part))
     };
-    let mut message: msghdr = thread.structure(header)?;
-    thread.write(message.msg_control as u64, &datagram.control)?;
-    message.msg_controllen = datagram.control.len() as _;
-    message.msg_flags = datagram.flags;
     if room.name != 0 {
-        message.msg_namelen = datagram.name_len;
+        let name = datagram.name.get(..room.name_room);
+        add(room.name, name.unwrap_or(&datagram.name))?;
     }
-    thread.put(header, &message)
+    match room.message {
+        Some(mut message) => {
+            add(message.msg_control as u64, &datagram.control)?;
+            message.msg_controllen = datagram.control.len() as _;
+            message.msg_flags = datagram.flags;
+            if room.name != 0 {
+                message.msg_namelen = datagram.name_len;
+            }
+            add(place, bytes_of(&message))?;
+        }
+        None if call.number == libc::SYS_recvfrom && room.name != 0 && call.long(5) != 0 => {
+            add(call.long(5), bytes_of(&datagram.name_len))?;
+        }
+        None => {}
+    }
+    call.thread.scatter(&parts, &bytes)
 }
 
 /// Whether a receive that finds nothing has to wait.

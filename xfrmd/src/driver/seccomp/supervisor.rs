@@ -11,22 +11,23 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
 use dataplane::BootNanos;
 use libc::{c_int, c_long};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::unistd::geteuid;
 use xfrm_proto::control::{Address, SOCKET_MARK};
 
 use super::calls::receive_limit;
 use super::filter::NUMBERS;
 use super::library::Shim;
-use super::target::{Process, Thread};
+use super::target::{Process, Thread, inode_of};
 use crate::driver::clock;
 
 const NETLINK_XFRM: c_int = 6;
@@ -102,9 +103,40 @@ struct Waiting {
     until: Option<BootNanos>,
 }
 
+/// What an epoll event is about.
+#[derive(Clone, Copy)]
+enum Source {
+    Listener,
+    Process(u32),
+    Socket(RawFd),
+}
+
+impl Source {
+    /// The kind above, the number below.
+    fn data(self) -> u64 {
+        let (kind, number) = match self {
+            Self::Listener => (0, 0),
+            Self::Process(process) => (1, process),
+            Self::Socket(fd) => (2, fd.unsigned_abs()),
+        };
+        kind << 32 | u64::from(number)
+    }
+
+    fn of(data: u64) -> Self {
+        let number = u32::try_from(data & u64::from(u32::MAX)).unwrap_or(0);
+        match data >> 32 {
+            0 => Self::Listener,
+            1 => Self::Process(number),
+            _ => Self::Socket(RawFd::try_from(number).unwrap_or(-1)),
+        }
+    }
+}
+
 /// The thread's state.
 pub(crate) struct Supervisor {
     listener: OwnedFd,
+    /// The listener, ends of processes, sockets that receives wait for.
+    epoll: Epoll,
     /// None: every program is refused.
     shim: Option<Shim>,
     /// Our own network namespace.
@@ -126,8 +158,12 @@ impl Supervisor {
         let shim = shim
             .map(|(path, address)| Shim::load(path, address))
             .transpose()?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Listener.data());
+        epoll.add(&listener, event)?;
         Ok(Self {
             listener,
+            epoll,
             shim,
             home: File::open("/proc/thread-self/ns/net")?,
             held: HashMap::new(),
@@ -145,56 +181,40 @@ impl Supervisor {
     }
 
     fn run(mut self) {
+        let mut events = [EpollEvent::empty(); 16];
         loop {
-            let (asked, ready, ended) = self.look();
-            for process in ended {
-                self.forget(process);
+            let ready = match self.epoll.wait(&mut events, self.patience()) {
+                Err(Errno::EINTR) => continue,
+                Err(error) => return tracing::error!(%error, "the supervisor cannot wait"),
+                Ok(ready) => ready,
+            };
+            let mut asked = false;
+            for event in events.iter().take(ready) {
+                match Source::of(event.data()) {
+                    // Nobody is left whose calls could come.
+                    Source::Listener if !event.events().contains(EpollFlags::EPOLLIN) => return,
+                    Source::Listener => asked = true,
+                    Source::Process(process) => self.forget(process),
+                    Source::Socket(fd) => self.resume(Some(fd)),
+                }
             }
-            self.resume(&ready);
+            if self.waiting.iter().any(|waiting| waiting.until.is_some()) {
+                self.resume(None);
+            }
             if asked {
                 self.serve();
             }
         }
     }
 
-    /// Waits; whether a call has come, which sockets have something, which processes have ended.
-    fn look(&self) -> (bool, Vec<RawFd>, Vec<u32>) {
-        let next = self
-            .waiting
-            .iter()
-            .filter_map(|waiting| waiting.until)
-            .min();
-        let timeout = next.map_or(PollTimeout::NONE, |next| {
+    /// Until a receive has waited long enough.
+    fn patience(&self) -> EpollTimeout {
+        let limits = self.waiting.iter().filter_map(|waiting| waiting.until);
+        limits.min().map_or(EpollTimeout::NONE, |next| {
             let left = next.0.saturating_sub(clock::uptime().0);
             let left = Duration::from_nanos(left) + Duration::from_millis(1);
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-        });
-        let processes: Vec<u32> = self.processes.keys().copied().collect();
-        let mut watched = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
-        let pidfds = processes.iter().filter_map(|id| self.processes.get(id));
-        watched.extend(pidfds.map(|process| PollFd::new(process.fd(), PollFlags::POLLIN)));
-        watched.extend(self.waiting.iter().map(|waiting| {
-            // SAFETY: ours, and open until the waiting call is dropped.
-            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(waiting.fd) };
-            PollFd::new(fd, PollFlags::POLLIN)
-        }));
-        if poll(&mut watched, timeout).is_err() {
-            return (false, Vec::new(), Vec::new());
-        }
-        let mut events = watched.iter().map(|fd| fd.any().unwrap_or(false));
-        let asked = events.next().unwrap_or(false);
-        let ended = processes
-            .iter()
-            .zip(events.by_ref())
-            .filter_map(|(&process, ended)| ended.then_some(process))
-            .collect();
-        let ready = self
-            .waiting
-            .iter()
-            .zip(events)
-            .filter_map(|(waiting, ready)| ready.then_some(waiting.fd))
-            .collect();
-        (asked, ready, ended)
+            EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
+        })
     }
 
     fn serve(&mut self) {
@@ -233,33 +253,74 @@ impl Supervisor {
     fn begin(&mut self, call: &Call, fd: RawFd) -> Outcome {
         let outcome = self.handle(call, fd);
         if matches!(outcome, Outcome::Wait) {
-            let limit = receive_limit(fd);
-            self.waiting.push(Waiting {
-                call: *call,
-                fd,
-                until: limit.map(|limit| clock::uptime().plus_nanos(nanos(limit))),
-            });
+            self.set_aside(call, fd);
         }
         outcome
     }
 
-    /// Tries the receives that wait for these sockets, or that have waited long enough.
-    fn resume(&mut self, ready: &[RawFd]) {
+    /// Puts a receive aside until its socket has something.
+    fn set_aside(&mut self, call: &Call, fd: RawFd) {
+        if !self.is_awaited(fd) {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Socket(fd).data());
+            // SAFETY: ours, and not closed before it is taken out again.
+            let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+            if let Err(error) = self.epoll.add(socket, event) {
+                tracing::error!(%error, "a receive cannot wait");
+            }
+        }
+        let limit = receive_limit(fd);
+        self.waiting.push(Waiting {
+            call: *call,
+            fd,
+            until: limit.map(|limit| clock::uptime().plus_nanos(nanos(limit))),
+        });
+    }
+
+    fn is_awaited(&self, fd: RawFd) -> bool {
+        self.waiting.iter().any(|waiting| waiting.fd == fd)
+    }
+
+    /// Nobody waits for the socket any more.
+    fn let_be(&self, fd: RawFd) {
+        // SAFETY: ours, and open.
+        let _ = self.epoll.delete(unsafe { BorrowedFd::borrow_raw(fd) });
+    }
+
+    /// Tries the receives that wait for a socket which has something, or that have waited long enough.
+    fn resume(&mut self, ready: Option<RawFd>) {
         let now = clock::uptime();
+        let mut resumed = Vec::new();
         for waiting in std::mem::take(&mut self.waiting) {
             let late = waiting.until.is_some_and(|until| until <= now);
-            if !self.still_waits(&waiting.call) {
+            let has_something = ready == Some(waiting.fd);
+            if !late && !has_something {
+                self.waiting.push(waiting);
                 continue;
             }
-            let outcome = if ready.contains(&waiting.fd) {
+            if !self.still_waits(&waiting.call) {
+                resumed.push(waiting.fd);
+                continue;
+            }
+            let outcome = if has_something {
                 self.handle(&waiting.call, waiting.fd)
             } else {
                 Outcome::Wait
             };
             match outcome {
-                Outcome::Wait if late => self.answer(&waiting.call, &Outcome::Errno(libc::EAGAIN)),
-                Outcome::Wait => self.waiting.push(waiting),
-                other => self.answer(&waiting.call, &other),
+                Outcome::Wait if !late => self.waiting.push(waiting),
+                outcome => {
+                    resumed.push(waiting.fd);
+                    let outcome = match outcome {
+                        Outcome::Wait => Outcome::Errno(libc::EAGAIN),
+                        other => other,
+                    };
+                    self.answer(&waiting.call, &outcome);
+                }
+            }
+        }
+        for fd in resumed {
+            if !self.is_awaited(fd) {
+                self.let_be(fd);
             }
         }
     }
@@ -397,10 +458,28 @@ impl Supervisor {
         }
         self.watch(status.process);
         let process = self.processes.get(&status.process)?;
-        let fd = process.descriptor(number).ok().filter(accepts)?;
-        let fd = fd.into_raw_fd();
+        let fd = match process.descriptor(number) {
+            // A container's own filter may forbid to ask for it. Then we know it if we gave it.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                self.same_socket(thread, number)
+            }
+            other => other.ok(),
+        };
+        let fd = fd.filter(accepts)?.into_raw_fd();
         self.held.insert((status.process, number), fd);
         Some(fd)
+    }
+
+    /// A descriptor of ours for a socket that we hold already, for another process.
+    fn same_socket(&self, thread: Thread, number: c_int) -> Option<OwnedFd> {
+        let inode = thread.socket_inode(number)?;
+        // SAFETY: ours, and open while it is held.
+        let mut all = self
+            .held
+            .values()
+            .map(|&fd| unsafe { BorrowedFd::borrow_raw(fd) });
+        let same = all.find(|&held| inode_of(held.as_raw_fd()) == Some(inode))?;
+        same.try_clone_to_owned().ok()
     }
 
     /// Who calls, as it was when its socket was found.
@@ -412,6 +491,10 @@ impl Supervisor {
         if let std::collections::hash_map::Entry::Vacant(vacant) = self.processes.entry(process)
             && let Ok(opened) = Process::open(process)
         {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Process(process).data());
+            if let Err(error) = self.epoll.add(opened.fd(), event) {
+                tracing::error!(%error, process, "its end will go unnoticed");
+            }
             vacant.insert(opened);
         }
     }
@@ -443,6 +526,10 @@ impl Supervisor {
             .into_iter()
             .partition(|waiting: &Waiting| waiting.fd == fd);
         self.waiting = kept;
+        let lost: Vec<Waiting> = lost;
+        if !lost.is_empty() {
+            self.let_be(fd);
+        }
         for waiting in lost {
             self.answer(&waiting.call, &Outcome::Errno(libc::EBADF));
         }

@@ -13,7 +13,7 @@ use libc::{c_int, iovec};
 /// Of `kcmp(2)`.
 const KCMP_FILE: c_int = 0;
 /// Parts of a vector that the host accepts.
-const MOST_PARTS: usize = libc::UIO_MAXIOV as usize;
+pub(super) const MOST_PARTS: usize = libc::UIO_MAXIOV as usize;
 
 /// A thread of the process.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,7 +78,22 @@ impl Thread {
                 theirs,
             )
         };
-        order == 0
+        match order {
+            0 => true,
+            // It may be forbidden. A socket is one file.
+            -1 => {
+                let inode = self.socket_inode(theirs);
+                inode.is_some() && inode == inode_of(ours)
+            }
+            _ => false,
+        }
+    }
+
+    /// The number of the socket that its descriptor `fd` is.
+    pub(super) fn socket_inode(self, fd: c_int) -> Option<u64> {
+        let link = std::fs::read_link(self.path(&format!("fd/{fd}"))).ok()?;
+        let name = link.to_str()?.strip_prefix("socket:[")?;
+        name.strip_suffix(']')?.parse().ok()
     }
 
     /// Fills a buffer from its memory; EFAULT if that is not possible.
@@ -151,11 +166,7 @@ impl Thread {
 
     /// Replaces one.
     pub(super) fn put<T: Plain>(self, address: u64, value: &T) -> Result<(), c_int> {
-        // SAFETY: the bytes of a plain value.
-        let bytes = unsafe {
-            std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>())
-        };
-        self.write(address, bytes)
+        self.write(address, bytes_of(value))
     }
 
     /// A vector of its own parts.
@@ -164,11 +175,48 @@ impl Thread {
         if count > MOST_PARTS {
             return Err(libc::EMSGSIZE);
         }
-        let step = size_of::<iovec>() as u64;
-        (0..count as u64)
-            .map(|index| self.structure(address.wrapping_add(index * step)))
-            .collect()
+        let nothing = iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        let mut parts = vec![nothing; count];
+        // SAFETY: the bytes of plain values, all initialized.
+        let bytes = unsafe {
+            let len = size_of_val(&*parts);
+            std::slice::from_raw_parts_mut(parts.as_mut_ptr().cast::<u8>(), len)
+        };
+        self.read(address, bytes)?;
+        Ok(parts)
     }
+}
+
+/// The bytes of a C structure.
+pub(super) fn bytes_of<T: Plain>(value: &T) -> &[u8] {
+    // SAFETY: the bytes of a plain value.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }
+}
+
+/// The number of a file of ours.
+pub(super) fn inode_of(fd: RawFd) -> Option<u64> {
+    // SAFETY: all-zero bytes are valid, and valid for writing.
+    let mut status: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the same.
+    let result = unsafe { libc::fstat(fd, &raw mut status) };
+    (result == 0).then_some(status.st_ino)
+}
+
+/// The beginning of memory in parts.
+pub(super) fn beginning(parts: &[iovec], len: usize) -> impl Iterator<Item = iovec> {
+    let mut left = len;
+    parts.iter().map_while(move |part| {
+        let take = part.iov_len.min(left);
+        left -= take;
+        let cut = iovec {
+            iov_len: take,
+            ..*part
+        };
+        (take > 0 || part.iov_len == 0).then_some(cut)
+    })
 }
 
 /// A part of another process's memory.
