@@ -84,13 +84,21 @@ impl Host {
     /// Runs swanctl; what it says.
     #[track_caller]
     pub(crate) fn swanctl(&mut self, command: &str) -> String {
+        let (success, said) = self.try_swanctl(command);
+        assert!(success, "{command}: {said}");
+        said
+    }
+
+    /// The same where it may fail; whether it did not.
+    pub(crate) fn try_swanctl(&mut self, command: &str) -> (bool, String) {
         let command = format!(
             "STRONGSWAN_CONF={} timeout 60 {}/swanctl {command} --uri unix://{} 2>&1",
             self.file("strongswan.conf"),
             self.programs,
             self.file("vici")
         );
-        self.shell.sh(&command)
+        let (code, said) = self.shell.try_sh(&command);
+        (code == "0", said)
     }
 
     #[track_caller]

@@ -40,6 +40,13 @@ impl Host {
         ));
     }
 
+    /// Runs whack where it may fail, or never come back; what it says.
+    pub(crate) fn try_whack(&mut self, command: &str) -> String {
+        let control = self.file("pluto.ctl");
+        let command = format!("timeout 5 {PROGRAMS}/whack --ctlsocket {control} {command} 2>&1");
+        self.shell.try_sh(&command).1
+    }
+
     /// Runs whack; what it says.
     #[track_caller]
     pub(crate) fn whack(&mut self, command: &str) -> String {

@@ -1,6 +1,7 @@
 //! Cases that run under `xfrmd run`: this is the client.
 
 mod descriptors;
+mod faults;
 mod files;
 mod groups;
 mod transfer;
@@ -191,4 +192,8 @@ pub(crate) static CASES: &[Case] = &[
         files::user_namespaces,
     ),
     ("a_hidden_pathname", Need::Root, files::hidden_pathname),
+    ("requests_fail_on_purpose", Need::Nothing, faults::requests),
+    ("dumps_break_on_purpose", Need::Nothing, faults::dumps),
+    ("events_go_wrong_on_purpose", Need::Nothing, faults::events),
+    ("the_daemon_dies_on_purpose", Need::Nothing, faults::crashes),
 ];

@@ -46,6 +46,7 @@ pub(crate) static CASES: &[Case] = &[
         static_programs,
     ),
     ("stat_and_env", Need::Nothing, stat_and_env),
+    ("wrong_faults_start_nothing", Need::Nothing, wrong_faults),
     ("explained_packets", Need::Ip, explained_packets),
     ("readiness_and_sigterm", Need::Root, readiness_and_sigterm),
     (
@@ -422,6 +423,49 @@ fn stat_and_env() {
     assert!(plain.contains("as Linux 6.12"), "{plain}");
     let nobody = outcome(xfrmd().args(["stat", "--socket", "/nowhere"]));
     assert_eq!(nobody.status.code(), Some(1));
+}
+
+fn wrong_faults() {
+    let file = scratch("faults");
+    std::fs::write(&file, "seed = 1\n[[fault]]\nkind = \"packet.lots\"\n").unwrap();
+    let ran = scratch("faults-ran");
+    let wrong = outcome(
+        xfrmd()
+            .args(["run", "--fault", "netlink.error", "--faults"])
+            .arg(&file)
+            .args(["--", "touch"])
+            .arg(&ran),
+    );
+    assert_eq!(wrong.status.code(), Some(2));
+    let said = String::from_utf8(wrong.stderr).unwrap();
+    let place = format!("{}:3: ", file.display());
+    assert!(
+        said.contains(&place) && said.contains("`packet.lost`"),
+        "{said}"
+    );
+    assert!(said.contains("netlink.error needs `errno`"), "{said}");
+    assert!(!ran.exists());
+    let daemon = outcome(xfrmd().arg("--faults").arg(&file));
+    assert_eq!(daemon.status.code(), Some(2));
+    std::fs::remove_file(&file).unwrap();
+    let struck = outcome(
+        xfrmd()
+            .args([
+                "run",
+                "--fault",
+                "netlink.reply-late delay=0s",
+                "--seed",
+                "5",
+                "--",
+            ])
+            .arg(me().get_program())
+            .args(["client", "a_reply_is_queued_when_send_returns"]),
+    );
+    let said = String::from_utf8_lossy(&struck.stderr);
+    assert!(
+        said.contains("a fault strikes") && said.contains("GETSADINFO"),
+        "{said}"
+    );
 }
 
 fn explained_packets() {

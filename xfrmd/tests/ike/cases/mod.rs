@@ -1,6 +1,7 @@
 //! The cases, and what they share.
 
 mod charon;
+mod faults;
 mod network;
 mod peers;
 mod pluto;
@@ -60,6 +61,23 @@ pub(crate) static CASES: &[Case] = &[
     ),
     ("charon_moves", &[Charon5], network::mobike),
     ("charon_finds_its_peer_dead", &[Charon5], network::dead_peer),
+    ("charon_5.9_meets_faults", &[Charon5], faults::charon_5),
+    (
+        "charon_6_meets_faults",
+        &[Charon5, Charon6],
+        faults::charon_6,
+    ),
+    (
+        "charon_waits_for_ever_for_what_is_lost",
+        &[Charon5],
+        faults::charon_waits,
+    ),
+    (
+        "charon_that_asks_again_meets_faults",
+        &[Charon5],
+        faults::charon_asks_again,
+    ),
+    ("pluto_meets_faults", &[Pluto, Charon5], faults::pluto),
     ("pluto_tunnel", &[Pluto], pluto::tunnel),
     ("pluto_transport_rekeys", &[Pluto], pluto::transport),
     ("pluto_in_udp", &[Pluto], pluto::in_udp),
