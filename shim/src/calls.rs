@@ -127,6 +127,8 @@ pub(crate) unsafe fn note_passed(message: *const msghdr) {
                     table::forget(fds.add(index).read_unaligned());
                 }
             }
+            #[cfg(feature = "time")]
+            crate::time::stamp(header);
             header = libc::CMSG_NXTHDR(message, header);
         }
     }

@@ -36,6 +36,15 @@ const STEPS: &[Step] = &[
             &[
                 "cargo",
                 "clippy",
+                "--package=shim",
+                "--features=time",
+                "--",
+                "-D",
+                "warnings",
+            ],
+            &[
+                "cargo",
+                "clippy",
                 "--workspace",
                 "--all-targets",
                 "--",

@@ -29,7 +29,7 @@ use xfrm_proto::control::Request;
 use crate::control::{self, Cargo};
 use crate::sys;
 
-pub(crate) use receive::{before_receiving, note_option};
+pub(crate) use receive::{before_receiving, note_option, stamp};
 
 const SECOND: u64 = 1_000_000_000;
 

@@ -4,11 +4,11 @@ use core::ffi::{c_int, c_void};
 use core::mem::size_of;
 use core::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
-use libc::{pollfd, socklen_t, timeval};
+use libc::{cmsghdr, pollfd, socklen_t, timeval};
 
 use super::sleep::NOTHING;
 use super::wait::{self, Outcome};
-use super::{SECOND, page};
+use super::{Base, SECOND, page, to_timespec};
 use crate::sys;
 
 /// Sockets of a process that can have one.
@@ -120,4 +120,26 @@ fn is_non_blocking(fd: c_int) -> bool {
     // SAFETY: plain integers.
     let flags = unsafe { crate::real::fcntl(fd, libc::F_GETFL, 0) };
     flags >= 0 && flags & libc::O_NONBLOCK != 0
+}
+
+/// Gives the present to what tells when a packet came, which the host's kernel has said by its clock.
+///
+/// # Safety
+/// The header is one that the host has filled in.
+pub(crate) unsafe fn stamp(header: *mut cmsghdr) {
+    let Some(page) = page() else { return };
+    // SAFETY: the caller's; a time is as long as the kind of its message says.
+    unsafe {
+        let nanos = match ((*header).cmsg_level, (*header).cmsg_type) {
+            (libc::SOL_SOCKET, libc::SCM_TIMESTAMP | libc::SCM_TIMESTAMPNS) => Base::Real.now(page),
+            _ => return,
+        };
+        let mut time = to_timespec(nanos);
+        if (*header).cmsg_type == libc::SCM_TIMESTAMP {
+            time.tv_nsec /= 1000;
+        }
+        libc::CMSG_DATA(header)
+            .cast::<libc::timespec>()
+            .write_unaligned(time);
+    }
 }

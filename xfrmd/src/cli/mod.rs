@@ -209,10 +209,31 @@ fn with_daemon<T>(
             secret: None,
         });
     }
+    if let Some(process) = socket.run {
+        let text = environment_of(process)
+            .with_context(|| format!("process {process} belongs to no run of ours"))?;
+        return work(&Address::parse(&text).context(ENV_CONTROL)?);
+    }
     match variable(ENV_CONTROL) {
         Some(text) => work(&Address::parse(text.as_bytes()).context(ENV_CONTROL)?),
         None => work(&Address::SYSTEM),
     }
+}
+
+/// The variable that names a daemon, as a process has it, or else a child of its.
+fn environment_of(process: u32) -> Option<Vec<u8>> {
+    let own = |process: u32| {
+        let all = std::fs::read(format!("/proc/{process}/environ")).ok()?;
+        let mut words = all.split(|&byte| byte == 0);
+        words.find_map(|word| {
+            let value = word.strip_prefix(ENV_CONTROL.as_bytes())?;
+            Some(value.strip_prefix(b"=")?.to_vec())
+        })
+    };
+    let children = format!("/proc/{process}/task/{process}/children");
+    let children = std::fs::read_to_string(children).unwrap_or_default();
+    let mut children = children.split_whitespace().filter_map(|it| it.parse().ok());
+    children.find_map(own).or_else(|| own(process))
 }
 
 fn environment(socket: &SocketOption) -> Result<ExitCode> {

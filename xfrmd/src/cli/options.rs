@@ -216,8 +216,9 @@ pub(super) struct DaemonOptions {
     pub(super) faults: FaultOptions,
     #[command(flatten)]
     pub(super) record: RecordOptions,
-    #[command(flatten)]
-    pub(super) socket: SocketOption,
+    /// Where to listen [default: /run/xfrmd/control].
+    #[arg(long, value_name = "PATH")]
+    pub(super) socket: Option<PathBuf>,
     #[command(flatten)]
     pub(super) file: FileOption,
     /// What is logged: error, warn, info [default], debug, trace; also by module (MODULE=LEVEL).
@@ -243,6 +244,9 @@ pub(super) struct SocketOption {
     /// Where the daemon listens [default: /run/xfrmd/control].
     #[arg(long, value_name = "PATH")]
     pub(super) socket: Option<PathBuf>,
+    /// Of the run that this process belongs to, or that it is (xfrmd run).
+    #[arg(long, value_name = "PID", conflicts_with = "socket")]
+    pub(super) run: Option<u32>,
 }
 
 #[derive(Args)]
@@ -313,7 +317,7 @@ impl DaemonOptions {
     /// Puts what was said over a configuration.
     pub(super) fn apply(&self, config: &mut Config) {
         self.tables.apply(config);
-        put(&mut config.socket, &self.socket.socket);
+        put(&mut config.socket, &self.socket);
         put(&mut config.log, &self.log);
         put(&mut config.log_format, &self.log_format);
         if !self.metrics.is_empty() {

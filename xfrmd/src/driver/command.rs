@@ -21,7 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, getppid, getuid};
 use xfrm_proto::clock::ENV_CLOCK;
 use xfrm_proto::control::{Address, ENV_CONTROL, Secret};
@@ -55,6 +55,9 @@ const FORWARDED: [Signal; 9] = [
     Signal::SIGCONT,
     Signal::SIGWINCH,
 ];
+
+/// How long the daemon may take before it is told again.
+const SIGNAL_AGAIN_MS: u32 = 1000;
 
 /// Of the name of an instance's directory.
 const PREFIX: &str = "xfrmd-";
@@ -299,12 +302,25 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
     };
     let seen = run.at_end.map_or(0, |look| look(&address));
     // It withdraws what it has done to the host.
-    let _ = kill(daemon, Signal::SIGTERM);
-    let _ = waitpid(daemon, None);
+    end(daemon);
     Ok(match exit_code(status) {
         0 => seen,
         code => code,
     })
+}
+
+/// Ends the keeper and its daemon. One signal may be lost: while one from somebody else is pending, which
+/// does not count, ours is none of its own.
+fn end(keeper: Pid) {
+    while kill(keeper, Signal::SIGTERM).is_ok() {
+        for _ in 0..SIGNAL_AGAIN_MS {
+            match waitpid(keeper, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => {}
+                _ => return,
+            }
+            let _ = poll(&mut [], PollTimeout::from(1_u8));
+        }
+    }
 }
 
 /// The daemon itself, until its keeper ends it.

@@ -66,6 +66,8 @@ pub(super) struct Entered {
 enum Turn {
     /// A frame was answered.
     Served,
+    /// A frame was taken that has no answer, so that the next one may be there already.
+    Silent,
     /// There was none.
     Empty,
     /// The connection has ended, or must.
@@ -195,9 +197,12 @@ impl Daemon {
         };
         let mut frame = std::mem::take(&mut self.frame);
         let mut turn = self.serve_frame(&mut connection, &mut frame);
+        while turn == Turn::Silent {
+            turn = self.serve_frame(&mut connection, &mut frame);
+        }
         if events.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP) {
             // Nothing more will come than what is queued.
-            while turn == Turn::Served {
+            while matches!(turn, Turn::Served | Turn::Silent) {
                 turn = self.serve_frame(&mut connection, &mut frame);
             }
             turn = Turn::Over;
@@ -240,7 +245,7 @@ impl Daemon {
             Reply::Descriptor(passed) => {
                 host::send_frame(fd, &Answer::default().encode(), &[0], Some(passed.as_fd()))
             }
-            Reply::Nothing => Ok(()),
+            Reply::Nothing => return Turn::Silent,
             Reply::HangUp => return Turn::Over,
         };
         if sent.is_ok() {

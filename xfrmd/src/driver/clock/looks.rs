@@ -5,7 +5,8 @@
 //! at a first look, and at a second one nobody has been switched to since: then there was a
 //! moment, between the last thread of the first look and the first one of the second, at which none ran.
 //!
-//! Processes of a run are the descendants of `xfrmd run`, which adopts those whose parents end.
+//! Processes of a run are the descendants of `xfrmd run`, which adopts those whose parents end, and whoever is
+//! connected to the daemon, with descendants.
 //! A thread that is stopped sleeps too; one that waits for a disk does not.
 
 use std::fmt::Write as _;
@@ -13,6 +14,8 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
+use foldhash::fast::RandomState;
+use hashbrown::HashSet;
 use nix::unistd::{getpid, getppid, gettid};
 
 /// The largest status that we know has about 1500 bytes, and what we want is in its first and last lines.
@@ -33,6 +36,8 @@ pub(super) struct Looks {
     /// The keeper, which is one of its children, and none of the run's.
     keeper: u32,
     seen: Vec<Seen>,
+    /// Those whose threads have been looked at.
+    processes: HashSet<u32, RandomState>,
     path: String,
     text: Vec<u8>,
 }
@@ -54,14 +59,16 @@ impl Looks {
             root,
             keeper: getppid().as_raw().cast_unsigned(),
             seen: Vec::new(),
+            processes: HashSet::default(),
             path: String::new(),
             text: vec![0; STATUS_BYTES],
         })
     }
 
-    /// A first look: whether every thread sleeps.
-    pub(super) fn all_sleep(&mut self) -> bool {
+    /// A first look: whether every thread sleeps; also those of `clients` and of their descendants.
+    pub(super) fn all_sleep(&mut self, clients: impl Iterator<Item = u32>) -> bool {
         self.seen.clear();
+        self.processes.clear();
         let own = getpid().as_raw().cast_unsigned();
         let this = gettid().as_raw().cast_unsigned();
         for thread in threads(own).into_iter().filter(|&it| it != this) {
@@ -69,14 +76,18 @@ impl Looks {
                 return false;
             }
         }
+        self.processes.extend([own, self.keeper]);
         let mut left = vec![self.root];
+        left.extend(clients);
         while let Some(process) = left.pop() {
+            if !self.processes.insert(process) {
+                continue;
+            }
             for thread in threads(process) {
                 if !self.note(process, thread) {
                     return false;
                 }
-                let children = self.children(process, thread);
-                left.extend(children.into_iter().filter(|&it| it != self.keeper));
+                left.extend(self.children(process, thread));
             }
         }
         true
@@ -210,6 +221,7 @@ mod tests {
             root: child.id(),
             keeper: 0,
             seen: Vec::new(),
+            processes: HashSet::default(),
             path: String::new(),
             text: vec![0; STATUS_BYTES],
         };

@@ -144,7 +144,9 @@ impl Daemon {
         } else {
             SMALL_GAP
         };
-        let idle = motion.looks.all_sleep() && {
+        let clients = self.connections.iter().flatten();
+        let clients = clients.filter_map(|it| u32::try_from(it.peer.pid).ok());
+        let idle = motion.looks.all_sleep(clients.filter(|&pid| pid != 0)) && {
             let mut fds = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
             let nothing = ppoll(&mut fds, Some(TimeSpec::from_duration(gap)), None);
             if nothing != Ok(0) {
