@@ -37,7 +37,7 @@ pub(crate) struct Host {
     /// Ends its daemon, in the shell.
     pub(crate) stop: Option<String>,
     /// What its xfrmd did.
-    recording: Option<String>,
+    pub(crate) recording: Option<String>,
 }
 
 impl Host {

@@ -78,6 +78,7 @@ pub(crate) static CASES: &[Case] = &[
         faults::charon_asks_again,
     ),
     ("pluto_meets_faults", &[Pluto, Charon5], faults::pluto),
+    ("packets_meet_faults", &[Charon5], faults::packets),
     ("pluto_tunnel", &[Pluto], pluto::tunnel),
     ("pluto_transport_rekeys", &[Pluto], pluto::transport),
     ("pluto_in_udp", &[Pluto], pluto::in_udp),
