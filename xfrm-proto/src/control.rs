@@ -327,6 +327,8 @@ pub enum Request {
         /// `SO_NETNS_COOKIE`.
         netns: u64,
     },
+    /// Faults on purpose: what is wanted as JSON in the payload; what there is then, likewise.
+    Faults,
 }
 
 const CAP_ACK: u32 = 1;
@@ -371,6 +373,7 @@ impl Request {
             Self::Stat => header(9, &Socket::default(), [0; 3]),
             Self::Explain { netns } => header(13, &in_netns(netns), [0; 3]),
             Self::Capture { netns } => header(14, &in_netns(netns), [0; 3]),
+            Self::Faults => header(30, &Socket::default(), [0; 3]),
             Self::Speaker { port } => header(12, &Socket::default(), [port, 0, 0]),
             Self::Clock => header(15, &Socket::default(), [0; 3]),
             Self::Word => header(16, &Socket::default(), [0; 3]),
@@ -455,6 +458,7 @@ impl Request {
             19 => Self::Timer { set: a != 0 },
             20 => Self::Move,
             21 => Self::Snapshot { netns },
+            30 => Self::Faults,
             _ => return None,
         };
         Some((request, payload))
@@ -652,6 +656,7 @@ mod tests {
             Request::Timer { set: true },
             Request::Move,
             Request::Snapshot { netns: 9 },
+            Request::Faults,
         ];
         for request in requests {
             let mut frame = request.encode().to_vec();

@@ -20,7 +20,7 @@ use dataplane::sad::SaHandle;
 use dataplane::spd::SocketKey;
 use dataplane::{BootNanos, Context, Entropy, Netns, Now, Profile};
 use xfrm_proto::consts::group;
-use xfrm_proto::extack::AckOptions;
+use xfrm_proto::extack::{AckOptions, XfrmError, write_ack};
 
 use crate::netlink::Sockets;
 pub use crate::netlink::{Batch, Datagram, Destination};
@@ -355,6 +355,22 @@ impl Emulator {
             tape.hear(&step(), draws.heard(&self.outbox, before));
         }
         Some(done)
+    }
+
+    /// Refuses a message (header included) that is not handled, with netlink's own
+    /// acknowledgement; it waits in [`Emulator::poll_datagram`].
+    pub fn refuse(&mut self, peer: Peer, message: &[u8], error: &XfrmError) {
+        self.outbox
+            .send(peer.netns, Destination::Port(peer.port), |bytes| {
+                let (errno, extack) = (error.errno, &error.extack);
+                write_ack(bytes, message, peer.port, errno, extack, peer.options);
+            });
+    }
+
+    /// Has a datagram of the caller's wait behind all others in [`Emulator::poll_datagram`].
+    pub fn queue(&mut self, netns: NetnsId, to: Destination, datagram: &[u8]) {
+        self.outbox
+            .send(netns, to, |bytes| bytes.extend_from_slice(datagram));
     }
 
     /// Tells that `peer` has received a datagram: if it dumps, the next chunk is made.

@@ -77,6 +77,10 @@ fn install_shim(socket: &Path) -> Option<PathBuf> {
 
 /// Serves until a signal ends it.
 pub(super) fn run(options: &DaemonOptions) -> Result<ExitCode> {
+    let plan = match options.faults.checked() {
+        Ok(plan) => plan,
+        Err(code) => return Ok(code),
+    };
     let config = configured(options)?;
     // Before anything opens a descriptor that could have the number of one that is handed over.
     let (listeners, _removed) = listeners(&config.socket)?;
@@ -90,7 +94,7 @@ pub(super) fn run(options: &DaemonOptions) -> Result<ExitCode> {
     let settings = Settings {
         shim,
         record: options.record.create()?,
-        ..settings(&config)
+        ..settings(&config, &plan)?
     };
     let both = Signals::block(&[&signals[..], &[Signal::SIGCHLD]].concat())?;
     let listeners = Cell::new(Some(listeners));

@@ -4,6 +4,7 @@ mod check;
 mod clock;
 mod daemon;
 mod documents;
+mod faults;
 mod options;
 mod recordings;
 
@@ -17,22 +18,25 @@ use clap::Parser as _;
 use serde_json::Value;
 use xfrm_proto::control::{Address, ENV_CONTROL};
 use xfrmd::check::Kind;
+use xfrmd::faults::Plan;
 
 use crate::config::{self, Config};
 use crate::driver::client;
 use crate::driver::clock::randomness::Source;
 use crate::driver::clock::{Clock, Timekeeping};
 use crate::driver::command::{self, AtEnd, Run};
+use crate::driver::faults::keep;
 use crate::driver::program;
 use crate::driver::seccomp::Front;
 use crate::driver::{Owner, Settings};
 use crate::explain::{self, Question};
 use crate::{attach, doctor, log, metrics, observe_kernel};
+use faults::FaultOptions;
 use options::{Action, Cli, RecordOptions, SocketOption, TableOptions};
 
 /// What a configuration means to the daemon, whoever's it is.
-fn settings(config: &Config) -> Settings {
-    Settings {
+fn settings(config: &Config, plan: &Plan) -> Result<Settings> {
+    Ok(Settings {
         profile: config.kernel,
         limits: config.limits,
         max_connections: config.max_clients,
@@ -44,7 +48,8 @@ fn settings(config: &Config) -> Settings {
         clock: Clock::default(),
         root: 0,
         randomness: Source::Host,
-    }
+        faults: keep(plan)?,
+    })
 }
 
 /// Says what is missing, if something is; requests are answered all the same.
@@ -72,6 +77,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Action::Run {
             tables,
             record,
+            faults,
             front,
             clock,
             seed,
@@ -79,7 +85,9 @@ pub(crate) fn main() -> ExitCode {
             ignore,
             command,
         }) => run(
-            (&tables, &record),
+            &tables,
+            &record,
+            &faults,
             front,
             (clock, seed),
             check.then_some(ignore),
@@ -119,6 +127,7 @@ pub(crate) fn main() -> ExitCode {
             command,
         }) => observe_kernel::record(&file, keys, &command),
         Some(Action::Diff { old, new, partial }) => recordings::compared([&old, &new], partial),
+        Some(Action::Fault { action }) => faults::run(&action),
         Some(Action::Config { file }) => {
             config::load(file.config.as_deref()).and_then(|config| write(&config.to_file()))
         }
@@ -134,7 +143,9 @@ pub(crate) fn main() -> ExitCode {
 /// Runs a command. `accepted` are the kinds of findings that are no reason to complain at the end, if
 /// somebody looks at all.
 fn run(
-    (tables, record): (&TableOptions, &RecordOptions),
+    tables: &TableOptions,
+    record: &RecordOptions,
+    faults: &FaultOptions,
     front: Front,
     (clock, seed): (Option<Timekeeping>, Option<u64>),
     accepted: Option<Vec<Kind>>,
@@ -142,6 +153,10 @@ fn run(
 ) -> Result<ExitCode> {
     let Some(name) = command.first() else {
         bail!("no command");
+    };
+    let plan = match faults.checked() {
+        Ok(plan) => plan,
+        Err(code) => return Ok(code),
     };
     let wanted = variable("XFRMD_LOG").map(|wanted| wanted.to_string_lossy().into_owned());
     log::start(wanted.as_deref().unwrap_or("warn"), log::Format::Text)?;
@@ -167,7 +182,7 @@ fn run(
         settings: Settings {
             randomness: seed.map_or(Source::Host, Source::Seed),
             record: record.create()?,
-            ..settings(&config)
+            ..settings(&config, &plan)?
         },
         clock,
         front,

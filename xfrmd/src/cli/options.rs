@@ -12,6 +12,7 @@ use xfrmd::check::Kind;
 
 use super::check;
 use super::clock::ClockAction;
+use super::faults::{FaultAction, FaultOptions};
 use crate::attach::Capture;
 use crate::capture;
 use crate::config::{self, Config};
@@ -43,6 +44,8 @@ pub(super) enum Action {
         tables: TableOptions,
         #[command(flatten)]
         record: RecordOptions,
+        #[command(flatten)]
+        faults: FaultOptions,
         /// How programs are brought to the instance: by a library put into them, by a seccomp filter
         /// around them (static programs, Go), or by whichever fits each.
         #[arg(long, value_name = "FRONT", default_value = "auto")]
@@ -105,6 +108,11 @@ pub(super) enum Action {
         json: bool,
         #[command(flatten)]
         socket: SocketOption,
+    },
+    /// Has requests, events, packets or the daemon go wrong, or lists what does.
+    Fault {
+        #[command(subcommand)]
+        action: FaultAction,
     },
     /// Shows packets before and behind their SAs, or writes them as pcapng.
     ///
@@ -206,6 +214,8 @@ pub(super) struct DaemonOptions {
     pub(super) tables: TableOptions,
     #[command(flatten)]
     pub(super) record: RecordOptions,
+    #[command(flatten)]
+    pub(super) faults: FaultOptions,
     #[command(flatten)]
     pub(super) socket: SocketOption,
     #[command(flatten)]

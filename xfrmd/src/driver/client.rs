@@ -78,6 +78,18 @@ pub(crate) fn state(address: &Address<'_>, netns: u64) -> Result<Option<State>> 
     Ok(Some(state))
 }
 
+/// What is to go wrong, after something of it was changed.
+pub(crate) fn faults(address: &Address<'_>, wanted: &Value) -> Result<Value> {
+    let answer = introduced(address, &Request::Faults, wanted.to_string().as_bytes());
+    let answer = answer.map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM) => anyhow!("only root may have things go wrong"),
+        Some(libc::EEXIST) => anyhow!("there is a fault of that name"),
+        Some(libc::ENOENT) => anyhow!("there is no fault of that name"),
+        _ => anyhow::Error::new(error).context("asking the daemon"),
+    })?;
+    Ok(serde_json::from_slice(&answer)?)
+}
+
 /// Where packets of this process's network namespace can be read.
 pub(crate) fn capture(address: &Address<'_>, wanted: &Value) -> Result<OwnedFd> {
     let own = host::usersock().and_then(|socket| host::netns_cookie(socket.as_fd()))?;

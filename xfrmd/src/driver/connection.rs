@@ -315,6 +315,7 @@ impl Daemon {
             Request::Show { socket, encap } => self.show(connection, socket, encap, fds),
             Request::Stat => Reply::document(self.statistics().to_string()),
             Request::Explain { netns } => self.explain(connection, netns, payload),
+            Request::Faults => self.faults(connection, payload),
             Request::Capture { netns } => self.capture(connection, netns, payload),
             Request::Clock => self.clock_page(),
             Request::Word => Reply::Answer(Answer {

@@ -80,19 +80,29 @@ impl Daemon {
             self.emulator.close_socket(entered.id, socket.port);
         }
         let peer = self.peer(entered, &socket);
-        let inputs = Inputs {
-            now: self.clock.now(),
-            entropy: &mut self.entropy,
+        let struck = if self.mischief.strikes_requests() {
+            self.handle_struck(peer, datagram)
+        } else {
+            self.execute(peer, datagram);
+            false
         };
-        self.emulator.handle_datagram(inputs, peer, datagram);
         self.follow_policies(entered.id);
-        let overrun = self.deliver(Some((entered.id, socket.port)), false);
+        let overrun = struck | self.deliver(Some((entered.id, socket.port)), false);
         self.arm();
         Reply::Answer(Answer {
             dumping: self.note_reader(entered.id, &socket),
             overrun,
             ..Answer::default()
         })
+    }
+
+    /// Has the emulator handle a datagram.
+    pub(super) fn execute(&mut self, peer: Peer, datagram: &[u8]) {
+        let inputs = Inputs {
+            now: self.clock.now(),
+            entropy: &mut self.entropy,
+        };
+        self.emulator.handle_datagram(inputs, peer, datagram);
     }
 
     fn note_reader(&mut self, id: NetnsId, socket: &Socket) -> bool {

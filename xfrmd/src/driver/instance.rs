@@ -333,6 +333,19 @@ impl Instance {
         lost
     }
 
+    /// Has every member of a group lose an event as if there were no room for it; whether somebody
+    /// has yet to be told.
+    pub(crate) fn lose_event(&mut self, group: u32) -> bool {
+        let Some(mask) = group.checked_sub(1).and_then(|bit| 1_u32.checked_shl(bit)) else {
+            return false;
+        };
+        let hears = |member: &&mut Member| (member.native | member.kept) & mask != 0;
+        for member in self.members.values_mut().filter(hears) {
+            member.overrun = member.port != 0;
+        }
+        self.tell_overruns()
+    }
+
     /// Tells members that they lost events, as soon as there is room; whether some are left.
     pub(crate) fn tell_overruns(&mut self) -> bool {
         let Some(speakers) = &self.speakers else {

@@ -21,6 +21,7 @@
 //! * [`listener`]: where clients find us.
 //! * [`command`], [`program`], [`seccomp`]: `xfrmd run`.
 //! * [`explain`]: what would become of a packet.
+//! * [`faults`]: what goes wrong on purpose.
 //! * [`service`]: what a service manager gives us and is told.
 //! * [`client`]: `xfrmd stat`, `check`, `explain` and `env`.
 
@@ -32,6 +33,7 @@ mod connection;
 mod entry;
 mod exchange;
 mod explain;
+pub(crate) mod faults;
 mod files;
 pub(crate) mod host;
 mod instance;
@@ -52,10 +54,12 @@ pub(crate) mod service;
 pub(crate) mod signals;
 mod statistics;
 
+use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use dataplane::netns::Limits;
 use dataplane::spd::SocketKey;
@@ -75,6 +79,7 @@ use clock::Clock;
 use clock::motion::Motion;
 use clock::randomness::{Randomness, Source as RandomSource};
 use connection::Connection;
+use faults::Mischief;
 use files::Writer;
 use instance::{Delivery, Instance};
 use namespace::{Home, Watch};
@@ -133,6 +138,8 @@ pub(crate) struct Settings {
     pub(crate) root: u32,
     /// Where random numbers come from.
     pub(crate) randomness: RandomSource,
+    /// What is to go wrong, as [`faults::keep`] keeps it.
+    pub(crate) faults: Arc<File>,
 }
 
 /// What an epoll event is about; the upper half of its data, the index is the lower.
@@ -203,6 +210,7 @@ pub(crate) struct Daemon {
     line: Option<keeper::Line>,
     orphans: Vec<Orphan>,
     recorder: Option<Recorder>,
+    mischief: Mischief,
 }
 
 impl Daemon {
@@ -228,7 +236,9 @@ impl Daemon {
         }
         let motion = settings.clock.page().map(|_| Motion::new(settings.root));
         let motion = motion.transpose()?;
-        let inquiries = settings.packets.then(Inquiries::new).transpose()?;
+        let mischief = Mischief::new(Arc::clone(&settings.faults));
+        let inquiries = || Inquiries::new(&mischief.faults);
+        let inquiries = settings.packets.then(inquiries).transpose()?;
         if let Some(inquiries) = &inquiries {
             wait(inquiries.fd(), Source::Packets, 0)?;
         }
@@ -260,6 +270,7 @@ impl Daemon {
             line: None,
             orphans: Vec::new(),
             recorder: None,
+            mischief,
         })
     }
 
@@ -359,6 +370,9 @@ impl Daemon {
         if !self.closed.is_empty() {
             also(CLOSED_LOOK);
         }
+        if let Some(due) = self.mischief.poll_timeout() {
+            next = Some(next.map_or(due, |next| next.min(due)));
+        }
         let Some(next) = next else { return };
         if self.armed.is_some_and(|armed| armed <= next) {
             return;
@@ -384,6 +398,9 @@ impl Daemon {
     ///
     /// Chunks of a dump are kept until there is room.
     fn deliver(&mut self, requester: Option<(NetnsId, u32)>, chunks: bool) -> bool {
+        if self.mischief.meddles() {
+            self.meddle();
+        }
         let mut rejected: Vec<(NetnsId, u32, Vec<u8>)> = Vec::new();
         let mut gone = Vec::new();
         while let Some(batch) = self.emulator.poll_batch() {

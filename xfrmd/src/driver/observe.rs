@@ -359,9 +359,9 @@ impl Passage<'_> {
 const MOST_SAS_BYTES: usize = 128;
 
 /// What the outermost header of an SA says.
-struct Sa {
+pub(super) struct Sa {
     protocol: &'static str,
-    spi: u32,
+    pub(super) spi: u32,
     /// IPComp has none.
     sequence: Option<u32>,
 }
@@ -377,7 +377,7 @@ impl std::fmt::Display for Sa {
 }
 
 impl Sa {
-    fn of(packet: &[u8]) -> Option<Self> {
+    pub(super) fn of(packet: &[u8]) -> Option<Self> {
         let first = *packet.first()?;
         let (protocol, at) = match first >> 4 {
             4 => (*packet.get(9)?, usize::from(first & 0xf) * 4),

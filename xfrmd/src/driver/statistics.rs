@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 use xfrmd::emulator::NetnsId;
 
+use super::Daemon;
 use super::connection::{Connection, Reply};
 use super::instance::Instance;
-use super::{Daemon, clock};
 
 impl Daemon {
     /// Counters and table sizes of every instance. Nothing in it is a key or an address.

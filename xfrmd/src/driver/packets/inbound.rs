@@ -7,10 +7,12 @@ use dataplane::packet::join::Joiner;
 use dataplane::path::{InputMeta, Received, Worker};
 use nix::poll::PollTimeout;
 use std::sync::PoisonError;
+use xfrmd::faults;
 use xfrmd::recording::fate;
 use xfrmd::recording::format::{Passage as Recorded, To};
 use xfrmd::recording::packets::PacketTape;
 
+use super::disturb::Disturbance;
 use super::sockets::Receivers;
 use super::{Command, HOST, Road, buffers, readable, wait_for};
 use crate::attach::{HostRoutes, STATE_MASK};
@@ -29,6 +31,7 @@ pub(super) struct Inbound {
     receivers: Receivers,
     host: ToHost,
     batch: Vec<PacketBuf>,
+    disturbance: Disturbance<()>,
     /// Which receivers have packets, as far as is known.
     ready: Vec<bool>,
 }
@@ -36,6 +39,7 @@ pub(super) struct Inbound {
 impl Inbound {
     pub(super) fn new(road: Road, receivers: Receivers) -> Self {
         Self {
+            disturbance: Disturbance::new(faults::Direction::In, &road.line.faults),
             road,
             receivers,
             host: ToHost::default(),
@@ -58,7 +62,10 @@ impl Inbound {
         let fds = [self.road.wake(), self.road.routes.fd()];
         let fds = fds.map(wait_for).into_iter();
         let kept: Vec<bool> = self.receivers.sources().map(|it| it.has_more()).collect();
-        let timeout = kept.contains(&true).then_some(PollTimeout::ZERO);
+        let timeout = match kept.contains(&true) {
+            true => Some(PollTimeout::ZERO),
+            false => self.disturbance.timeout(),
+        };
         readable(
             fds.chain(self.receivers.poll_fds()),
             timeout,
@@ -97,6 +104,7 @@ impl Inbound {
             receivers,
             host,
             batch,
+            disturbance,
             ready,
         } = self;
         let mut more = false;
@@ -112,22 +120,16 @@ impl Inbound {
             if count == 0 {
                 continue;
             }
-            let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
-            road.observed
-                .received
-                .add(batch.get(..count).unwrap_or_default());
-            let arrival = Arrival {
-                netns: &netns,
-                now: road.clock.now(),
-                routes: &road.routes,
-                watched: road.observed.watch(),
-                tape: road.tape.as_ref(),
-            };
             let packets = batch.get_mut(..count).unwrap_or_default();
-            host.receive_all(&mut road.worker, &arrival, packets);
-            host.receive_inner(&mut road.worker, &arrival);
-            drop(netns);
-            host.flush(road);
+            road.observed.received.add(packets);
+            if disturbance.disturbs() {
+                disturbance.pass((), packets, |(), packets| host.take_in(road, packets));
+            } else {
+                host.take_in(road, packets);
+            }
+        }
+        for ((), mut packet) in disturbance.due() {
+            host.take_in(road, std::slice::from_mut(&mut packet));
         }
         road.ask();
         more
@@ -215,6 +217,22 @@ impl ToHost {
                 self.deliver(&received, packet);
             }
         }
+    }
+
+    /// Takes packets through the engine to the host.
+    fn take_in(&mut self, road: &mut Road, packets: &mut [PacketBuf]) {
+        let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
+        let arrival = Arrival {
+            netns: &netns,
+            now: road.clock.now(),
+            routes: &road.routes,
+            watched: road.observed.watch(),
+            tape: road.tape.as_ref(),
+        };
+        self.receive_all(&mut road.worker, &arrival, packets);
+        self.receive_inner(&mut road.worker, &arrival);
+        drop(netns);
+        self.flush(road);
     }
 
     /// Receives what came out of IPTFS payloads.

@@ -9,6 +9,7 @@
 //! One thread a direction keeps the packets of each SA in order, and lets a
 //! transfer and its acknowledgements pass each other.
 
+mod disturb;
 mod inbound;
 mod outbound;
 mod sockets;
@@ -40,6 +41,7 @@ use xfrmd::tape::Asked;
 
 use super::clock::Clock;
 use super::clock::randomness::Source as RandomSource;
+use super::faults::Faults;
 use super::keeper::Role;
 use super::observe::Observed;
 use crate::attach::{Devices, EncapSocket, HostRoutes, OwnSocket};
@@ -62,11 +64,12 @@ const HOST: Departure = Departure {
 /// What packets of a worker ask for.
 pub(super) type Inquiry = (Asked, Vec<Request>);
 
-/// How threads reach the control thread.
+/// How threads reach the control thread, and what they know from it.
 #[derive(Clone)]
 pub(super) struct Line {
     sender: Sender<Inquiry>,
     wake: Arc<EventFd>,
+    faults: Arc<Faults>,
 }
 
 /// What packet threads have of the control thread.
@@ -85,12 +88,17 @@ pub(super) struct Inquiries {
 }
 
 impl Inquiries {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(faults: &Arc<Faults>) -> io::Result<Self> {
         let (sender, receiver) = channel();
         let wake = Arc::new(wake_up_call()?);
+        let faults = Arc::clone(faults);
         Ok(Self {
             receiver,
-            line: Line { sender, wake },
+            line: Line {
+                sender,
+                wake,
+                faults,
+            },
         })
     }
 

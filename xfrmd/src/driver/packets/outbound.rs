@@ -14,10 +14,12 @@ use dataplane::{Netns, Now};
 use nix::poll::PollTimeout;
 use xfrm_proto::consts::{AF_INET, AF_INET6};
 use xfrm_proto::uapi::Address;
+use xfrmd::faults;
 use xfrmd::recording::fate;
 use xfrmd::recording::format::{Passage as Recorded, To};
 use xfrmd::recording::packets::PacketTape;
 
+use super::disturb::Disturbance;
 use super::inbound::{Arrival, ToHost};
 use super::sockets::Senders;
 use super::{Command, Road, buffers, readable, wait_for};
@@ -50,6 +52,7 @@ pub(super) struct Outbound {
     frame: PacketBuf,
     ident: u16,
     ready: Vec<bool>,
+    disturbance: Disturbance<Departure>,
 }
 
 impl Outbound {
@@ -60,6 +63,7 @@ impl Outbound {
         lets_pass: bool,
     ) -> Self {
         Self {
+            disturbance: Disturbance::new(faults::Direction::Out, &road.line.faults),
             road,
             marked,
             senders,
@@ -88,6 +92,7 @@ impl Outbound {
             let ms = i32::try_from(nanos / 1_000_000 + 1).unwrap_or(i32::MAX);
             PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
         });
+        let timeout = timeout.into_iter().chain(self.disturbance.timeout()).min();
         // A descriptor twice, where there is no other, keeps the order.
         let tun = self.road.tun.fd();
         let marked = self.marked.as_ref().map_or(tun, Marked::fd);
@@ -265,17 +270,26 @@ impl Outbound {
             senders,
             wire,
             host,
+            disturbance,
             ..
         } = self;
         host.flush(road);
-        wire.drain(|to, packets| {
+        let mut send = |to, packets: &mut [PacketBuf]| {
             road.observed.sent.add(packets);
             match senders.send(to, packets) {
                 Ok(sent) if sent.too_long > 0 => road.routes.forget(),
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "a socket for outgoing packets"),
             }
-        });
+        };
+        if disturbance.disturbs() {
+            wire.drain(|to, packets| disturbance.pass(to, packets, &mut send));
+            for (to, mut packet) in disturbance.due() {
+                send(to, std::slice::from_mut(&mut packet));
+            }
+        } else {
+            wire.drain(send);
+        }
         road.ask();
     }
 }
