@@ -29,7 +29,7 @@ fn the_documented_file_says_the_defaults() {
 
 #[test]
 fn every_key_is_read_and_written() {
-    let text = "kernel = \"6.1\"\npackets = true\nsocket = \"/run/other\"\n\
+    let text = "kernel = \"6.1\"\npackets = true\ncapture = \"routes\"\nsocket = \"/run/other\"\n\
                 limits = { states = 7, policies = 0x8, clients = 1_000 }\n\
                 [log]\nlevel = \"debug\"\nformat = \"json\"\n\
                 [metrics]\nlisten = [\"[::1]:9\", \"/run/m\"]\n";

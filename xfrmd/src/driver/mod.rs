@@ -211,6 +211,7 @@ pub(crate) struct Daemon {
     orphans: Vec<Orphan>,
     mischief: Mischief,
     recorder: Option<Recorder>,
+    mischief: Mischief,
 }
 
 impl Daemon {
@@ -271,6 +272,7 @@ impl Daemon {
             orphans: Vec::new(),
             mischief,
             recorder: None,
+            mischief,
         })
     }
 
@@ -374,6 +376,9 @@ impl Daemon {
         }
         if !self.closed.is_empty() {
             also(CLOSED_LOOK);
+        }
+        if let Some(due) = self.mischief.poll_timeout() {
+            next = Some(next.map_or(due, |next| next.min(due)));
         }
         let Some(next) = next else { return };
         if self.armed.is_some_and(|armed| armed <= next) {

@@ -44,21 +44,16 @@ impl Host {
     /// With an xfrmd.
     pub(crate) fn new() -> Self {
         let directory = directory();
+        let mut run = vec!["unshare", "-m", XFRMD, "run", "--packets"];
         let recording = directory.join("recording.pcapng");
         let recording = recording.to_str().unwrap().to_owned();
-        let [keys, record] = ["--record-keys", "--record"];
-        let run = [
-            XFRMD,
-            "run",
-            "--packets",
-            keys,
-            record,
-            &recording,
-            "--",
-            "sh",
-        ];
-        let mut host = Self::with(&[&["unshare", "-m"], &run[..]].concat(), directory);
-        host.recording = Some(recording);
+        let is_recorded = std::env::var_os("XFRMD_RECORD").is_some_and(|value| value == "1");
+        if is_recorded {
+            run.extend(["--record-keys", "--record", &recording]);
+        }
+        run.extend(["--", "sh"]);
+        let mut host = Self::with(&run, directory);
+        host.recording = Some(recording).filter(|_| is_recorded);
         host
     }
 

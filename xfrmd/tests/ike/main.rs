@@ -5,7 +5,8 @@
 //! Every case: no plaintext on the wire, nothing lost but where a case says so, and the same counters at
 //! both ends. strongSwan comes from `install.sh`, libreswan from the distribution; without them, without
 //! root or `/dev/net/tun`, cases are reported as ignored with the reason, or fail under
-//! `XFRMD_REQUIRE_ALL=1`.
+//! `XFRMD_REQUIRE_ALL=1`. With `XFRMD_RECORD=1` each `xfrmd` records, and what it did is replayed
+//! when its case is over.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

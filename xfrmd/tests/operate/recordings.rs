@@ -85,7 +85,7 @@ pub(crate) fn replayed() {
 
     let bytes = std::fs::read(&file).unwrap();
     let cut = scratch.path("cut");
-    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() - 2]).unwrap();
     let (code, said) = replay(&cut, &[]);
     assert_eq!(code, 2, "{said}");
     assert!(
@@ -103,14 +103,12 @@ pub(crate) fn opens() {
     let scratch = Scratch::new("wireshark");
     let file = scratch.path("a");
     record(&file, &[], &session());
-    let shown = |filter: &str| {
-        let mut tshark = Command::new("tshark");
-        tshark.arg("-r").arg(&file).args(["-Y", filter]);
-        succeeds(tshark.args(["-T", "fields", "-e", "frame.comment"]))
-    };
+    let mut tshark = Command::new("tshark");
+    let shown = succeeds(tshark.arg("-Vr").arg(&file));
     // XFRM_MSG_NEWSA: to the kernel, and in a dump.
-    let comments = shown("netlink.family == 6 && netlink.hdr_type == 16");
-    assert!(comments.lines().count() >= 2, "{comments}");
-    assert!(comments.contains("keys left out"), "{comments}");
-    assert_eq!(shown("_ws.malformed"), "");
+    assert!(shown.contains("Family: IPsec (0x0006)"), "{shown}");
+    let messages = shown.matches("Message type: Protocol-specific (0x0010)");
+    assert!(messages.count() >= 2, "{shown}");
+    assert!(shown.contains("keys left out"), "{shown}");
+    assert!(!shown.contains("Malformed"), "{shown}");
 }

@@ -212,7 +212,11 @@ fn launch(directory: &std::path::Path) -> Child {
         .spawn()
         .unwrap();
     let mut message = [0; 64];
-    let len = notified.recv(&mut message).unwrap();
+    let mut len = notified.recv(&mut message).unwrap();
+    // Before that it gives its state into safekeeping.
+    while message[..len].starts_with(b"FDSTORE") {
+        len = notified.recv(&mut message).unwrap();
+    }
     assert_eq!(&message[..len], b"READY=1");
     child
 }

@@ -91,7 +91,18 @@ impl<T: Copy> Disturbance<T> {
             let (these, others) = rest.split_at_mut(run.len());
             rest = others;
             match run.first() {
-                Some(Fate::Passes) => go(to, these),
+                Some(Fate::Passes) => {
+                    // Only the first overtakes what is to change places.
+                    let first = usize::from(self.kept.iter().any(|it| it.swapped));
+                    let (first, others) = these.split_at_mut(first);
+                    if !first.is_empty() {
+                        go(to, first);
+                        self.let_swapped_go(&mut go);
+                    }
+                    if !others.is_empty() {
+                        go(to, others);
+                    }
+                }
                 Some(Fate::Twice) => {
                     // Whoever takes the first may change it.
                     let mut copies: Vec<_> = these.iter().map(copy).collect();
@@ -104,9 +115,14 @@ impl<T: Copy> Disturbance<T> {
                 }
                 Some(Fate::Lost) | None => continue,
             }
-            for mut it in self.kept.extract_if(.., |it| it.swapped) {
-                go(it.to, std::slice::from_mut(&mut it.packet));
-            }
+            self.let_swapped_go(&mut go);
+        }
+    }
+
+    /// Those that waited for another one to go first.
+    fn let_swapped_go(&mut self, go: &mut impl FnMut(T, &mut [PacketBuf])) {
+        for mut it in self.kept.extract_if(.., |it| it.swapped) {
+            go(it.to, std::slice::from_mut(&mut it.packet));
         }
     }
 
