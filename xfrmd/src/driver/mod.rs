@@ -211,7 +211,6 @@ pub(crate) struct Daemon {
     orphans: Vec<Orphan>,
     mischief: Mischief,
     recorder: Option<Recorder>,
-    mischief: Mischief,
 }
 
 impl Daemon {
@@ -272,7 +271,6 @@ impl Daemon {
             orphans: Vec::new(),
             mischief,
             recorder: None,
-            mischief,
         })
     }
 
