@@ -30,7 +30,7 @@ impl Memory {
         let create = |flags| {
             // SAFETY: the name ends in NUL; the descriptor is new and ours.
             unsafe {
-                let fd = libc::memfd_create(c"xfrmd".as_ptr(), flags);
+                let fd = libc::memfd_create(c"xfrmd-state".as_ptr(), flags);
                 match fd {
                     ..0 => Err(io::Error::last_os_error()),
                     fd => Ok(OwnedFd::from_raw_fd(fd)),
