@@ -134,7 +134,8 @@ impl Shared {
     fn state(&self) -> std::fs::File {
         let directory = format!("/proc/{}/fd", self.daemon.id());
         let is_state = |path: &PathBuf| {
-            std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("memfd:xfrmd-state"))
+            std::fs::read_link(path)
+                .is_ok_and(|to| to.to_string_lossy().contains("memfd:xfrmd-state"))
         };
         let entries = std::fs::read_dir(directory).unwrap();
         let mut paths = entries.map(|entry| entry.unwrap().path());
