@@ -11,28 +11,29 @@ if [ "${1-}" != inside ]; then
     package=$(realpath "${1:?which package?}")
     scratch=$(mktemp -d)
     cleanup() {
-        umount "$scratch/root" 2>/dev/null || true
+        umount "$scratch/files" 2>/dev/null || true
         umount "$scratch" && rmdir "$scratch"
     }
     trap cleanup EXIT
     mount -t tmpfs tmpfs "$scratch"
-    mkdir "$scratch/upper" "$scratch/work" "$scratch/root"
-    mount -t overlay overlay -o "lowerdir=/,upperdir=$scratch/upper,workdir=$scratch/work" "$scratch/root"
-    cp "$package" "$scratch/root/root/xfrmd.deb"
-    cp "$(realpath "$0")" "$scratch/root/root/try.sh"
-    cat > "$scratch/root/etc/systemd/system/try.service" <<'UNIT'
+    mkdir "$scratch/upper" "$scratch/work" "$scratch/files"
+    mount -t overlay overlay -o "lowerdir=/,upperdir=$scratch/upper,workdir=$scratch/work" "$scratch/files"
+    mkdir -p "$scratch/files/opt/try"
+    cp "$package" "$scratch/files/opt/try/xfrmd.deb"
+    cp "$(realpath "$0")" "$scratch/files/opt/try/try.sh"
+    cat > "$scratch/files/etc/systemd/system/try.service" <<'UNIT'
 [Unit]
 After=multi-user.target
 [Service]
 Type=oneshot
-ExecStart=/bin/sh -c '/bin/sh /root/try.sh inside > /root/try.log 2>&1; echo $? > /root/try.status; poweroff'
+ExecStart=/bin/sh -c '/bin/sh /opt/try/try.sh inside > /opt/try/try.log 2>&1; echo $? > /opt/try/try.status; poweroff'
 UNIT
-    wants="$scratch/root/etc/systemd/system/multi-user.target.wants"
+    wants="$scratch/files/etc/systemd/system/multi-user.target.wants"
     mkdir -p "$wants" && ln -s ../try.service "$wants/try.service"
-    timeout 120 systemd-nspawn --directory="$scratch/root" --register=no --keep-unit --private-network \
+    timeout 120 systemd-nspawn --directory="$scratch/files" --register=no --keep-unit --private-network \
         --capability=CAP_NET_ADMIN,CAP_NET_RAW --bind=/dev/net/tun --boot --quiet > "$scratch/console" 2>&1 || true
-    cat "$scratch/root/root/try.log" || cat "$scratch/console"
-    exit "$(cat "$scratch/root/root/try.status" 2>/dev/null || echo 1)"
+    cat "$scratch/files/opt/try/try.log" || cat "$scratch/console"
+    exit "$(cat "$scratch/files/opt/try/try.status" 2>/dev/null || echo 1)"
 fi
 
 must() { # WHAT COMMAND...
@@ -53,7 +54,7 @@ refused() { ip xfrm state 2>&1 | grep -q 'Connection refused'; }
 quiet_journal() { ! journalctl -u xfrmd --no-pager | grep -E 'WARN|ERROR'; }
 children() { pgrep -P "$(systemctl show -p MainPID --value xfrmd)"; }
 
-must 'the package installs' dpkg -i /root/xfrmd.deb
+must 'the package installs' dpkg -i /opt/try/xfrmd.deb
 echo 'packets = true' > /etc/xfrmd/xfrmd.toml
 systemctl stop xfrmd
 must 'the service starts' systemctl enable --now xfrmd

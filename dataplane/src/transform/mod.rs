@@ -19,6 +19,7 @@ pub mod ipcomp;
 pub mod iptfs;
 pub mod mode;
 pub mod mtu;
+mod outer;
 pub mod route_optimization;
 
 use xfrm_proto::consts::*;

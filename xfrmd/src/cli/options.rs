@@ -325,3 +325,15 @@ impl DaemonOptions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Cli;
+
+    #[test]
+    fn every_option_has_a_name_of_its_own() {
+        Cli::command().debug_assert();
+    }
+}

@@ -7,11 +7,12 @@
 //! disturb each other.
 //!
 //! * [`subject`]: what a message is about.
-//! * [`kind`]: the kinds of faults, and what can be said of each: the table that the parser and the
-//!   documentation are made of.
+//! * [`kind`]: the kinds of faults; [`key`]: what can be said of each: the tables that the parser and
+//!   the documentation are made of.
 //! * [`scenario`]: files and single rules.
 #![forbid(unsafe_code)]
 
+pub mod key;
 pub mod kind;
 pub mod scenario;
 pub mod subject;

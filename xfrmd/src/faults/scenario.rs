@@ -20,7 +20,8 @@ use std::fmt;
 use serde_json::{Value, json};
 use toml::de::{DeTable, DeValue};
 
-use super::kind::{Draft, KEYS, KINDS, Key, Kind};
+use super::key::{Draft, KEYS, Key};
+use super::kind::{KINDS, Kind};
 use super::{Plan, Rule};
 
 /// What is wrong, and where.

@@ -6,7 +6,8 @@ use xfrm_proto::uapi::{
 };
 use zerocopy::IntoBytes;
 
-use super::kind::{KEYS, KINDS, no_memory, vocabulary};
+use super::key::KEYS;
+use super::kind::{KINDS, no_memory, vocabulary};
 use super::scenario::{read, rule};
 use super::*;
 

@@ -9,6 +9,7 @@
 //! [`VERSION`].
 
 mod code;
+mod passage;
 
 use std::borrow::Cow;
 
@@ -20,7 +21,8 @@ use dataplane::spd::Flow;
 use xfrm_proto::uapi::Address;
 
 pub use code::decode_answer;
-pub(super) use code::{host_said, write_answer, write_passage, write_step};
+pub(super) use code::{write_answer, write_passage, write_step};
+pub(super) use passage::host_said;
 
 use crate::emulator::{self, NetnsId};
 use crate::tape::Step;
