@@ -386,7 +386,7 @@ fn give(kernel: &str, script: &str, text: &str, count: usize) {
     let file = std::env::temp_dir().join(format!("taken-{kernel}-{}", std::process::id()));
     std::fs::write(&file, text).unwrap();
     let ran = std::process::Command::new(suite.join("kernel/run.sh"))
-        .args(["-k", kernel, "-t", "600", "--", "python3"])
+        .args(["-k", kernel, "-r", "-t", "600", "--", "python3"])
         .arg(suite.join("packets").join(script))
         .arg("--take")
         .arg(&file)
