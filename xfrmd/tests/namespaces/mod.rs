@@ -251,10 +251,11 @@ impl Shell {
     }
 
     /// Ends it as nothing can prevent, and with it the way to its shell.
-    pub(crate) fn kill(mut self) {
+    pub(crate) fn kill(&mut self) {
         // `nsenter` has become `xfrmd`.
         self.0.child.kill().unwrap();
         self.0.child.wait().unwrap();
+        self.0.tell.take();
     }
 }
 
