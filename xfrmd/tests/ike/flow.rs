@@ -203,3 +203,21 @@ pub(crate) fn answer_alone(address: &str, ports: u16) {
         thread.join().unwrap();
     }
 }
+
+/// Of this program, started again under a virtual clock: a numbered datagram, its answer, and a pause, again and
+/// again. Says how many were answered, in order and once.
+pub(crate) fn paced(source: &str, target: &str, count: u64, seconds: u64) {
+    let client = UdpSocket::bind(source).unwrap();
+    client.connect(target).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answered = 0;
+    for number in 0..count {
+        let datagram = [&number.to_be_bytes()[..], SECRET].concat();
+        client.send(&datagram).unwrap();
+        let mut buffer = [0; 2000];
+        let len = client.recv(&mut buffer).unwrap_or(0);
+        answered += u64::from(buffer[..len] == datagram);
+        std::thread::sleep(Duration::from_secs(seconds));
+    }
+    println!("{answered}");
+}

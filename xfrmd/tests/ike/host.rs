@@ -57,6 +57,23 @@ impl Host {
         host
     }
 
+    /// With one whose clock stands until it is moved.
+    pub(crate) fn clocked() -> Self {
+        let clock = ["--clock", "virtual", "--", "sh"];
+        let run = [&["unshare", "-m", XFRMD, "run", "--packets"][..], &clock].concat();
+        Self::with(&run, directory())
+    }
+
+    /// With that of another, and its clock.
+    pub(crate) fn beside(other: &mut Self) -> Self {
+        let variables = other.shell.sh(
+            "for name in LD_PRELOAD XFRMD_CONTROL XFRMD_CLOCK; do eval echo $name=\\$$name; done",
+        );
+        let command = ["env"].into_iter().chain(variables.lines());
+        let command: Vec<&str> = command.chain(["unshare", "-m", "sh"]).collect();
+        Self::with(&command, directory())
+    }
+
     /// Without.
     pub(crate) fn plain() -> Self {
         Self::with(&["unshare", "-m", "sh"], directory())

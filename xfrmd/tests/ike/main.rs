@@ -84,6 +84,11 @@ fn main() -> ExitCode {
             flow::answer_alone(address, ports.parse().unwrap());
             return ExitCode::SUCCESS;
         }
+        ["paced", source, target, count, seconds] => {
+            let (count, seconds) = (count.parse().unwrap(), seconds.parse().unwrap());
+            flow::paced(source, target, count, seconds);
+            return ExitCode::SUCCESS;
+        }
         _ => {}
     }
     let mut arguments = Arguments::from_args();

@@ -1,6 +1,7 @@
 //! The cases, and what they share.
 
 mod charon;
+mod clock;
 mod faults;
 mod network;
 mod peers;
@@ -33,6 +34,11 @@ pub(crate) static CASES: &[Case] = &[
         "charon_lives_through_kills_of_xfrmd",
         &[Charon5],
         charon::killed,
+    ),
+    (
+        "charon_rekeys_for_hours_in_seconds",
+        &[Charon5],
+        clock::many_hours,
     ),
     ("charon_trap", &[Charon5], charon::trap),
     ("charon_rekeys_when_sas_expire", &[Charon5], charon::expire),
