@@ -11,12 +11,17 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
 
 const XFRMD: &str = env!("CARGO_BIN_EXE_xfrmd");
+/// How long a run may take to end after its shell.
+const GRACE_MS: u32 = 10_000;
 
 /// What a case needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -299,7 +304,8 @@ fn the_environment_chooses() {
     assert_eq!(run("sometimes", "true").0, 2);
 }
 
-/// A shell under a clock.
+/// A shell under a clock, in a process group of its own with all that it starts: `xfrmd run` takes nothing along
+/// but its command, and a monitor that is left keeps the pipes of this test open for good.
 struct Shell {
     child: Child,
     said: std::io::Lines<BufReader<ChildStdout>>,
@@ -311,6 +317,7 @@ impl Shell {
         command.arg("run").args(options).args(["--", "sh"]);
         command.env("X", XFRMD).env_remove("XFRMD_CLOCK");
         let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        piped.process_group(0);
         let mut child = piped.spawn().unwrap();
         let said = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, said }
@@ -327,7 +334,16 @@ impl Shell {
 
 impl Drop for Shell {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        drop(self.child.stdin.take());
+        let group = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        // The shell ends with its input, and the run with it. What is left, or hangs, is killed.
+        for _ in 0..GRACE_MS {
+            if self.child.try_wait().unwrap().is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = killpg(group, Signal::SIGKILL);
         let _ = self.child.wait();
     }
 }
@@ -397,11 +413,11 @@ fn relative(text: &str) -> Vec<String> {
 fn killed_daemon() {
     let mut shell = Shell::start(&VIRTUAL);
     let daemon = {
-        let pid = shell.child.id();
-        let children = |pid: u32| {
+        let pid = i32::try_from(shell.child.id()).unwrap();
+        let children = |pid: i32| {
             std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default()
         };
-        let first = |pid: u32| {
+        let first = |pid: i32| {
             children(pid)
                 .split_whitespace()
                 .next()
@@ -417,11 +433,7 @@ fn killed_daemon() {
     );
     let before: u64 = shell.line().parse().unwrap();
     assert_eq!(shell.line(), "moved");
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(i32::try_from(daemon).unwrap()),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    kill(Pid::from_raw(daemon), Signal::SIGKILL).unwrap();
     shell.tell("until $X clock run-until idle > /dev/null 2>&1; do :; done; $X clock advance 2000s > /dev/null");
     assert_eq!(shell.line().parse::<u64>().unwrap(), before + 3000);
 }
