@@ -7,7 +7,7 @@ mod network;
 mod peers;
 mod pluto;
 
-use crate::Need::{self, Charon5, Charon6, Kernel, Pluto};
+use crate::Need::{self, Charon5, Charon6, Compiler, Kernel, Pluto};
 use crate::charon::{CHARON, Connection};
 use crate::flow::Flow;
 use crate::host::{Pair, WIRE};
@@ -37,7 +37,7 @@ pub(crate) static CASES: &[Case] = &[
     ),
     (
         "charon_rekeys_for_hours_in_seconds",
-        &[Charon5],
+        &[Charon5, Compiler],
         clock::many_hours,
     ),
     ("charon_trap", &[Charon5], charon::trap),
