@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
@@ -92,24 +92,9 @@ static CASES: &[Case] = &[
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
     let trials = CASES
         .iter()
-        .map(|&(name, need, body)| {
-            let missing = need.missing();
-            let shown = match missing {
-                Some(reason) if !required => format!("{name} ({reason})"),
-                _ => name.to_owned(),
-            };
-            Trial::test(shown, move || match missing {
-                Some(reason) => Err(Failed::from(reason)),
-                None => {
-                    body();
-                    Ok(())
-                }
-            })
-            .with_ignored_flag(missing.is_some() && !required)
-        })
+        .map(|&(name, need, body)| trials::case(name, need.missing(), body))
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
