@@ -9,6 +9,7 @@ mod client;
 mod crypto;
 mod fidelity;
 mod figure;
+mod hours;
 mod lookup;
 mod messages;
 mod path;
@@ -55,6 +56,11 @@ const BENCHES: &[Bench] = &[
         name: "start",
         about: "xfrmd run -- true, from its start to its end",
         run: sockets::start,
+    },
+    Bench {
+        name: "hours",
+        about: "virtual time: 1,000 SAs that rekey hourly for 100 hours; what ip says of an hour-long SA",
+        run: hours::run,
     },
     Bench {
         name: "datagrams",

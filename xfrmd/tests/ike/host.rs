@@ -32,6 +32,8 @@ pub(crate) struct Host {
     pub(crate) shell: Shell,
     /// Its configuration and its logs.
     pub(crate) directory: PathBuf,
+    /// What its daemon's environment has more, as a shell reads it.
+    pub(crate) variables: String,
     /// Where its daemon's programs are.
     pub(crate) programs: String,
     /// Ends its daemon, in the shell.
@@ -57,6 +59,23 @@ impl Host {
         host
     }
 
+    /// With one whose clock stands until it is moved, and whose random numbers come from a seed.
+    pub(crate) fn clocked(seed: &str) -> Self {
+        let clock = ["--clock", "virtual", "--seed", seed, "--", "sh"];
+        let run = [&["unshare", "-m", XFRMD, "run", "--packets"][..], &clock].concat();
+        Self::with(&run, directory())
+    }
+
+    /// With that of another, and its clock.
+    pub(crate) fn beside(other: &mut Self) -> Self {
+        let variables = other.shell.sh(
+            "for name in LD_PRELOAD XFRMD_CONTROL XFRMD_CLOCK; do eval echo $name=\\$$name; done",
+        );
+        let command = ["env"].into_iter().chain(variables.lines());
+        let command: Vec<&str> = command.chain(["unshare", "-m", "sh"]).collect();
+        Self::with(&command, directory())
+    }
+
     /// Without.
     pub(crate) fn plain() -> Self {
         Self::with(&["unshare", "-m", "sh"], directory())
@@ -69,6 +88,7 @@ impl Host {
             namespace,
             shell,
             directory,
+            variables: String::new(),
             programs: String::new(),
             stop: None,
             recording: None,

@@ -44,6 +44,8 @@ enum Need {
     Pluto,
     /// Linux of a release, as compat-tests run it.
     Kernel(&'static str),
+    /// A C compiler.
+    Compiler,
 }
 
 fn missing(need: Need) -> Option<&'static str> {
@@ -51,6 +53,12 @@ fn missing(need: Need) -> Option<&'static str> {
     match need {
         Need::Kernel(release) => (!there(&kernel::linux(release)))
             .then_some("needs a reference kernel: compat-tests/kernel/install.sh"),
+        Need::Compiler => Command::new("cc")
+            .arg("--version")
+            .stdout(Stdio::null())
+            .status()
+            .is_err()
+            .then_some("needs a C compiler: apt-get install gcc libc6-dev"),
         Need::Charon5 => (!there(&format!("{}/swanctl", charon::home("5.9"))))
             .then_some("needs strongSwan 5.9: xfrmd/tests/ike/install.sh 5.9"),
         Need::Charon6 => (!there(&format!("{}/swanctl", charon::home("6.0"))))
@@ -69,6 +77,11 @@ fn main() -> ExitCode {
         }
         ["answer", address, ports] => {
             flow::answer_alone(address, ports.parse().unwrap());
+            return ExitCode::SUCCESS;
+        }
+        ["paced", source, target, count, seconds] => {
+            let (count, seconds) = (count.parse().unwrap(), seconds.parse().unwrap());
+            flow::paced(source, target, count, seconds);
             return ExitCode::SUCCESS;
         }
         _ => {}

@@ -131,7 +131,6 @@ impl Inbound {
         for ((), mut packet) in disturbance.due() {
             host.take_in(road, std::slice::from_mut(&mut packet));
         }
-        road.ask();
         more
     }
 }
@@ -232,6 +231,8 @@ impl ToHost {
         self.receive_all(&mut road.worker, &arrival, packets);
         self.receive_inner(&mut road.worker, &arrival);
         drop(netns);
+        // Before anybody can answer.
+        road.ask();
         self.flush(road);
     }
 

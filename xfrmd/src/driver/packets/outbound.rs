@@ -263,7 +263,8 @@ impl Outbound {
         more
     }
 
-    /// Sends what is ready, and asks what there is to ask.
+    /// Asks what there is to ask, and sends what is ready. In this order: what a packet is followed by, the other
+    /// thread asks.
     fn flush(&mut self) {
         let Self {
             road,
@@ -273,6 +274,7 @@ impl Outbound {
             disturbance,
             ..
         } = self;
+        road.ask();
         host.flush(road);
         let mut send = |to, packets: &mut [PacketBuf]| {
             road.observed.sent.add(packets);
@@ -290,7 +292,6 @@ impl Outbound {
         } else {
             wire.drain(send);
         }
-        road.ask();
     }
 }
 

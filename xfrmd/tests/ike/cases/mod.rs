@@ -1,12 +1,13 @@
 //! The cases, and what they share.
 
 mod charon;
+mod clock;
 mod faults;
 mod network;
 mod peers;
 mod pluto;
 
-use crate::Need::{self, Charon5, Charon6, Kernel, Pluto};
+use crate::Need::{self, Charon5, Charon6, Compiler, Kernel, Pluto};
 use crate::charon::{CHARON, Connection};
 use crate::flow::Flow;
 use crate::host::{Pair, WIRE};
@@ -33,6 +34,11 @@ pub(crate) static CASES: &[Case] = &[
         "charon_lives_through_kills_of_xfrmd",
         &[Charon5],
         charon::killed,
+    ),
+    (
+        "charon_rekeys_for_hours_in_seconds",
+        &[Charon5, Compiler],
+        clock::many_hours,
     ),
     ("charon_trap", &[Charon5], charon::trap),
     ("charon_rekeys_when_sas_expire", &[Charon5], charon::expire),
