@@ -22,6 +22,13 @@ pub const DUMP_LOST: [u8; 16] = *b"xfrmd: dump lost";
 /// The datagram that stands for events that did not fit (to sockets that get them one by one).
 pub const EVENTS_LOST: [u8; 16] = *b"xfrmd: overrun!!";
 
+/// What is behind every event of a private instance, in the same datagram: [`EVENT_MARK`] and a number of the
+/// instance's own. All instances of a network namespace speak to the same groups; members drop by this what is
+/// not their instance's, before it takes room, and cut it off what is.
+pub const EVENT_TAIL_BYTES: usize = 12;
+/// Begins it.
+pub const EVENT_MARK: [u8; 8] = *b"xfrmd:ev";
+
 /// Bytes of a request's header.
 pub const REQUEST_BYTES: usize = 48;
 /// Bytes of an answer's header.
@@ -54,6 +61,23 @@ pub struct Secret {
     pub token: [u8; SECRET_BYTES],
     /// What the daemon answers.
     pub proof: [u8; SECRET_BYTES],
+}
+
+impl Secret {
+    /// What is behind every event of the instance. It tells 32 bits of the token's 128.
+    #[must_use]
+    pub fn event_tail(&self) -> [u8; EVENT_TAIL_BYTES] {
+        let mut tail = [0; EVENT_TAIL_BYTES];
+        let (mark, number) = tail.split_at_mut(EVENT_MARK.len());
+        mark.copy_from_slice(&EVENT_MARK);
+        for bytes in self.token.chunks(number.len()) {
+            number
+                .iter_mut()
+                .zip(bytes)
+                .for_each(|(to, from)| *to ^= from);
+        }
+        tail
+    }
 }
 
 impl core::fmt::Debug for Secret {

@@ -172,7 +172,7 @@ impl Daemon {
             let id = NetnsId(kept.record.netns);
             let image = Image::decode(kept.image).context("a namespace's record is damaged")?;
             let mut take = |role| held.remove(&(image.cookie, role));
-            let mut instance = Instance::new(id, image.cookie);
+            let mut instance = Instance::new(id, image.cookie, self.event_tail());
             instance.namespace = take(Role::Namespace);
             if let (Some(reply), Some(event)) = (take(Role::Reply), take(Role::Event)) {
                 let speakers = Speakers::new(image.cookie, reply, event);

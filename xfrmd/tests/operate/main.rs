@@ -37,6 +37,8 @@ pub(crate) enum Need {
     Kernel,
     /// Root, Go, and its netlink library.
     Go,
+    /// Root, and an `ip` without a dynamic linker.
+    StaticIp,
 }
 
 impl Need {
@@ -51,6 +53,9 @@ impl Need {
                     "needs Go and a library: apt-get install {packages}"
                 ))
             }
+            Self::StaticIp if !static_ip().join("ip").exists() => {
+                Some("needs a static ip: xfrmd/tests/operate/static-ip.sh".into())
+            }
             Self::Program(program, package) if !is_installed(program) => {
                 Some(format!("needs {program}: apt-get install {package}"))
             }
@@ -62,9 +67,15 @@ impl Need {
                     .exists();
                 (!there).then(|| "needs Linux 6.1: compat-tests/kernel/install.sh 6.1".into())
             }
-            Self::Root | Self::Go | Self::Program(..) => None,
+            Self::Root | Self::Go | Self::StaticIp | Self::Program(..) => None,
         }
     }
+}
+
+/// Where static-ip.sh puts it.
+pub(crate) fn static_ip() -> std::path::PathBuf {
+    let place = std::env::var_os("STATIC_IP_DIR");
+    place.map_or_else(|| "/opt/static-ip".into(), Into::into)
 }
 
 fn is_installed(program: &str) -> bool {
