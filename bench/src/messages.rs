@@ -102,22 +102,11 @@ pub(crate) fn selector(shape: Shape, i: u32) -> Selector {
     }
 }
 
-const NO_LIMITS: LifetimeCfg = LifetimeCfg {
-    soft_byte_limit: XFRM_INF,
-    hard_byte_limit: XFRM_INF,
-    soft_packet_limit: XFRM_INF,
-    hard_packet_limit: XFRM_INF,
-    soft_add_expires_seconds: 0,
-    hard_add_expires_seconds: 0,
-    soft_use_expires_seconds: 0,
-    hard_use_expires_seconds: 0,
-};
-
 /// `NEWPOLICY` or `UPDPOLICY` of policy `i`, one ESP tunnel template.
 pub(crate) fn put_policy(out: &mut Vec<u8>, kind: u16, flags: u16, shape: Shape, i: u32) {
     let info = UserPolicyInfo {
         sel: selector(shape, i),
-        lft: NO_LIMITS,
+        lft: LifetimeCfg::UNLIMITED,
         priority: 1000,
         dir: XFRM_POLICY_OUT,
         ..UserPolicyInfo::default()
@@ -169,7 +158,7 @@ pub(crate) fn put_sa(out: &mut Vec<u8>, flags: u16, i: u32) {
             ..XfrmId::default()
         },
         saddr: host(11, i),
-        lft: NO_LIMITS,
+        lft: LifetimeCfg::UNLIMITED,
         reqid: i,
         family: AF_INET,
         mode: XFRM_MODE_TUNNEL,

@@ -204,13 +204,7 @@ impl Sa {
             pcpu: ANY_CPU,
             seq: 0,
             sel: Selector::default(),
-            lft: LifetimeCfg {
-                soft_byte_limit: XFRM_INF,
-                hard_byte_limit: XFRM_INF,
-                soft_packet_limit: XFRM_INF,
-                hard_packet_limit: XFRM_INF,
-                ..LifetimeCfg::default()
-            },
+            lft: LifetimeCfg::UNLIMITED,
             replay_maxage: 0,
             replay_maxdiff: 0,
             aead: None,

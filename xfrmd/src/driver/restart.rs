@@ -195,7 +195,7 @@ impl Daemon {
             let listeners = self.listeners_in(&instance).unwrap_or_default();
             instance.find_members(&listeners);
             let followed = self.following.entry(id).or_default();
-            let left = Role::CARRYING.into_iter();
+            let left = Role::carrying();
             followed.take_over(left.filter_map(|role| Some((role, take(role)?))).collect());
             for &(connection, pid, belonging) in &image.belongings {
                 self.next_connection = self.next_connection.max(connection + 1);

@@ -23,14 +23,7 @@
 //!     id: XfrmId { daddr: Address::v4(10, 0, 0, 2), spi: 0x100.into(), proto: IPPROTO_AH, ..Default::default() },
 //!     saddr: Address::v4(10, 0, 0, 1),
 //!     family: AF_INET,
-//!     lft: LifetimeCfg {
-//!         soft_byte_limit: XFRM_INF,
-//!         hard_byte_limit: XFRM_INF,
-//!         soft_packet_limit: XFRM_INF,
-//!         hard_packet_limit: XFRM_INF,
-//!         hard_add_expires_seconds: 3600,
-//!         ..Default::default()
-//!     },
+//!     lft: LifetimeCfg { hard_add_expires_seconds: 3600, ..LifetimeCfg::UNLIMITED },
 //!     ..Default::default()
 //! };
 //! let mut request = Vec::new();

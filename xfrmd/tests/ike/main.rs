@@ -32,9 +32,9 @@ mod sas;
 mod wire;
 
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 
 /// What a case cannot do without.
 #[derive(Clone, Copy)]
@@ -63,19 +63,6 @@ fn missing(need: Need) -> Option<&'static str> {
     }
 }
 
-fn missing_in_general() -> Option<&'static str> {
-    let ip = Command::new("ip").arg("-V").stdout(Stdio::null()).status();
-    if !nix::unistd::geteuid().is_root() {
-        Some("needs root: run the tests with sudo")
-    } else if ip.is_err() {
-        Some("needs ip: apt-get install iproute2")
-    } else if std::fs::File::open("/dev/net/tun").is_err() {
-        Some("needs /dev/net/tun: modprobe tun")
-    } else {
-        None
-    }
-}
-
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match &words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -92,24 +79,12 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Daemons mostly wait for each other.
     arguments.test_threads.get_or_insert(4);
-    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
-    let in_general = missing_in_general();
+    let in_general = trials::missing_for_packets();
     let trials = cases::CASES
         .iter()
         .map(|&(name, needs, body)| {
             let missing = in_general.or_else(|| needs.iter().copied().find_map(missing));
-            let name = match missing {
-                Some(reason) if !required => format!("{name} ({reason})"),
-                _ => name.to_owned(),
-            };
-            Trial::test(name, move || match missing {
-                Some(reason) => Err(Failed::from(reason)),
-                None => {
-                    body();
-                    Ok(())
-                }
-            })
-            .with_ignored_flag(missing.is_some() && !required)
+            trials::case(name, missing, body)
         })
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -134,7 +134,9 @@ fn own_kernel() {
     );
     let runner = concat!(env!("CARGO_MANIFEST_DIR"), "/../compat-tests/kernel/run.sh");
     let mut command = Command::new("bash");
-    command.arg(runner).args(["-k", "6.1", "--", "sh", "-ec"]);
+    command
+        .arg(runner)
+        .args(["-k", "6.1", "-r", "--", "sh", "-ec"]);
     let output = outcome(
         command
             .arg(script)

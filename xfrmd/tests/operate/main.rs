@@ -22,7 +22,7 @@ mod store;
 
 use std::process::{Command, ExitCode, Stdio};
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 
 const GO_LIBRARY: &str = "/usr/share/gocode/src/github.com/vishvananda/netlink";
 
@@ -80,26 +80,10 @@ pub(crate) type Case = (&'static str, Need, fn());
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
     let trials = [cases::CASES, check::CASES, examples::CASES]
         .into_iter()
         .flatten()
-        .map(|&(name, need, body)| {
-            let missing = need.missing();
-            let name = match &missing {
-                Some(reason) if !required => format!("{name} ({reason})"),
-                _ => name.to_owned(),
-            };
-            let ignored = missing.is_some() && !required;
-            Trial::test(name, move || match missing {
-                Some(reason) => Err(Failed::from(reason)),
-                None => {
-                    body();
-                    Ok(())
-                }
-            })
-            .with_ignored_flag(ignored)
-        })
+        .map(|&(name, need, body)| trials::case(name, need.missing(), body))
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -209,7 +209,7 @@ fn launch(directory: &std::path::Path) -> Child {
         .arg("--socket")
         .arg(directory.join("control"))
         .env("NOTIFY_SOCKET", &notify)
-        .env("XFRMD_LOG", "warn")
+        .env("XFRMD_LOG", "error")
         .spawn()
         .unwrap();
     let mut message = [0; 64];
