@@ -5,8 +5,10 @@
 //! Every case: no plaintext on the wire, nothing lost but where a case says so, and the same counters at
 //! both ends. strongSwan comes from `install.sh`, libreswan from the distribution; without them, without
 //! root or `/dev/net/tun`, cases are reported as ignored with the reason, or fail under
-//! `XFRMD_REQUIRE_ALL=1`. With `XFRMD_RECORD=1` each `xfrmd` records, and what it did is replayed
-//! when its case is over.
+//! `XFRMD_REQUIRE_ALL=1`.
+//!
+//! Each `xfrmd` records. When its case is over, all that it did is replayed as all three releases
+//! (`releases`).
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -25,6 +27,7 @@ mod kernel;
 #[allow(dead_code, reason = "each test takes what it needs")]
 mod namespaces;
 mod pluto;
+mod releases;
 mod sas;
 mod wire;
 
