@@ -56,11 +56,7 @@ fn missing(need: Need) -> Option<&'static str> {
     match need {
         Need::Kernel(release) => (!there(&kernel::linux(release)))
             .then_some("needs a reference kernel: compat-tests/kernel/install.sh"),
-        Need::Compiler => Command::new("cc")
-            .arg("--version")
-            .stdout(Stdio::null())
-            .status()
-            .is_err()
+        Need::Compiler => (!trials::is_installed("cc"))
             .then_some("needs a C compiler: apt-get install gcc libc6-dev"),
         Need::Charon5 => (!there(&format!("{}/swanctl", charon::home("5.9"))))
             .then_some("needs strongSwan 5.9: xfrmd/tests/ike/install.sh 5.9"),

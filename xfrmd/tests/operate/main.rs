@@ -20,7 +20,7 @@ mod recordings;
 mod service;
 mod store;
 
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
 
@@ -47,7 +47,9 @@ impl Need {
         match self {
             Self::Nothing => None,
             _ if !root => Some("needs root: run the tests with sudo".into()),
-            Self::Go if !is_installed("go") || !std::path::Path::new(GO_LIBRARY).exists() => {
+            Self::Go
+                if !trials::is_installed("go") || !std::path::Path::new(GO_LIBRARY).exists() =>
+            {
                 let packages = "golang-go golang-github-vishvananda-netlink-dev";
                 Some(format!(
                     "needs Go and a library: apt-get install {packages}"
@@ -56,7 +58,7 @@ impl Need {
             Self::StaticIp if !static_ip().join("ip").exists() => {
                 Some("needs a static ip: xfrmd/tests/operate/static-ip.sh".into())
             }
-            Self::Program(program, package) if !is_installed(program) => {
+            Self::Program(program, package) if !trials::is_installed(program) => {
                 Some(format!("needs {program}: apt-get install {package}"))
             }
             Self::Kernel => {
@@ -76,14 +78,6 @@ impl Need {
 pub(crate) fn static_ip() -> std::path::PathBuf {
     let place = std::env::var_os("STATIC_IP_DIR");
     place.map_or_else(|| "/opt/static-ip".into(), Into::into)
-}
-
-fn is_installed(program: &str) -> bool {
-    Command::new("sh")
-        .args(["-c", &format!("command -v {program}")])
-        .stdout(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
 }
 
 /// A case: name, need, body.
