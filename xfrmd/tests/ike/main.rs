@@ -29,7 +29,7 @@ mod sas;
 mod wire;
 
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 use libtest_mimic::Arguments;
 
