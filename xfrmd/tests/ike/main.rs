@@ -32,7 +32,7 @@ mod sas;
 mod wire;
 
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
 
