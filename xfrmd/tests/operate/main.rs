@@ -20,6 +20,7 @@ mod recordings;
 mod service;
 mod store;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
@@ -33,8 +34,8 @@ pub(crate) enum Need {
     Root,
     /// Root, and these programs, of that Debian package.
     Program(&'static str, &'static str),
-    /// Linux 6.1 as a program.
-    Kernel,
+    /// Linux of these releases, as programs.
+    Kernels(&'static [&'static str]),
     /// Root, Go, and its netlink library.
     Go,
     /// Root, and an `ip` without a dynamic linker.
@@ -47,9 +48,7 @@ impl Need {
         match self {
             Self::Nothing => None,
             _ if !root => Some("needs root: run the tests with sudo".into()),
-            Self::Go
-                if !trials::is_installed("go") || !std::path::Path::new(GO_LIBRARY).exists() =>
-            {
+            Self::Go if !trials::is_installed("go") || !Path::new(GO_LIBRARY).exists() => {
                 let packages = "golang-go golang-github-vishvananda-netlink-dev";
                 Some(format!(
                     "needs Go and a library: apt-get install {packages}"
@@ -61,13 +60,21 @@ impl Need {
             Self::Program(program, package) if !trials::is_installed(program) => {
                 Some(format!("needs {program}: apt-get install {package}"))
             }
-            Self::Kernel => {
+            Self::Kernels(releases) => {
                 let place = std::env::var_os("REFERENCE_KERNEL_DIR");
                 let place = place.unwrap_or_else(|| "/opt/reference-kernel".into());
-                let there = std::path::Path::new(&place)
-                    .join("oldstable/linux")
-                    .exists();
-                (!there).then(|| "needs Linux 6.1: compat-tests/kernel/install.sh 6.1".into())
+                let is_there = |release: &&&str| {
+                    let name = match **release {
+                        "6.1" => "oldstable",
+                        "6.12" => "stable",
+                        _ => "newest",
+                    };
+                    Path::new(&place).join(name).join("linux").exists()
+                };
+                let release = releases.iter().find(|release| !is_there(release))?;
+                Some(format!(
+                    "needs Linux {release}: compat-tests/kernel/install.sh {release}"
+                ))
             }
             Self::Root | Self::Go | Self::StaticIp | Self::Program(..) => None,
         }
