@@ -37,6 +37,8 @@ pub(crate) enum Need {
     UserNamespaces,
     /// A C compiler and a static C library.
     Compiler,
+    /// That, and to be root.
+    RootAndCompiler,
 }
 
 impl Need {
@@ -56,7 +58,8 @@ impl Need {
             Self::Ip if !root || !found("ip") => {
                 Some("needs root and ip: apt-get install iproute2, sudo")
             }
-            Self::Compiler if !found("cc") => {
+            Self::RootAndCompiler if !root => Some("needs root: run the tests with sudo"),
+            Self::Compiler | Self::RootAndCompiler if !found("cc") => {
                 Some("needs a C compiler: apt-get install gcc libc6-dev")
             }
             Self::UserNamespaces if !process::user_namespaces_work() => {

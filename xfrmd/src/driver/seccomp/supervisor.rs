@@ -1,26 +1,32 @@
-//! The thread that answers the calls of programs without the shim.
+//! The threads that answer the calls of programs without the shim.
 //!
+//! One waits for calls, and for nothing else: the host then wakes it where the caller is, and it takes one call to
+//! get a call. The other one waits for what else there is: sockets that receives wait for, ends of processes, time.
 //! For each of their sockets it has a descriptor of its own for the same open file, found through
 //! the program's (`pidfd_getfd(2)`) and known by the shim's mark, so that it does not matter how the
 //! program came by it: by `socket`, fork, exec or `dup`. On that descriptor it makes the program's call
 //! through the shim's own code ([`super::library`]), and carries arguments and results over
-//! ([`super::target`]). A receive that has to wait is put aside until there is something.
+//! ([`super::target`]). A receive that has to wait is put aside until there is something. Of other sockets we
+//! have a descriptor only while they have policies, and look now and then whether the program has closed them.
 //!
 //! Only programs of the user whose instance it is are served: our own rights are theirs.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dataplane::BootNanos;
 use libc::{c_int, c_long};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::geteuid;
 use xfrm_proto::control::{Address, SOCKET_MARK};
 
@@ -103,10 +109,14 @@ struct Waiting {
     until: Option<BootNanos>,
 }
 
+/// How often sockets with policies are looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// What an epoll event is about.
 #[derive(Clone, Copy)]
 enum Source {
-    Listener,
+    /// There is something to wait for that there was not before.
+    Poke,
     Process(u32),
     Socket(RawFd),
 }
@@ -115,7 +125,7 @@ impl Source {
     /// The kind above, the number below.
     fn data(self) -> u64 {
         let (kind, number) = match self {
-            Self::Listener => (0, 0),
+            Self::Poke => (0, 0),
             Self::Process(process) => (1, process),
             Self::Socket(fd) => (2, fd.unsigned_abs()),
         };
@@ -125,18 +135,19 @@ impl Source {
     fn of(data: u64) -> Self {
         let number = u32::try_from(data & u64::from(u32::MAX)).unwrap_or(0);
         match data >> 32 {
-            0 => Self::Listener,
+            0 => Self::Poke,
             1 => Self::Process(number),
             _ => Self::Socket(RawFd::try_from(number).unwrap_or(-1)),
         }
     }
 }
 
-/// The thread's state.
+/// The threads' state.
 pub(crate) struct Supervisor {
-    listener: OwnedFd,
-    /// The listener, ends of processes, sockets that receives wait for.
-    epoll: Epoll,
+    listener: Arc<OwnedFd>,
+    /// Ends of processes, sockets that receives wait for, `poke`.
+    epoll: Arc<Epoll>,
+    poke: EventFd,
     /// None: every program is refused.
     shim: Option<Shim>,
     /// Our own network namespace.
@@ -159,11 +170,13 @@ impl Supervisor {
             .map(|(path, address)| Shim::load(path, address))
             .transpose()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Listener.data());
-        epoll.add(&listener, event)?;
+        let poke = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Poke.data());
+        epoll.add(&poke, event)?;
         Ok(Self {
-            listener,
-            epoll,
+            listener: Arc::new(listener),
+            epoll: Arc::new(epoll),
+            poke,
             shim,
             home: File::open("/proc/thread-self/ns/net")?,
             held: HashMap::new(),
@@ -174,79 +187,84 @@ impl Supervisor {
         })
     }
 
-    /// Answers calls from a thread of its own until the process ends.
+    /// Answers calls from threads of its own until the process ends.
     pub(crate) fn start(self) -> io::Result<()> {
+        let listener = Arc::clone(&self.listener);
+        let epoll = Arc::clone(&self.epoll);
+        let all = Arc::new(Mutex::new(self));
+        let calls = Arc::clone(&all);
         let thread = std::thread::Builder::new().name("supervisor".into());
-        thread.spawn(move || self.run()).map(drop)
+        thread.spawn(move || answer_calls(&listener, &calls))?;
+        let thread = std::thread::Builder::new().name("supervisor-wait".into());
+        thread.spawn(move || watch(&epoll, &all)).map(drop)
     }
 
-    fn run(mut self) {
-        let mut events = [EpollEvent::empty(); 16];
-        loop {
-            let ready = match self.epoll.wait(&mut events, self.patience()) {
-                Err(Errno::EINTR) => continue,
-                Err(error) => return tracing::error!(%error, "the supervisor cannot wait"),
-                Ok(ready) => ready,
-            };
-            let mut asked = false;
-            for event in events.iter().take(ready) {
-                match Source::of(event.data()) {
-                    // Nobody is left whose calls could come.
-                    Source::Listener if !event.events().contains(EpollFlags::EPOLLIN) => return,
-                    Source::Listener => asked = true,
-                    Source::Process(process) => self.forget(process),
-                    Source::Socket(fd) => self.resume(Some(fd)),
-                }
-            }
-            if self.waiting.iter().any(|waiting| waiting.until.is_some()) {
-                self.resume(None);
-            }
-            if asked {
-                self.serve();
-            }
-        }
-    }
-
-    /// Until a receive has waited long enough.
+    /// Until a receive has waited long enough, or sockets have to be looked at.
     fn patience(&self) -> EpollTimeout {
         let limits = self.waiting.iter().filter_map(|waiting| waiting.until);
-        limits.min().map_or(EpollTimeout::NONE, |next| {
+        let left = limits.min().map(|next| {
             let left = next.0.saturating_sub(clock::uptime().0);
-            let left = Duration::from_nanos(left) + Duration::from_millis(1);
-            EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
+            Duration::from_nanos(left) + Duration::from_millis(1)
+        });
+        let look = self.holds_others().then_some(LOOK_AGAIN);
+        let patience = left.into_iter().chain(look).min();
+        patience.map_or(EpollTimeout::NONE, |patience| {
+            EpollTimeout::try_from(patience).unwrap_or(EpollTimeout::MAX)
         })
     }
 
-    fn serve(&mut self) {
-        // SAFETY: all-zero bytes are valid, and what the kernel asks for.
-        let mut notification: libc::seccomp_notif = unsafe { std::mem::zeroed() };
-        // SAFETY: the structure is valid for writing.
-        let received =
-            unsafe { receive_notification(self.listener.as_raw_fd(), &raw mut notification) };
-        if received.is_err() {
-            return;
-        }
+    /// Whether we hold sockets that are none of NETLINK_XFRM.
+    fn holds_others(&self) -> bool {
+        self.held
+            .keys()
+            .any(|(_, number)| !NUMBERS.contains(number))
+    }
+
+    fn serve(&mut self, notification: &libc::seccomp_notif) {
         let call = Call {
             id: notification.id,
             thread: Thread(notification.pid),
             number: c_long::from(notification.data.nr),
             args: notification.data.args,
         };
+        let number = call.int(0);
         let outcome = if call.number == libc::SYS_socket {
             self.open(&call)
+        } else if !NUMBERS.contains(&number) {
+            self.set_elsewhere(&call, number)
         } else {
-            let number = call.int(0);
-            let accepts = if NUMBERS.contains(&number) {
-                is_marked
-            } else {
-                |_: &OwnedFd| true
-            };
-            match self.hold(call.thread, number, accepts) {
+            match self.hold(call.thread, number, is_marked) {
                 Some(fd) => self.begin(&call, fd),
                 None => Outcome::Pass,
             }
         };
         self.answer(&call, &outcome);
+    }
+
+    /// An option of another socket that the host must not hear of. We hold such a socket only if it has policies
+    /// now: they are taken away when the program closes it.
+    fn set_elsewhere(&mut self, call: &Call, number: c_int) -> Outcome {
+        let before: BTreeSet<(u32, c_int)> = self.held.keys().copied().collect();
+        let Some(fd) = self.hold(call.thread, number, |_| true) else {
+            return Outcome::Pass;
+        };
+        let outcome = self.handle(call, fd);
+        let gives_policies = call.int(1) != libc::SOL_UDP && matches!(outcome, Outcome::Value(0));
+        if let Some(process) = self.process(call.thread)
+            && !before.contains(&(process, number))
+        {
+            if gives_policies {
+                self.wake_watch();
+            } else {
+                self.release(process, number);
+            }
+        }
+        outcome
+    }
+
+    /// Has the other thread look at what it waits for.
+    fn wake_watch(&self) {
+        let _ = self.poke.write(1);
     }
 
     /// Makes a call, or puts it aside: a receive that finds nothing.
@@ -269,6 +287,9 @@ impl Supervisor {
             }
         }
         let limit = receive_limit(fd);
+        if limit.is_some() {
+            self.wake_watch();
+        }
         self.waiting.push(Waiting {
             call: *call,
             fd,
@@ -358,16 +379,20 @@ impl Supervisor {
             return Outcome::Errno(libc::ESOCKTNOSUPPORT);
         }
         let refused = Outcome::Errno(libc::EPROTONOSUPPORT);
-        let Some(shim) = &self.shim else {
+        if self.shim.is_none() {
             self.tell(call.thread, "the shim is not in it, because it is static or setuid, or was started without LD_PRELOAD");
             return refused;
-        };
+        }
         let status = call.thread.status();
         let Some(status) = status.filter(|status| status.euid == geteuid().as_raw()) else {
             self.tell(
                 call.thread,
                 "the shim is not in it, and it runs as another user than xfrmd",
             );
+            return refused;
+        };
+        self.let_go(|process, _| process == status.process);
+        let Some(shim) = &self.shim else {
             return refused;
         };
         let made = in_namespace(&self.home, call.thread, || {
@@ -381,7 +406,7 @@ impl Supervisor {
         match made {
             Ok(fd) => {
                 let closes_on_exec = kind & libc::SOCK_CLOEXEC as u64 != 0;
-                self.give(call, status.process, fd, closes_on_exec)
+                self.give(call, status.process, (fd, *NUMBERS.start()), closes_on_exec)
             }
             Err(error) => {
                 self.tell(
@@ -393,17 +418,18 @@ impl Supervisor {
         }
     }
 
-    /// Gives the caller a descriptor for the file that is `fd`, which is ours from now on.
+    /// Gives the caller a descriptor for the file that is `fd`, which is ours from now on: the lowest of our
+    /// numbers that is free and no less than `first`.
     pub(super) fn give(
         &mut self,
         call: &Call,
         process: u32,
-        fd: RawFd,
+        (fd, first): (RawFd, c_int),
         closes_on_exec: bool,
     ) -> Outcome {
         let number = NUMBERS
             .into_iter()
-            .find(|&number| call.thread.is_free(number));
+            .find(|&number| number >= first && call.thread.is_free(number));
         let Some(number) = number else {
             self.close(fd);
             return Outcome::Errno(libc::EMFILE);
@@ -506,6 +532,30 @@ impl Supervisor {
         }
     }
 
+    /// Closes what processes have closed behind our back: with `close_range`, by exec, or because it is a number
+    /// whose calls we do not see.
+    fn let_go(&mut self, of: impl Fn(u32, c_int) -> bool) {
+        let closed: Vec<(u32, c_int)> = self
+            .held
+            .iter()
+            .filter(|((process, number), _)| of(*process, *number))
+            .filter(|((process, number), fd)| !self.has(*process, *number, **fd))
+            .map(|(held, _)| *held)
+            .collect();
+        for (process, number) in closed {
+            self.release(process, number);
+        }
+    }
+
+    /// Whether a process's descriptor is the file that ours is, as any thread of it has them.
+    fn has(&self, process: u32, number: c_int, fd: RawFd) -> bool {
+        let threads = self.process_of.iter().filter(|(_, of)| **of == process);
+        threads
+            .map(|(thread, _)| *thread)
+            .chain([Thread(process)])
+            .any(|thread| thread.has_same_file(number, fd))
+    }
+
     fn forget(&mut self, process: u32) {
         self.processes.remove(&process);
         self.process_of.retain(|_, of| *of != process);
@@ -543,15 +593,74 @@ impl Supervisor {
 
     /// Says once for each process why it gets no socket.
     fn tell(&mut self, thread: Thread, why: &str) {
+        let what = format!(
+            "gets no NETLINK_XFRM socket: {why}, and it would have silently reached the host's kernel"
+        );
+        self.say(thread, &what);
+    }
+
+    /// Says once for each process what it cannot have.
+    pub(super) fn say(&mut self, thread: Thread, what: &str) {
         if self.told.insert(thread.0) {
-            eprintln!(
-                "xfrmd: {} (process {}) gets no NETLINK_XFRM socket: {why}, and it would have \
-                 silently reached the host's kernel",
-                thread.name(),
-                thread.0
-            );
+            eprintln!("xfrmd: {} (process {}) {what}", thread.name(), thread.0);
         }
     }
+}
+
+/// Waits for calls, and answers them, until nobody is left whose calls could come.
+fn answer_calls(listener: &OwnedFd, all: &Mutex<Supervisor>) {
+    loop {
+        // SAFETY: all-zero bytes are valid, and what the kernel asks for.
+        let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+        // SAFETY: the structure is valid for writing.
+        match unsafe { receive_notification(listener.as_raw_fd(), &raw mut call) } {
+            Ok(_) => locked(all).serve(&call),
+            Err(Errno::EINTR) => {}
+            // The caller has been killed; or there are no callers any more, which is said in the same way.
+            Err(Errno::ENOENT) if !is_alone(listener) => {}
+            Err(Errno::ENOENT) => return,
+            Err(error) => return tracing::error!(%error, "the supervisor cannot wait"),
+        }
+    }
+}
+
+/// Whether no process has the filter any more.
+fn is_alone(listener: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::empty())];
+    let _ = poll(&mut fds, PollTimeout::ZERO);
+    let [fd] = fds;
+    fd.revents()
+        .is_some_and(|seen| seen.contains(PollFlags::POLLHUP))
+}
+
+/// Waits for what calls wait for, and for ends of processes.
+fn watch(epoll: &Epoll, all: &Mutex<Supervisor>) {
+    let mut events = [EpollEvent::empty(); 16];
+    loop {
+        let patience = locked(all).patience();
+        let ready = match epoll.wait(&mut events, patience) {
+            Err(Errno::EINTR) => continue,
+            Err(error) => return tracing::error!(%error, "the supervisor cannot wait"),
+            Ok(ready) => ready,
+        };
+        let mut all = locked(all);
+        for event in events.iter().take(ready) {
+            match Source::of(event.data()) {
+                Source::Poke => drop(all.poke.read()),
+                Source::Process(process) => all.forget(process),
+                Source::Socket(fd) => all.resume(Some(fd)),
+            }
+        }
+        if all.waiting.iter().any(|waiting| waiting.until.is_some()) {
+            all.resume(None);
+        }
+        all.let_go(|_, number| !NUMBERS.contains(&number));
+    }
+}
+
+/// A thread that panicked has left a call without an answer, and nothing else.
+fn locked(all: &Mutex<Supervisor>) -> MutexGuard<'_, Supervisor> {
+    all.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn nanos(duration: Duration) -> u64 {
