@@ -12,22 +12,21 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
 use dataplane::BootNanos;
 use libc::{c_int, c_long};
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::unistd::geteuid;
-use xfrm_proto::control::{Address, SOCKET_MARK};
+use xfrm_proto::control::Address;
 
 use super::calls::receive_limit;
 use super::filter::NUMBERS;
 use super::library::Shim;
-use super::target::{Process, Thread, inode_of};
+use super::target::{Process, Thread, in_namespace, inode_of, is_marked};
+use super::time::Time;
 use crate::driver::clock;
 
 const NETLINK_XFRM: c_int = 6;
@@ -109,6 +108,7 @@ enum Source {
     Listener,
     Process(u32),
     Socket(RawFd),
+    Time,
 }
 
 impl Source {
@@ -118,6 +118,7 @@ impl Source {
             Self::Listener => (0, 0),
             Self::Process(process) => (1, process),
             Self::Socket(fd) => (2, fd.unsigned_abs()),
+            Self::Time => (3, 0),
         };
         kind << 32 | u64::from(number)
     }
@@ -127,6 +128,7 @@ impl Source {
         match data >> 32 {
             0 => Self::Listener,
             1 => Self::Process(number),
+            3 => Self::Time,
             _ => Self::Socket(RawFd::try_from(number).unwrap_or(-1)),
         }
     }
@@ -139,6 +141,8 @@ pub(crate) struct Supervisor {
     epoll: Epoll,
     /// None: every program is refused.
     shim: Option<Shim>,
+    /// None: the clock is the host's.
+    time: Option<Time>,
     /// Our own network namespace.
     home: File,
     /// By process and its descriptor, ours for the same file.
@@ -152,7 +156,11 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// Of the filter whose listener that is; with a shim it serves, without it refuses.
-    pub(crate) fn new(listener: OwnedFd, shim: Option<(&Path, &Address<'_>)>) -> io::Result<Self> {
+    pub(crate) fn new(
+        listener: OwnedFd,
+        shim: Option<(&Path, &Address<'_>)>,
+        time: Option<Time>,
+    ) -> io::Result<Self> {
         // SAFETY: plain numbers. Hosts before Linux 6.6 cannot do it, and do without.
         let _ = unsafe { set_flags(listener.as_raw_fd(), WAKE_HERE) };
         let shim = shim
@@ -161,10 +169,15 @@ impl Supervisor {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Listener.data());
         epoll.add(&listener, event)?;
+        if let Some(time) = &time {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Time.data());
+            epoll.add(&time.epoll().0, event)?;
+        }
         Ok(Self {
             listener,
             epoll,
             shim,
+            time,
             home: File::open("/proc/thread-self/ns/net")?,
             held: HashMap::new(),
             processes: HashMap::new(),
@@ -196,6 +209,7 @@ impl Supervisor {
                     Source::Listener => asked = true,
                     Source::Process(process) => self.forget(process),
                     Source::Socket(fd) => self.resume(Some(fd)),
+                    Source::Time => self.go_on(),
                 }
             }
             if self.waiting.iter().any(|waiting| waiting.until.is_some()) {
@@ -232,7 +246,10 @@ impl Supervisor {
             number: c_long::from(notification.data.nr),
             args: notification.data.args,
         };
-        let outcome = if call.number == libc::SYS_socket {
+        let timed = self.time.as_mut().and_then(|time| time.call(&call));
+        let outcome = if let Some(outcome) = timed {
+            outcome
+        } else if call.number == libc::SYS_socket {
             self.open(&call)
         } else {
             let number = call.int(0);
@@ -247,6 +264,17 @@ impl Supervisor {
             }
         };
         self.answer(&call, &outcome);
+    }
+
+    /// Answers calls whose time has come.
+    fn go_on(&mut self) {
+        let Some(mut time) = self.time.take() else {
+            return;
+        };
+        for (call, outcome) in time.answers(|call| self.still_waits(call)) {
+            self.answer(&call, &outcome);
+        }
+        self.time = Some(time);
     }
 
     /// Makes a call, or puts it aside: a receive that finds nothing.
@@ -556,41 +584,4 @@ impl Supervisor {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Whether it is a socket that stands for a NETLINK_XFRM one.
-fn is_marked(fd: &OwnedFd) -> bool {
-    let mut mark = 0_u64;
-    let mut len = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(0);
-    // SAFETY: a number and its length, valid for writing.
-    let result = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MAX_PACING_RATE,
-            (&raw mut mark).cast(),
-            &raw mut len,
-        )
-    };
-    result == 0 && mark == SOCKET_MARK
-}
-
-/// Does `work` in the network namespace of a thread.
-fn in_namespace<T>(
-    home: &File,
-    thread: Thread,
-    work: impl FnOnce() -> io::Result<T>,
-) -> io::Result<T> {
-    let there = thread.namespace()?;
-    let same = |a: &File, b: &File| -> io::Result<bool> {
-        let (a, b) = (a.metadata()?, b.metadata()?);
-        Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
-    };
-    if same(home, &there)? {
-        return work();
-    }
-    setns(&there, CloneFlags::CLONE_NEWNET)?;
-    let result = work();
-    setns(home, CloneFlags::CLONE_NEWNET)?;
-    result
 }
