@@ -102,6 +102,11 @@ const BENCHES: &[Bench] = &[
         about: "TCP, UDP and pings between two namespaces, beside forwarders without crypto and other tunnels",
         run: wire::run,
     },
+    Bench {
+        name: "recording",
+        about: "packets of 1,420 bytes through daemons that record, beside others that do not",
+        run: wire::recorded::run,
+    },
 ];
 
 fn main() -> ExitCode {

@@ -1,8 +1,6 @@
 //! Tests that may lack their tool: reported as ignored, with the reason and what would enable them,
 //! or failed where `XFRMD_REQUIRE_ALL=1` demands every test.
 
-use std::process::{Command, Stdio};
-
 use libtest_mimic::{Failed, Trial};
 
 /// Whether `XFRMD_REQUIRE_ALL=1` demands every test.
@@ -39,13 +37,20 @@ pub fn case(
     })
 }
 
+/// Whether there is a program of that name.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "where programs are")]
+pub fn is_installed(program: &str) -> bool {
+    let places = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&places).any(|place| place.join(program).is_file())
+}
+
 /// What a test lacks here that makes network namespaces and carries packets in them.
 #[must_use]
 pub fn missing_for_packets() -> Option<&'static str> {
-    let ip = Command::new("ip").arg("-V").stdout(Stdio::null()).status();
     if !nix::unistd::geteuid().is_root() {
         Some("needs root: run the tests with sudo")
-    } else if ip.is_err() {
+    } else if !is_installed("ip") {
         Some("needs ip: apt-get install iproute2")
     } else if std::fs::File::open("/dev/net/tun").is_err() {
         Some("needs /dev/net/tun: modprobe tun")

@@ -136,12 +136,9 @@ fn own_words(question: &Question<'_>, path: &SecPath) -> Option<[u64; OWN_WORDS]
 }
 
 /// All of it.
-#[inline]
+#[inline(always)]
 fn key(own: &[u64; OWN_WORDS], path: &SecPath) -> [u64; WORDS] {
-    let mut key = [0; WORDS];
-    let words = own.iter().copied().chain(path.serials());
-    for (place, word) in key.iter_mut().zip(words) {
-        *place = word;
-    }
-    key
+    let [a, b, c, d, e, f, g, h, i] = *own;
+    let [j, k, l, m, n, o] = path.serials();
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o]
 }

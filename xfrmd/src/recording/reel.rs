@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dataplane::{BootNanos, Now};
 
 use super::format::{
-    ANSWER, END, HAPPENED, HEAD, Head, INNER, NETLINK, OUTER, OWN, To, write_answer, write_step,
+    ANSWER, END, HAPPENED, HEAD, Head, INNER, Kept, NETLINK, NUMBERS_EACH, OUTER, OWN, To,
+    write_answer, write_recall, write_step,
 };
 use super::keys;
 use super::pcapng::{
@@ -17,6 +18,8 @@ use crate::tape::{Heard, Step, Tape};
 
 /// The largest packet with its header; Wireshark takes no larger ones.
 const MOST_BYTES: u32 = 262_144;
+/// Records of kept state in one block, so that none is too large for others who read the file.
+const KEPT_EACH: usize = 64;
 
 /// Where blocks go. Whoever hands them over does not wait.
 pub trait Sink: Send + Sync {
@@ -63,6 +66,34 @@ impl Reel {
         block.end();
         reel.sink.take(out, true);
         Arc::new(reel)
+    }
+
+    /// Goes on with one whose daemon was killed, the `generation`th time, with what it had kept; keys
+    /// are in that.
+    #[must_use]
+    pub fn go_on(
+        head: &Head,
+        boot: BootNanos,
+        nanos: u64,
+        sink: Box<dyn Sink>,
+        (generation, kept): (u64, &[Kept<'_>]),
+    ) -> Arc<Self> {
+        let reel = Self::begin(head, boot, nanos, sink);
+        let number = generation.saturating_mul(NUMBERS_EACH);
+        reel.last.store(number, Ordering::SeqCst);
+        let mut out = reel.sink.buffer();
+        for some in kept.chunks(KEPT_EACH) {
+            let mut block = Block::begin(&mut out, OWN);
+            some.iter().for_each(|kept| kept.put(&mut block));
+            block.end();
+        }
+        let mut option = Vec::new();
+        write_recall(&mut option, number, head.limits);
+        let mut block = Block::begin(&mut out, OWN);
+        block.option(HAPPENED, &option);
+        block.end();
+        reel.sink.take(out, true);
+        reel
     }
 
     /// Ends it: whoever reads it knows that nothing is missing.

@@ -33,17 +33,9 @@ enum Need {
 
 impl Need {
     fn missing(self) -> Option<&'static str> {
-        let found = |program: &str| {
-            let mut command = Command::new(program);
-            command
-                .arg("-V")
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-            command.status().is_ok()
-        };
         match self {
-            Self::Ip if !found("ip") => Some("needs ip: apt-get install iproute2"),
-            Self::Compiler if !found("cc") => {
+            Self::Ip if !trials::is_installed("ip") => Some("needs ip: apt-get install iproute2"),
+            Self::Compiler if !trials::is_installed("cc") => {
                 Some("needs a C compiler: apt-get install gcc libc6-dev")
             }
             _ => None,

@@ -5,8 +5,10 @@
 //! Every case: no plaintext on the wire, nothing lost but where a case says so, and the same counters at
 //! both ends. strongSwan comes from `install.sh`, libreswan from the distribution; without them, without
 //! root or `/dev/net/tun`, cases are reported as ignored with the reason, or fail under
-//! `XFRMD_REQUIRE_ALL=1`. With `XFRMD_RECORD=1` each `xfrmd` records, and what it did is replayed
-//! when its case is over.
+//! `XFRMD_REQUIRE_ALL=1`.
+//!
+//! Each `xfrmd` records. When its case is over, all that it did is replayed as all three releases
+//! (`releases`).
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -25,11 +27,12 @@ mod kernel;
 #[allow(dead_code, reason = "each test takes what it needs")]
 mod namespaces;
 mod pluto;
+mod releases;
 mod sas;
 mod wire;
 
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
 
@@ -53,11 +56,7 @@ fn missing(need: Need) -> Option<&'static str> {
     match need {
         Need::Kernel(release) => (!there(&kernel::linux(release)))
             .then_some("needs a reference kernel: compat-tests/kernel/install.sh"),
-        Need::Compiler => Command::new("cc")
-            .arg("--version")
-            .stdout(Stdio::null())
-            .status()
-            .is_err()
+        Need::Compiler => (!trials::is_installed("cc"))
             .then_some("needs a C compiler: apt-get install gcc libc6-dev"),
         Need::Charon5 => (!there(&format!("{}/swanctl", charon::home("5.9"))))
             .then_some("needs strongSwan 5.9: xfrmd/tests/ike/install.sh 5.9"),

@@ -18,6 +18,11 @@ pub(crate) const CASES: &[Case] = &[
         pytest,
     ),
     ("the_example_for_go_works", Need::Go, go),
+    (
+        "the_example_for_shells_works_with_a_static_ip",
+        Need::StaticIp,
+        static_ip,
+    ),
 ];
 
 /// Runs a command line in the project's directory and a network namespace of its own, with the program in
@@ -55,6 +60,15 @@ fn works(line: &str, variables: &[(&str, &str)]) {
 
 fn shell() {
     works("xfrmd run --check -- sh examples/shell/test.sh", &[]);
+}
+
+/// The same script, and the same `ip`, which the shim cannot be loaded into.
+fn static_ip() {
+    let line = format!(
+        "PATH={}:$PATH xfrmd run --check -- sh examples/shell/test.sh",
+        crate::static_ip().display()
+    );
+    works(&line, &[]);
 }
 
 fn pytest() {

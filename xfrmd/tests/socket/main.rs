@@ -18,7 +18,7 @@ mod daemon;
 mod netlink;
 mod process;
 
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
 
@@ -43,20 +43,12 @@ impl Need {
     /// What is missing, and how to get it.
     fn missing(self) -> Option<&'static str> {
         let root = nix::unistd::geteuid().is_root();
-        let found = |program: &str| {
-            Command::new(program)
-                .arg("-V")
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status()
-                .is_ok()
-        };
         match self {
             Self::Root if !root => Some("needs root: run the tests with sudo"),
-            Self::Ip if !root || !found("ip") => {
+            Self::Ip if !root || !trials::is_installed("ip") => {
                 Some("needs root and ip: apt-get install iproute2, sudo")
             }
-            Self::Compiler if !found("cc") => {
+            Self::Compiler if !trials::is_installed("cc") => {
                 Some("needs a C compiler: apt-get install gcc libc6-dev")
             }
             Self::UserNamespaces if !process::user_namespaces_work() => {
