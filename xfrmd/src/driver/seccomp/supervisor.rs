@@ -17,22 +17,21 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libc::{c_int, c_long};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, setns};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::geteuid;
-use xfrm_proto::control::{Address, SOCKET_MARK};
+use xfrm_proto::control::Address;
 
 use super::filter::NUMBERS;
 use super::library::Shim;
-use super::target::{Process, Thread, inode_of};
+use super::target::{Process, Thread, in_namespace, inode_of, is_marked};
+use super::time::Time;
 use waiting::{Source, Waiting, watch};
 
 const NETLINK_XFRM: c_int = 6;
@@ -109,6 +108,8 @@ pub(crate) struct Supervisor {
     poke: EventFd,
     /// None: every program is refused.
     shim: Option<Shim>,
+    /// None: the clock is the host's.
+    time: Option<Time>,
     /// Our own network namespace.
     home: File,
     /// By process and its descriptor, ours for the same file.
@@ -122,7 +123,11 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// Of the filter whose listener that is; with a shim it serves, without it refuses.
-    pub(crate) fn new(listener: OwnedFd, shim: Option<(&Path, &Address<'_>)>) -> io::Result<Self> {
+    pub(crate) fn new(
+        listener: OwnedFd,
+        shim: Option<(&Path, &Address<'_>)>,
+        time: Option<Time>,
+    ) -> io::Result<Self> {
         // SAFETY: plain numbers. Hosts before Linux 6.6 cannot do it, and do without.
         let _ = unsafe { set_flags(listener.as_raw_fd(), WAKE_HERE) };
         let shim = shim
@@ -132,11 +137,16 @@ impl Supervisor {
         let poke = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Poke.data());
         epoll.add(&poke, event)?;
+        if let Some(time) = &time {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Time.data());
+            epoll.add(&time.epoll().0, event)?;
+        }
         Ok(Self {
             listener: Arc::new(listener),
             epoll: Arc::new(epoll),
             poke,
             shim,
+            time,
             home: File::open("/proc/thread-self/ns/net")?,
             held: HashMap::new(),
             processes: HashMap::new(),
@@ -165,8 +175,11 @@ impl Supervisor {
             number: c_long::from(notification.data.nr),
             args: notification.data.args,
         };
+        let timed = self.time.as_mut().and_then(|time| time.call(&call));
         let number = call.int(0);
-        let outcome = if call.number == libc::SYS_socket {
+        let outcome = if let Some(outcome) = timed {
+            outcome
+        } else if call.number == libc::SYS_socket {
             self.open(&call)
         } else if !NUMBERS.contains(&number) {
             self.set_elsewhere(&call, number)
@@ -490,41 +503,4 @@ fn is_alone(listener: &OwnedFd) -> bool {
 /// A thread that panicked has left a call without an answer, and nothing else.
 fn locked(all: &Mutex<Supervisor>) -> MutexGuard<'_, Supervisor> {
     all.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whether it is a socket that stands for a NETLINK_XFRM one.
-fn is_marked(fd: &OwnedFd) -> bool {
-    let mut mark = 0_u64;
-    let mut len = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(0);
-    // SAFETY: a number and its length, valid for writing.
-    let result = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MAX_PACING_RATE,
-            (&raw mut mark).cast(),
-            &raw mut len,
-        )
-    };
-    result == 0 && mark == SOCKET_MARK
-}
-
-/// Does `work` in the network namespace of a thread.
-fn in_namespace<T>(
-    home: &File,
-    thread: Thread,
-    work: impl FnOnce() -> io::Result<T>,
-) -> io::Result<T> {
-    let there = thread.namespace()?;
-    let same = |a: &File, b: &File| -> io::Result<bool> {
-        let (a, b) = (a.metadata()?, b.metadata()?);
-        Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
-    };
-    if same(home, &there)? {
-        return work();
-    }
-    setns(&there, CloneFlags::CLONE_NEWNET)?;
-    let result = work();
-    setns(home, CloneFlags::CLONE_NEWNET)?;
-    result
 }

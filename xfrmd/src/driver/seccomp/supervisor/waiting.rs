@@ -30,6 +30,8 @@ pub(super) enum Source {
     Poke,
     Process(u32),
     Socket(RawFd),
+    /// A call's time has come, or what it waited for.
+    Time,
 }
 
 impl Source {
@@ -39,6 +41,7 @@ impl Source {
             Self::Poke => (0, 0),
             Self::Process(process) => (1, process),
             Self::Socket(fd) => (2, fd.unsigned_abs()),
+            Self::Time => (3, 0),
         };
         kind << 32 | u64::from(number)
     }
@@ -48,6 +51,7 @@ impl Source {
         match data >> 32 {
             0 => Self::Poke,
             1 => Self::Process(number),
+            3 => Self::Time,
             _ => Self::Socket(RawFd::try_from(number).unwrap_or(-1)),
         }
     }
@@ -108,6 +112,17 @@ impl Supervisor {
             fd,
             until: limit.map(|limit| clock::uptime().plus_nanos(nanos(limit))),
         });
+    }
+
+    /// Answers calls whose time has come.
+    fn go_on(&mut self) {
+        let Some(mut time) = self.time.take() else {
+            return;
+        };
+        for (call, outcome) in time.answers(|call| self.still_waits(call)) {
+            self.answer(&call, &outcome);
+        }
+        self.time = Some(time);
     }
 
     fn is_awaited(&self, fd: RawFd) -> bool {
@@ -176,6 +191,7 @@ pub(super) fn watch(epoll: &Epoll, all: &Mutex<Supervisor>) {
                 Source::Poke => drop(all.poke.read()),
                 Source::Process(process) => all.forget(process),
                 Source::Socket(fd) => all.resume(Some(fd)),
+                Source::Time => all.go_on(),
             }
         }
         if all.waiting.iter().any(|waiting| waiting.until.is_some()) {
