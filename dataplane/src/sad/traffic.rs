@@ -185,6 +185,9 @@ impl Traffic {
     /// Whether the release notes the last use.
     pub(super) fn set_notes_last_use(&mut self, notes: bool) {
         self.put_flag(NOTES_LAST_USE, notes);
+        if !notes {
+            self.set(LAST_USED, 0);
+        }
     }
 
     /// Whether there is no number left.
