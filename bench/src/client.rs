@@ -52,6 +52,27 @@ impl Client {
         })
     }
 
+    /// Hears what is multicast to a group.
+    pub(crate) fn join(&self, group: u32) -> Result<()> {
+        const SOL_NETLINK: i32 = 270;
+        const NETLINK_ADD_MEMBERSHIP: i32 = 1;
+        let group = i32::try_from(group)?;
+        // SAFETY: `group` is four bytes that live through the call.
+        let joined = unsafe {
+            setsockopt(
+                self.fd,
+                SOL_NETLINK,
+                NETLINK_ADD_MEMBERSHIP,
+                &raw const group,
+                4,
+            )
+        };
+        match joined {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()).context("a multicast group"),
+        }
+    }
+
     pub(crate) fn send(&self, datagram: &[u8]) -> Result<()> {
         // SAFETY: pointer and length are the slice's.
         let sent = unsafe { send(self.fd, datagram.as_ptr(), datagram.len(), 0) };
@@ -116,7 +137,7 @@ impl Client {
     }
 }
 
-fn report(name: &str, nanos: f64) {
+pub(crate) fn report(name: &str, nanos: f64) {
     println!("{name} {nanos:.1}");
 }
 
@@ -154,6 +175,7 @@ pub(crate) fn run(name: &str, args: &[String]) -> Result<()> {
             )
         }
         "alloc-spi-at" => alloc_spi_at(&mut client, number(0).unwrap_or(1000)),
+        "rekey" => crate::hours::rekey(&mut client, args),
         "load-sas" => load_sas(&mut client, number(0).unwrap_or(1_000_000)),
         _ => bail!("no measurement {name:?}"),
     }

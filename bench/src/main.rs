@@ -9,6 +9,7 @@ mod client;
 mod crypto;
 mod fidelity;
 mod figure;
+mod hours;
 mod lookup;
 mod messages;
 mod path;
@@ -57,6 +58,11 @@ const BENCHES: &[Bench] = &[
         run: sockets::start,
     },
     Bench {
+        name: "hours",
+        about: "virtual time: 1,000 SAs that rekey hourly for 100 hours; what ip says of an hour-long SA",
+        run: hours::run,
+    },
+    Bench {
         name: "datagrams",
         about: "many messages a datagram through the shim, beside the host's kernel",
         run: sockets::datagrams,
@@ -95,6 +101,11 @@ const BENCHES: &[Bench] = &[
         name: "wire",
         about: "TCP, UDP and pings between two namespaces, beside forwarders without crypto and other tunnels",
         run: wire::run,
+    },
+    Bench {
+        name: "recording",
+        about: "packets of 1,420 bytes through daemons that record, beside others that do not",
+        run: wire::recorded::run,
     },
 ];
 

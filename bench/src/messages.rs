@@ -102,22 +102,11 @@ pub(crate) fn selector(shape: Shape, i: u32) -> Selector {
     }
 }
 
-const NO_LIMITS: LifetimeCfg = LifetimeCfg {
-    soft_byte_limit: XFRM_INF,
-    hard_byte_limit: XFRM_INF,
-    soft_packet_limit: XFRM_INF,
-    hard_packet_limit: XFRM_INF,
-    soft_add_expires_seconds: 0,
-    hard_add_expires_seconds: 0,
-    soft_use_expires_seconds: 0,
-    hard_use_expires_seconds: 0,
-};
-
 /// `NEWPOLICY` or `UPDPOLICY` of policy `i`, one ESP tunnel template.
 pub(crate) fn put_policy(out: &mut Vec<u8>, kind: u16, flags: u16, shape: Shape, i: u32) {
     let info = UserPolicyInfo {
         sel: selector(shape, i),
-        lft: NO_LIMITS,
+        lft: LifetimeCfg::UNLIMITED,
         priority: 1000,
         dir: XFRM_POLICY_OUT,
         ..UserPolicyInfo::default()
@@ -155,12 +144,24 @@ pub(crate) fn put_policy_id(out: &mut Vec<u8>, kind: u16, flags: u16, shape: Sha
     w.end();
 }
 
+const FIRST_SPI: u32 = 0x1000;
+
 fn spi(i: u32) -> BeU32 {
-    (0x1000 + i).into()
+    (FIRST_SPI + i).into()
+}
+
+/// Which SA it is that has this SPI.
+pub(crate) fn of_spi(spi: u32) -> u32 {
+    spi.wrapping_sub(FIRST_SPI)
 }
 
 /// `NEWSA` of SA `i`: ESP tunnel, AES-128-GCM.
 pub(crate) fn put_sa(out: &mut Vec<u8>, flags: u16, i: u32) {
+    put_sa_for(out, flags, i, [0; 2]);
+}
+
+/// The same for so many seconds, until its soft and its hard expiry.
+pub(crate) fn put_sa_for(out: &mut Vec<u8>, flags: u16, i: u32, [soft, hard]: [u64; 2]) {
     let info = UserSaInfo {
         id: XfrmId {
             daddr: host(10, i),
@@ -169,7 +170,11 @@ pub(crate) fn put_sa(out: &mut Vec<u8>, flags: u16, i: u32) {
             ..XfrmId::default()
         },
         saddr: host(11, i),
-        lft: NO_LIMITS,
+        lft: LifetimeCfg {
+            soft_add_expires_seconds: soft,
+            hard_add_expires_seconds: hard,
+            ..LifetimeCfg::UNLIMITED
+        },
         reqid: i,
         family: AF_INET,
         mode: XFRM_MODE_TUNNEL,

@@ -13,7 +13,7 @@ use crate::transport;
 
 type Results = HashMap<String, f64>;
 
-fn beside_me(name: &str) -> Result<PathBuf> {
+pub(crate) fn beside_me(name: &str) -> Result<PathBuf> {
     let me = std::env::current_exe()?;
     let path = me.with_file_name(name);
     if !path.exists() {
@@ -25,7 +25,7 @@ fn beside_me(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn client(mut command: Command, args: &[&str]) -> Result<Results> {
+pub(crate) fn client(mut command: Command, args: &[&str]) -> Result<Results> {
     let output = command
         .arg("client")
         .args(args)
@@ -72,7 +72,7 @@ fn host(args: &[&str], pin: bool) -> Result<Results> {
         .context("the yardstick: the host's own NETLINK_XFRM, as root")
 }
 
-fn value(results: &Results, name: &str) -> Result<f64> {
+pub(crate) fn value(results: &Results, name: &str) -> Result<f64> {
     results
         .get(name)
         .copied()

@@ -14,7 +14,7 @@ use dataplane::path::{
 use dataplane::sad::construct::SaRequest;
 use dataplane::spd::{Policy, Templates};
 use dataplane::{BootNanos, Context, Netns, Now, SeededEntropy, WallSecs, profile};
-use xfrm_proto::algo::{AlgoBlob, Key, NAME_BYTES};
+use xfrm_proto::algo::AlgoBlob;
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{Address, LifetimeCfg, Selector, UserPolicyInfo, UserSaInfo, UserTmpl};
 
@@ -58,26 +58,7 @@ pub(crate) type Algorithm = (&'static str, usize, u32);
 pub(crate) const GCM_128: Algorithm = ("rfc4106(gcm(aes))", 20, 128);
 
 pub(crate) fn blob((name, key_bytes, icv_bits): Algorithm) -> AlgoBlob {
-    let mut field = [0; NAME_BYTES];
-    for (to, from) in field.iter_mut().zip(name.bytes()) {
-        *to = from;
-    }
-    AlgoBlob {
-        name: field,
-        key_bits: u32::try_from(key_bytes * 8).unwrap_or(0),
-        icv_bits,
-        key: Key::new(&vec![7; key_bytes]),
-    }
-}
-
-fn endless() -> LifetimeCfg {
-    LifetimeCfg {
-        soft_byte_limit: XFRM_INF,
-        hard_byte_limit: XFRM_INF,
-        soft_packet_limit: XFRM_INF,
-        hard_packet_limit: XFRM_INF,
-        ..LifetimeCfg::default()
-    }
+    AlgoBlob::new(name, &vec![7; key_bytes], icv_bits)
 }
 
 fn template(reqid: u32) -> UserTmpl {
@@ -106,7 +87,7 @@ pub(crate) fn add_policy(
         sel,
         priority,
         dir,
-        lft: endless(),
+        lft: LifetimeCfg::UNLIMITED,
         ..UserPolicyInfo::default()
     };
     let templates = Templates::new(templates.iter().copied());
@@ -118,7 +99,7 @@ pub(crate) fn add_policy(
 fn add_sa(netns: &mut Netns, spi: u32, fill: impl FnOnce(&mut SaRequest<'_>)) -> Result<()> {
     let mut request = SaRequest {
         info: UserSaInfo {
-            lft: endless(),
+            lft: LifetimeCfg::UNLIMITED,
             family: AF_INET,
             mode: XFRM_MODE_TUNNEL,
             saddr: LOCAL,

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Runs a command inside a reference kernel (see install.sh).
 #
-#   compat-tests/kernel/run.sh -k 6.1|6.12|7.2|7.2-iptfs [-s] [-m MEMORY] [-n TAP] [-t SECONDS] -- COMMAND [ARG...]
+#   compat-tests/kernel/run.sh -k 6.1|6.12|7.2|7.2-iptfs [-s] [-m MEMORY] [-n TAP] [-r] [-t SECONDS] -- COMMAND [ARG...]
 #
 # -n joins it to this network namespace: its interface vec0 is the other end of TAP, a TAP device
 # that exists. 7.2-iptfs is 7.2 with the module that iptfs.sh made.
+# -r runs the command anew, twice at most, when the kernel itself crashed before the command ended
+# (a user-mode kernel on a busy machine does now and then): that is no answer of Linux.
 # -s seals it: once the modules that XFRM uses are loaded, none is loaded on
 # demand, because a search for one that does not exist takes a tenth of a second.
 #
@@ -15,12 +17,13 @@
 set -euo pipefail
 
 root=${REFERENCE_KERNEL_DIR:-/opt/reference-kernel}
-release=7.2 memory=512M seconds=300 seal=: module= link=
-while getopts k:m:n:st: option; do
+release=7.2 memory=512M seconds=300 seal=: module= link= attempts=1
+while getopts k:m:n:rst: option; do
   case $option in
     k) release=$OPTARG ;;
     m) memory=$OPTARG ;;
     n) link=vec0:transport=tap,ifname=$OPTARG,depth=64 ;;
+    r) attempts=3 ;;
     s) seal='modprobe -qa $crypto; echo > /proc/sys/kernel/modprobe' ;;
     t) seconds=$OPTARG ;;
     *) exit 2 ;;
@@ -28,7 +31,7 @@ while getopts k:m:n:st: option; do
 done
 shift $((OPTIND - 1))
 [ "${1:-}" = -- ] && shift
-[ $# -gt 0 ] || { echo "usage: run.sh -k 6.1|6.12|7.2|7.2-iptfs [-s] [-m MEMORY] [-n TAP] [-t SECONDS] -- COMMAND [ARG...]" >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: run.sh -k 6.1|6.12|7.2|7.2-iptfs [-s] [-m MEMORY] [-n TAP] [-r] [-t SECONDS] -- COMMAND [ARG...]" >&2; exit 2; }
 case $release in
   6.1) name=oldstable ;;
   6.12) name=stable ;;
@@ -77,10 +80,13 @@ chmod +x "$box/init"
 : >"$box/output"
 tail -f -n +1 --pid=$$ "$box/output" 2>/dev/null &
 tailer=$!
-timeout -k 5 $((seconds + 60)) "$home/linux" mem="$memory" rootfstype=hostfs rootflags=/ rw init="$box/init" $link \
-  con=null con0=null,null quiet </dev/null >"$box/console" 2>&1 || true
+while [ ! -s "$box/code" ] && [ $((attempts--)) -gt 0 ]; do
+  timeout -k 5 $((seconds + 60)) "$home/linux" mem="$memory" rootfstype=hostfs rootflags=/ rw init="$box/init" $link \
+    con=null con0=null,null quiet </dev/null >"$box/console" 2>&1 || true
+  [ -s "$box/code" ] || { echo "run.sh: the kernel ended before the command did" >&2; tail -n 20 "$box/console" >&2; }
+done
 sleep 0.2
 kill "$tailer" 2>/dev/null || true
 wait "$tailer" 2>/dev/null || true
-[ -s "$box/code" ] || { echo "run.sh: the kernel ended before the command did" >&2; tail -n 20 "$box/console" >&2; exit 125; }
+[ -s "$box/code" ] || exit 125
 exit "$(cat "$box/code")"

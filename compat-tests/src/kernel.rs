@@ -184,7 +184,7 @@ impl Kernel {
         let _turn = Turn::wait();
         Command::new(suite_dir().join("kernel/run.sh"))
             .args(options)
-            .args(["-k", self.name, "-t", &seconds.to_string(), "--"])
+            .args(["-k", self.name, "-r", "-t", &seconds.to_string(), "--"])
             .arg(program)
             .args(args)
             .stdin(Stdio::null())

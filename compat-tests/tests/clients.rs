@@ -13,8 +13,9 @@ use std::sync::{Arc, OnceLock};
 use compat_tests::clients::{self, Client};
 use compat_tests::golden::{self, Divergences};
 use compat_tests::kernel::{self, Kernel};
-use compat_tests::trials::{recordings_first, trial};
+use compat_tests::makers::recordings_first;
 use libtest_mimic::{Arguments, Failed, Trial};
+use trials::trial;
 
 /// How often a live client may try: on a busy machine a timer can come so late that what the
 /// client prints is in another order.

@@ -18,11 +18,12 @@ use std::sync::{Arc, OnceLock};
 
 use compat_tests::golden::{self, Divergences};
 use compat_tests::kernel::{self, Kernel};
+use compat_tests::makers::recordings_first;
 use compat_tests::scenario::{self, Scenario};
 use compat_tests::subject::InProcess;
 use compat_tests::traffic;
-use compat_tests::trials::{all_required, recordings_first, trial};
 use libtest_mimic::{Arguments, Failed, Trial};
+use trials::{all_required, trial};
 use xfrmd::recording::replay::replay;
 use xfrmd::recording::{compare, read};
 

@@ -31,7 +31,7 @@ use dataplane::transform::{
     Inbound, Mode, ModeParams, Protocol, Route, Scratch, Sequence, Transform,
 };
 use dataplane::{Context, Netns, Now, SeededEntropy};
-use xfrm_proto::algo::{AlgoBlob, Key, NAME_BYTES};
+use xfrm_proto::algo::AlgoBlob;
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{Address, LifetimeCfg, Selector, UserPolicyInfo, UserSaInfo, UserTmpl};
 
@@ -220,28 +220,15 @@ const HOST: OneRoute = OneRoute {
 
 /// An SA of AES-128-GCM from 192.0.2.1 to 192.0.2.2.
 fn tunnel(spi: u32) -> SaRequest<'static> {
-    let mut name = [0; NAME_BYTES];
-    name[..17].copy_from_slice(b"rfc4106(gcm(aes))");
     let mut request = SaRequest {
         info: UserSaInfo {
-            lft: LifetimeCfg {
-                soft_byte_limit: XFRM_INF,
-                hard_byte_limit: XFRM_INF,
-                soft_packet_limit: XFRM_INF,
-                hard_packet_limit: XFRM_INF,
-                ..LifetimeCfg::default()
-            },
+            lft: LifetimeCfg::UNLIMITED,
             family: AF_INET,
             mode: XFRM_MODE_TUNNEL,
             saddr: Address::v4(192, 0, 2, 1),
             ..UserSaInfo::default()
         },
-        aead: Some(AlgoBlob {
-            name,
-            key_bits: 160,
-            icv_bits: 128,
-            key: Key::new(&[1; 20]),
-        }),
+        aead: Some(AlgoBlob::new("rfc4106(gcm(aes))", &[1; 20], 128)),
         ..SaRequest::default()
     };
     request.info.id.daddr = Address::v4(192, 0, 2, 2);

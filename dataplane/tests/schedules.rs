@@ -18,18 +18,17 @@ use dataplane::mib::Counter;
 use dataplane::netns::{Context, Limits};
 use dataplane::packet::{PacketBuf, ip4};
 use dataplane::path::{
-    Destination, Host, InputMeta, OutputMeta, Owner, PathInfo, Received, Request, RouteQuery,
-    Routes, Verdict, Worker,
+    InputMeta, OneRoute, OutputMeta, PathInfo, Received, Request, Verdict, Worker,
 };
 use dataplane::profile::V7_2;
 use dataplane::sad::SaId;
 use dataplane::sad::construct::SaRequest;
-use dataplane::spd::{Flow, Policy, Templates};
+use dataplane::spd::{Policy, Templates};
 use dataplane::{Event, Netns, Now, SeededEntropy};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::RwLock;
 use shuttle::{Config, Runner, thread};
-use xfrm_proto::algo::{AlgoBlob, Key};
+use xfrm_proto::algo::AlgoBlob;
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{
     Address, LifetimeCfg, ReplayState, ReplayStateEsn, Selector, UserPolicyInfo, UserSaInfo,
@@ -43,6 +42,14 @@ const EACH: u32 = 3;
 const ALL: usize = (WORKERS * EACH) as usize;
 const OWN: Address = Address::v4(192, 0, 2, 1);
 const PEER: Address = Address::v4(192, 0, 2, 2);
+/// It takes what is for `PEER`; the rest passes through.
+const HERE: OneRoute = OneRoute {
+    local: PEER,
+    path: PathInfo {
+        mtu: 1500,
+        hop_limit: 64,
+    },
+};
 
 /// Runs a scenario in many orders: some drawn at random, some with few switches at awkward
 /// places (PCT).
@@ -55,49 +62,6 @@ fn in_many_orders(scenario: fn()) {
     };
     Runner::new(RandomScheduler::new_from_seed(1, ORDERS), config()).run(scenario);
     Runner::new(PctScheduler::new_from_seed(2, 3, ORDERS), config()).run(scenario);
-}
-
-/// A host with one route. It takes what is for `PEER`; the rest passes through.
-struct Here;
-
-impl Routes for Here {
-    fn generation(&self) -> u64 {
-        0
-    }
-
-    fn route(&self, _query: &RouteQuery) -> Result<PathInfo, i32> {
-        Ok(PathInfo {
-            mtu: 1500,
-            hop_limit: 64,
-        })
-    }
-
-    fn source(&self, _query: &RouteQuery) -> Result<Address, i32> {
-        Ok(OWN)
-    }
-}
-
-impl Host for Here {
-    fn destination(&self, _family: u16, address: Address) -> Option<Destination> {
-        Some(Destination {
-            is_local: address == PEER,
-            ifindex: 1,
-        })
-    }
-
-    fn owner(&self, _flow: &Flow) -> Option<Owner> {
-        None
-    }
-}
-
-fn endless() -> LifetimeCfg {
-    LifetimeCfg {
-        soft_byte_limit: XFRM_INF,
-        hard_byte_limit: XFRM_INF,
-        soft_packet_limit: XFRM_INF,
-        hard_packet_limit: XFRM_INF,
-        ..LifetimeCfg::default()
-    }
 }
 
 fn empty() -> Netns {
@@ -123,7 +87,7 @@ enum Numbers<'a> {
 
 fn tunnel(spi: u32) -> UserSaInfo {
     let mut info = UserSaInfo {
-        lft: endless(),
+        lft: LifetimeCfg::UNLIMITED,
         family: AF_INET,
         mode: XFRM_MODE_TUNNEL,
         saddr: OWN,
@@ -155,14 +119,7 @@ fn add_sa(netns: &mut Netns, info: UserSaInfo, numbers: Numbers<'_>) -> SaId {
             request.params.esn = Some(esn);
         }
     }
-    let mut name = [0; 64];
-    name[..17].copy_from_slice(b"rfc4106(gcm(aes))");
-    request.aead = Some(AlgoBlob {
-        name,
-        key_bits: 160,
-        icv_bits: 128,
-        key: Key::new(&[7; 20]),
-    });
+    request.aead = Some(AlgoBlob::new("rfc4106(gcm(aes))", &[7; 20], 128));
     let cx = Context {
         now: Now::default(),
         entropy: &mut SeededEntropy::new(1),
@@ -208,7 +165,7 @@ fn add_policy(netns: &mut Netns, dir: u8, reqid: u32) {
             ..Selector::default()
         },
         dir,
-        lft: endless(),
+        lft: LifetimeCfg::UNLIMITED,
         ..UserPolicyInfo::default()
     };
     let policy = Policy::new(&info, XFRM_POLICY_TYPE_MAIN, Templates::new([template]));
@@ -245,14 +202,14 @@ fn send(worker: &mut Worker, netns: &Netns) -> (Verdict, Vec<Vec<u8>>) {
     let mut left = Vec::new();
     let mut sink = |packet: &mut PacketBuf, _: &_| left.push(packet.to_vec());
     let now = Now::default();
-    let verdict = worker.output(netns, now, &mut packet, &meta, &Here, &mut sink);
+    let verdict = worker.output(netns, now, &mut packet, &meta, &HERE, &mut sink);
     (verdict, left)
 }
 
 fn take(worker: &mut Worker, netns: &Netns, bytes: &[u8]) -> Received {
     let mut packet = PacketBuf::copy_of(bytes);
     let mut meta = InputMeta::default();
-    worker.receive(netns, Now::default(), &mut packet, &mut meta, &Here)
+    worker.receive(netns, Now::default(), &mut packet, &mut meta, &HERE)
 }
 
 /// The same of packets in hand together.
@@ -261,7 +218,7 @@ fn take_all(worker: &mut Worker, netns: &Netns, packets: &[Vec<u8>]) -> Vec<Rece
     let (now, meta) = (Now::default(), InputMeta::default());
     let mut all = Vec::new();
     let mut done = |_: &mut PacketBuf, received| all.push(received);
-    worker.receive_batch(netns, now, &mut buffers, &meta, &Here, &mut done);
+    worker.receive_batch(netns, now, &mut buffers, &meta, &HERE, &mut done);
     all
 }
 

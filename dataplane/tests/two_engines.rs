@@ -16,16 +16,13 @@ use std::collections::{BTreeMap, VecDeque};
 use dataplane::mib::Counter;
 use dataplane::netns::{Context, Limits};
 use dataplane::packet::{PacketBuf, ip4};
-use dataplane::path::{
-    Destination, Host, InputMeta, OutputMeta, Owner, PathInfo, Received, RouteQuery, Routes,
-    Verdict, Worker,
-};
+use dataplane::path::{InputMeta, OneRoute, OutputMeta, PathInfo, Received, Verdict, Worker};
 use dataplane::profile::V7_2;
 use dataplane::sad::SaId;
 use dataplane::sad::construct::SaRequest;
-use dataplane::spd::{Flow, Policy, Templates};
+use dataplane::spd::{Policy, Templates};
 use dataplane::{BootNanos, Entropy, Netns, Now, SeededEntropy, WallSecs};
-use xfrm_proto::algo::{AlgoBlob, Key};
+use xfrm_proto::algo::AlgoBlob;
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{
     Address, LifetimeCfg, ReplayStateEsn, Selector, UserPolicyInfo, UserSaInfo, UserTmpl,
@@ -46,43 +43,10 @@ const WINDOW: u32 = 64;
 const LEFT: Address = Address::v4(192, 0, 2, 1);
 const RIGHT: Address = Address::v4(192, 0, 2, 2);
 
-/// The host of an engine: itself, and everything else behind the other one.
-struct Here(Address);
-
-impl Routes for Here {
-    fn generation(&self) -> u64 {
-        0
-    }
-
-    fn route(&self, _query: &RouteQuery) -> Result<PathInfo, i32> {
-        Ok(PathInfo {
-            mtu: 1500,
-            hop_limit: 64,
-        })
-    }
-
-    fn source(&self, _query: &RouteQuery) -> Result<Address, i32> {
-        Ok(self.0)
-    }
-}
-
-impl Host for Here {
-    fn destination(&self, _family: u16, address: Address) -> Option<Destination> {
-        Some(Destination {
-            is_local: address == self.0,
-            ifindex: 1,
-        })
-    }
-
-    fn owner(&self, _flow: &Flow) -> Option<Owner> {
-        None
-    }
-}
-
 struct Engine {
     netns: Netns,
     worker: Worker,
-    here: Here,
+    here: OneRoute,
     /// First bytes of addresses behind it, and behind the other one.
     nets: [u8; 2],
     entropy: SeededEntropy,
@@ -93,28 +57,11 @@ struct Engine {
     accepted: BTreeMap<u64, u32>,
 }
 
-fn endless() -> LifetimeCfg {
-    LifetimeCfg {
-        soft_byte_limit: XFRM_INF,
-        hard_byte_limit: XFRM_INF,
-        soft_packet_limit: XFRM_INF,
-        hard_packet_limit: XFRM_INF,
-        ..LifetimeCfg::default()
-    }
-}
-
 /// An algorithm with a key of this SA's own.
 fn blob(name: &str, key_bytes: usize, icv_bits: u32, spi: u32) -> AlgoBlob {
-    let mut field = [0; 64];
-    field[..name.len()].copy_from_slice(name.as_bytes());
     let mut key = vec![0; key_bytes];
     key[..4].copy_from_slice(&spi.to_be_bytes());
-    AlgoBlob {
-        name: field,
-        key_bits: key_bytes as u32 * 8,
-        icv_bits,
-        key: Key::new(&key),
-    }
+    AlgoBlob::new(name, &key, icv_bits)
 }
 
 impl Engine {
@@ -122,7 +69,13 @@ impl Engine {
         Self {
             netns: Netns::new(&V7_2, Limits::default()),
             worker: Worker::new(0, Box::new(SeededEntropy::new(seed))),
-            here: Here(own),
+            here: OneRoute {
+                local: own,
+                path: PathInfo {
+                    mtu: 1500,
+                    hop_limit: 64,
+                },
+            },
             nets,
             entropy: SeededEntropy::new(seed + 1),
             acqseq: 0,
@@ -136,7 +89,7 @@ impl Engine {
         let [saddr, daddr] = ends;
         let mut request = SaRequest {
             info: UserSaInfo {
-                lft: endless(),
+                lft: LifetimeCfg::UNLIMITED,
                 family: AF_INET,
                 mode: XFRM_MODE_TUNNEL,
                 saddr,
@@ -199,7 +152,7 @@ impl Engine {
                 ..Selector::default()
             },
             dir,
-            lft: endless(),
+            lft: LifetimeCfg::UNLIMITED,
             ..UserPolicyInfo::default()
         };
         let policy = Policy::new(&info, XFRM_POLICY_TYPE_MAIN, Templates::new([template]));
@@ -305,7 +258,7 @@ impl Wire {
 
 /// Gives `from` a new SA to `to`. The old one goes when the next comes, long after its last packet.
 fn rekey(now: Now, from: &mut Engine, to: &mut Engine, spi: u32) {
-    let ends = [from.here.0, to.here.0];
+    let ends = [from.here.local, to.here.local];
     let receiving = to.add_sa(now, ends, spi);
     to.receiving.push_back(receiving);
     if to.receiving.len() > 2 {
@@ -327,7 +280,7 @@ fn nothing_is_lost_and_nothing_comes_twice() {
         real: WallSecs(1_700_000_000 + step / 1000),
     };
     for (own, other) in [(&mut left, RIGHT), (&mut right, LEFT)] {
-        let (ends, nets) = ([own.here.0, other], own.nets);
+        let (ends, nets) = ([own.here.local, other], own.nets);
         own.add_policy(at(0), XFRM_POLICY_OUT, nets, ends);
         let back = ([nets[1], nets[0]], [ends[1], ends[0]]);
         own.add_policy(at(0), XFRM_POLICY_FWD, back.0, back.1);

@@ -15,7 +15,7 @@ use dataplane::sad::construct::SaRequest;
 use dataplane::spd::{Flow, Policy, SocketKey, Templates};
 use dataplane::{BootNanos, Netns, Now, Profile, SeededEntropy, WallSecs};
 use libfuzzer_sys::fuzz_target;
-use xfrm_proto::algo::{AlgoBlob, Key};
+use xfrm_proto::algo::AlgoBlob;
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{
     Address, BeU16, EncapTmpl, LifetimeCfg, Selector, UserPolicyInfo, UserSaInfo, UserTmpl,
@@ -53,22 +53,6 @@ impl Host for Here {
     }
 }
 
-fn blob(name: &str, key: &[u8]) -> AlgoBlob {
-    let mut field = [0; 64];
-    field[..name.len()].copy_from_slice(name.as_bytes());
-    AlgoBlob { name: field, key_bits: key.len() as u32 * 8, icv_bits: 0, key: Key::new(key) }
-}
-
-fn endless() -> LifetimeCfg {
-    LifetimeCfg {
-        soft_byte_limit: XFRM_INF,
-        hard_byte_limit: XFRM_INF,
-        soft_packet_limit: XFRM_INF,
-        hard_packet_limit: XFRM_INF,
-        ..LifetimeCfg::default()
-    }
-}
-
 /// SAs 1 to 12 from the peer: ESP, AH and IPCOMP in each mode, some of them encapsulated, with
 /// windows or limits; and one of each to it.
 fn add_sas(netns: &mut Netns, cx: &mut Context<'_>) {
@@ -78,7 +62,7 @@ fn add_sas(netns: &mut Netns, cx: &mut Context<'_>) {
         for nth in 0..12u32 {
             let mut request = SaRequest {
                 info: UserSaInfo {
-                    lft: endless(),
+                    lft: LifetimeCfg::UNLIMITED,
                     family: AF_INET,
                     saddr,
                     mode: modes[nth as usize / 3],
@@ -93,11 +77,11 @@ fn add_sas(netns: &mut Netns, cx: &mut Context<'_>) {
             request.info.id.proto = protos[nth as usize % 3];
             match request.info.id.proto {
                 IPPROTO_ESP => {
-                    request.crypt = Some(blob("ecb(cipher_null)", &[]));
-                    request.auth = Some(blob("digest_null", &[]));
+                    request.crypt = Some(AlgoBlob::new("ecb(cipher_null)", &[], 0));
+                    request.auth = Some(AlgoBlob::new("digest_null", &[], 0));
                 }
-                IPPROTO_AH => request.auth = Some(blob("digest_null", &[])),
-                _ => request.comp = Some(blob("deflate", &[])),
+                IPPROTO_AH => request.auth = Some(AlgoBlob::new("digest_null", &[], 0)),
+                _ => request.comp = Some(AlgoBlob::new("deflate", &[], 0)),
             }
             if nth == 3 {
                 request.encap = Some(EncapTmpl {
@@ -147,7 +131,7 @@ fn add_policies(netns: &mut Netns, now: Now) {
                     ..Selector::default()
                 },
                 dir,
-                lft: endless(),
+                lft: LifetimeCfg::UNLIMITED,
                 ..UserPolicyInfo::default()
             };
             let policy = Policy::new(&info, XFRM_POLICY_TYPE_MAIN, Templates::new([template]));

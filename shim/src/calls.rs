@@ -79,14 +79,14 @@ pub(crate) unsafe fn receive_one(
     flags: c_int,
 ) -> Option<ssize_t> {
     let entry = table::socket(fd)?;
-    let received = receive::receive(entry, fd, flags, len, |from| {
+    let received = receive::receive(entry, fd, flags, len, |flags, from| {
         let mut from_len = size_of::<sockaddr_nl>() as socklen_t;
         let from = core::ptr::from_mut(from).cast();
         // SAFETY: the caller's buffer, and a name of our own.
         unsafe { real::recvfrom(fd, buffer, len, flags, from, &raw mut from_len) }
     });
     match received {
-        Received::Datagram(len, from) => {
+        Received::Datagram(len, from, _) => {
             if !name.is_null() && !name_len.is_null() {
                 // SAFETY: the caller's name and its length.
                 unsafe { *name_len = receive::show_name(name.cast(), *name_len as usize, &from) };

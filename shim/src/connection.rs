@@ -11,7 +11,9 @@ use core::mem::{offset_of, zeroed};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use libc::sockaddr_un;
-use xfrm_proto::control::{ANSWER_BYTES, Address, Answer, ENV_CONTROL, Request, VERSION};
+use xfrm_proto::control::{
+    ANSWER_BYTES, Address, Answer, ENV_CONTROL, EVENT_TAIL_BYTES, Request, VERSION,
+};
 
 use crate::sys;
 
@@ -69,6 +71,11 @@ fn address() -> Address<'static> {
         .filter(|text| !text.is_empty())
         .and_then(Address::parse)
         .unwrap_or(Address::SYSTEM)
+}
+
+/// What is behind the events of our instance, if it is a private one.
+pub(crate) fn event_tail() -> Option<[u8; EVENT_TAIL_BYTES]> {
+    address().secret.map(|secret| secret.event_tail())
 }
 
 /// A connection that has been introduced, at a high descriptor, closed on exec.

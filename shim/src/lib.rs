@@ -40,6 +40,7 @@ mod send;
 mod symbols;
 mod sys;
 mod table;
+mod tails;
 #[cfg(feature = "time")]
 mod time;
 

@@ -17,6 +17,7 @@ use crate::pages;
 use crate::real;
 use crate::sys;
 use crate::table::{self, Entry};
+use crate::tails;
 
 /// The protocol that programs ask for.
 pub(crate) const NETLINK_XFRM: c_int = 6;
@@ -249,6 +250,13 @@ pub(crate) unsafe fn bind(
     address: *const sockaddr,
     len: socklen_t,
 ) -> c_int {
+    if len as usize >= size_of::<sockaddr_nl>() && !address.is_null() {
+        // SAFETY: the length covers the structure, which the host reads too.
+        let wanted = unsafe { address.cast::<sockaddr_nl>().read_unaligned() };
+        if wanted.nl_groups != 0 && !tails::is_member(entry) {
+            tails::attach_filter(fd);
+        }
+    }
     // SAFETY: the caller's arguments, passed on.
     let result = unsafe { real::bind(fd, address, len) };
     if result == 0 {
@@ -339,6 +347,10 @@ pub(crate) unsafe fn member(
     value: *const c_void,
     len: socklen_t,
 ) -> c_int {
+    let joins = option == libc::NETLINK_ADD_MEMBERSHIP;
+    if joins && !tails::is_member(entry) {
+        tails::attach_filter(fd);
+    }
     // SAFETY: the caller's arguments, passed on.
     let result = unsafe { real::setsockopt(fd, libc::SOL_NETLINK, option, value, len) };
     let group = if len as usize >= size_of::<u32>() && (result == 0 || !value.is_null()) {
@@ -351,7 +363,6 @@ pub(crate) unsafe fn member(
         .checked_sub(1)
         .and_then(|shift| 1_u32.checked_shl(shift))
         .unwrap_or(0);
-    let joins = option == libc::NETLINK_ADD_MEMBERSHIP;
     if result == 0 {
         native_changed(entry, fd, if joins { 0 } else { bit });
         return 0;

@@ -21,13 +21,15 @@ use crate::options;
 use crate::real;
 use crate::sys;
 use crate::table::{self, Entry};
+use crate::tails;
 
 const SO_MEMINFO: c_int = 55;
 
 /// What a receive gave.
 pub(crate) enum Received {
-    /// A datagram of that length, from there.
-    Datagram(ssize_t, sockaddr_nl),
+    /// A datagram of that length, from there, and whether it is known to be whole: then a tail made the
+    /// host say that it had been cut.
+    Datagram(ssize_t, sockaddr_nl, bool),
     /// Nothing; `errno` says why.
     Failed,
     /// The descriptor is no socket of ours any more: the host must have the call.
@@ -48,14 +50,14 @@ enum Source {
 
 /// Receives from a socket of ours.
 ///
-/// `native` makes the host's call, perhaps more than once, and gives the name that it fills in;
-/// `room` is how many bytes the caller has offered.
+/// `native` makes the host's call with the flags that it is given, perhaps more than once, and gives the name
+/// that it fills in; `room` is how many bytes the caller has offered.
 pub(crate) fn receive(
     entry: &Entry,
     fd: c_int,
     flags: c_int,
     room: usize,
-    mut native: impl FnMut(&mut sockaddr_nl) -> ssize_t,
+    mut native: impl FnMut(c_int, &mut sockaddr_nl) -> ssize_t,
 ) -> Received {
     loop {
         if entry.pending.load(Ordering::Relaxed) != 0 {
@@ -63,9 +65,20 @@ pub(crate) fn receive(
             sys::set_errno(pending);
             return Received::Failed;
         }
+        let may_follow = tails::may_follow(entry);
+        // Another socket might understand by that flag that its data can be thrown away.
+        if may_follow && !table::is_still(fd, entry) {
+            table::forget(fd);
+            return Received::Foreign;
+        }
+        let native_flags = if may_follow {
+            flags | libc::MSG_TRUNC
+        } else {
+            flags
+        };
         let mut from = sys::netlink_address(0, 0);
         from.nl_family = 0;
-        let len = native(&mut from);
+        let len = native(native_flags, &mut from);
         if len < 0 {
             if sys::errno() == libc::ENOTSOCK {
                 table::forget(fd);
@@ -76,7 +89,7 @@ pub(crate) fn receive(
         if c_int::from(from.nl_family) != libc::AF_NETLINK {
             // Some other socket has the descriptor now, and its datagram is in the caller's hands.
             table::forget(fd);
-            return Received::Datagram(len, from);
+            return Received::Datagram(len, from, false);
         }
         match source(entry, fd, &from) {
             Source::Kernel(groups) => {
@@ -87,7 +100,13 @@ pub(crate) fn receive(
                 if entry.dumping.load(Ordering::Relaxed) {
                     pull(entry, fd);
                 }
-                return Received::Datagram(len, from);
+                if !may_follow {
+                    return Received::Datagram(len, from, false);
+                }
+                let wants_all = flags & libc::MSG_TRUNC != 0;
+                let all = usize::try_from(len).unwrap_or(0);
+                let (shown, is_cut) = tails::without(all, room, wants_all, groups != 0);
+                return Received::Datagram(shown as ssize_t, from, !is_cut);
             }
             Source::ForOthers | Source::Stranger => drop_peeked(fd, flags),
             Source::Errno(libc::ENOBUFS) if options::ignores_overruns(fd) => {
@@ -119,7 +138,7 @@ pub(crate) unsafe fn receive_message(
         // SAFETY: the caller's vector, which the host will read too.
         room = room.saturating_add(unsafe { (*given.msg_iov.add(index)).iov_len });
     }
-    let received = receive(entry, fd, flags, room, |from| {
+    let received = receive(entry, fd, flags, room, |flags, from| {
         // SAFETY: the caller's message with a name of our own, which outlives the call.
         unsafe {
             message.write(given);
@@ -132,7 +151,11 @@ pub(crate) unsafe fn receive_message(
         }
     });
     match received {
-        Received::Datagram(len, from) => {
+        Received::Datagram(len, from, is_whole) => {
+            if is_whole {
+                // SAFETY: the caller's message.
+                unsafe { (*message).msg_flags &= !libc::MSG_TRUNC };
+            }
             if !given.msg_name.is_null() {
                 // SAFETY: the caller's name has that much room.
                 unsafe {

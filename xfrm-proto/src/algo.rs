@@ -113,6 +113,21 @@ pub struct AlgoBlob {
 }
 
 impl AlgoBlob {
+    /// An algorithm by its name, of which as much is taken as the field has room for.
+    #[must_use]
+    pub fn new(name: &str, key: &[u8], icv_bits: u32) -> Self {
+        let mut field = [0; NAME_BYTES];
+        for (to, from) in field.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        Self {
+            name: field,
+            key_bits: u32::try_from(key.len() * 8).unwrap_or(u32::MAX),
+            icv_bits,
+            key: Key::new(key),
+        }
+    }
+
     /// Reads a blob; `None` when `bytes` are too few for the key they announce.
     #[must_use]
     pub fn read(bytes: &[u8], layout: Layout) -> Option<Self> {
@@ -154,12 +169,7 @@ mod tests {
 
     #[test]
     fn a_key_does_not_show_itself() {
-        let blob = AlgoBlob {
-            name: [0; 64],
-            key_bits: 64,
-            icv_bits: 0,
-            key: Key::new(b"sentinel"),
-        };
+        let blob = AlgoBlob::new("", b"sentinel", 0);
         assert!(!format!("{blob:?}").contains("sentinel"));
         assert!(!format!("{blob:?}").contains("115"));
     }

@@ -6,6 +6,10 @@
 //! (`SCM_RIGHTS`). Decoding is total: any bytes give a frame or `None`, and the
 //! daemon ends a connection that sent `None`.
 
+mod address;
+
+pub use address::{Address, Secret};
+
 /// Version of this format; both sides must have the same.
 pub const VERSION: u32 = 3;
 /// Where the system's daemon listens.
@@ -22,6 +26,13 @@ pub const DUMP_LOST: [u8; 16] = *b"xfrmd: dump lost";
 /// The datagram that stands for events that did not fit (to sockets that get them one by one).
 pub const EVENTS_LOST: [u8; 16] = *b"xfrmd: overrun!!";
 
+/// What is behind every event of a private instance, in the same datagram: [`EVENT_MARK`] and a number of the
+/// instance's own. All instances of a network namespace speak to the same groups; members drop by this what is
+/// not their instance's, before it takes room, and cut it off what is.
+pub const EVENT_TAIL_BYTES: usize = 12;
+/// Begins it.
+pub const EVENT_MARK: [u8; 8] = *b"xfrmd:ev";
+
 /// Bytes of a request's header.
 pub const REQUEST_BYTES: usize = 48;
 /// Bytes of an answer's header.
@@ -30,105 +41,6 @@ pub const ANSWER_BYTES: usize = 24;
 pub const LARGEST_FRAME: usize = 448 * 1024;
 /// Bytes of each half of the shared secret.
 pub const SECRET_BYTES: usize = 16;
-
-/// How a private instance is found: the text of [`ENV_CONTROL`].
-///
-/// `PATH|ABSTRACT|PID|TOKEN|PROOF`. The client shows the token, the daemon answers with the
-/// proof; a program that squats the address knows neither.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Address<'a> {
-    /// A pathname.
-    pub path: &'a [u8],
-    /// An abstract name, without its leading NUL.
-    pub abstract_name: &'a [u8],
-    /// The daemon's process id, for `/proc/PID/root`, when the path is not visible.
-    pub pid: u32,
-    /// What the client shows and the daemon answers; none for the system's daemon.
-    pub secret: Option<Secret>,
-}
-
-/// The two halves of a private instance's secret.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Secret {
-    /// What the client shows.
-    pub token: [u8; SECRET_BYTES],
-    /// What the daemon answers.
-    pub proof: [u8; SECRET_BYTES],
-}
-
-impl core::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("Secret")
-    }
-}
-
-impl<'a> Address<'a> {
-    /// The system's daemon.
-    pub const SYSTEM: Address<'static> = Address {
-        path: SYSTEM_PATH.as_bytes(),
-        abstract_name: SYSTEM_ABSTRACT.as_bytes(),
-        pid: 0,
-        secret: None,
-    };
-
-    /// Reads the variable; `None` for what is not an address. A bare path is a daemon without a
-    /// secret.
-    #[must_use]
-    pub fn parse(text: &'a [u8]) -> Option<Self> {
-        let mut parts = text.split(|&byte| byte == b'|');
-        let path = parts.next().filter(|path| path.first() == Some(&b'/'))?;
-        let Some(abstract_name) = parts.next() else {
-            return Some(Self {
-                path,
-                abstract_name: &[],
-                pid: 0,
-                secret: None,
-            });
-        };
-        let pid = core::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
-        let secret = Secret {
-            token: unhex(parts.next()?)?,
-            proof: unhex(parts.next()?)?,
-        };
-        parts.next().is_none().then_some(Self {
-            path,
-            abstract_name,
-            pid,
-            secret: Some(secret),
-        })
-    }
-}
-
-impl core::fmt::Display for Address<'_> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let path = core::str::from_utf8(self.path).map_err(|_| core::fmt::Error)?;
-        f.write_str(path)?;
-        let Some(secret) = &self.secret else {
-            return Ok(());
-        };
-        let name = core::str::from_utf8(self.abstract_name).map_err(|_| core::fmt::Error)?;
-        write!(f, "|{name}|{}|", self.pid)?;
-        for byte in secret.token {
-            write!(f, "{byte:02x}")?;
-        }
-        f.write_str("|")?;
-        for byte in secret.proof {
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
-    }
-}
-
-fn unhex(text: &[u8]) -> Option<[u8; SECRET_BYTES]> {
-    let mut out = [0; SECRET_BYTES];
-    if text.len() != 2 * SECRET_BYTES {
-        return None;
-    }
-    for (byte, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
-        *byte = u8::from_str_radix(core::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(out)
-}
 
 /// A client's socket, as the daemon knows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -341,14 +341,7 @@ fn sa_info(sa: &UserSaInfo) -> String {
 }
 
 fn lifetime(lft: &LifetimeCfg) -> String {
-    let unlimited = LifetimeCfg {
-        soft_byte_limit: XFRM_INF,
-        hard_byte_limit: XFRM_INF,
-        soft_packet_limit: XFRM_INF,
-        hard_packet_limit: XFRM_INF,
-        ..LifetimeCfg::default()
-    };
-    if *lft == unlimited {
+    if *lft == LifetimeCfg::UNLIMITED {
         return "lft[none]".into();
     }
     format!(

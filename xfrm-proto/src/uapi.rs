@@ -8,6 +8,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::consts::XFRM_INF;
+
 /// A 16-bit big-endian integer, alignment 1.
 pub type BeU16 = zerocopy::big_endian::U16;
 /// A 32-bit big-endian integer, alignment 1.
@@ -251,6 +253,21 @@ pod! {
         hard_use_expires_seconds: u64,
     }
 }
+
+impl LifetimeCfg {
+    /// Limits that never strike.
+    pub const UNLIMITED: Self = Self {
+        soft_byte_limit: XFRM_INF,
+        hard_byte_limit: XFRM_INF,
+        soft_packet_limit: XFRM_INF,
+        hard_packet_limit: XFRM_INF,
+        soft_add_expires_seconds: 0,
+        hard_add_expires_seconds: 0,
+        soft_use_expires_seconds: 0,
+        hard_use_expires_seconds: 0,
+    };
+}
+
 pod! {
     /// `struct xfrm_lifetime_cur`.
     LifetimeCur = 32 {

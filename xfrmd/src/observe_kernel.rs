@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{IoSliceMut, Write as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -15,12 +15,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use nix::cmsg_space;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket,
-    sockopt,
+    AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType,
+    recvmsg, setsockopt, socket, sockopt,
 };
-use nix::time::{ClockId, clock_gettime};
+use nix::sys::time::TimeSpec;
 use xfrmd::recording::kernel::{Frame, recording};
 
 use crate::attach::netlink::{Messages, NLM_F_ACK, NLM_F_CREATE, Socket};
@@ -35,8 +36,6 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFF_UP: u32 = 1;
-/// `PACKET_KERNEL`: to the kernel.
-const PACKET_KERNEL: u8 = 7;
 /// Room for messages that have not been read.
 const ROOM_BYTES: usize = 256 << 20;
 const MOST_BYTES: usize = 1 << 20;
@@ -95,6 +94,8 @@ pub(crate) fn record(path: &Path, keys: bool, command: &[OsString]) -> Result<Ex
     if setsockopt(&sees, sockopt::RcvBufForce, &ROOM_BYTES).is_err() {
         setsockopt(&sees, sockopt::RcvBuf, &ROOM_BYTES)?;
     }
+    // As exactly as the kernel has it: whether a timer was due is known by its times.
+    setsockopt(&sees, sockopt::ReceiveTimestampns, &true)?;
     let device = Device::create()?;
     let ended = AtomicBool::new(false);
     let (status, frames) = std::thread::scope(|scope| {
@@ -143,20 +144,31 @@ fn read(sees: &OwnedFd, ended: &AtomicBool) -> Vec<Frame> {
             }
             continue;
         }
-        let Ok((len, Some(from))) = recvfrom::<LinkAddr>(sees.as_raw_fd(), &mut buffer) else {
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let mut control = cmsg_space!(TimeSpec);
+        let fd = sees.as_raw_fd();
+        let Ok(seen) = recvmsg::<LinkAddr>(fd, &mut parts, Some(&mut control), MsgFlags::empty())
+        else {
             continue;
         };
-        if u16::from_be(from.protocol()) != NETLINK_XFRM {
+        let protocol = seen.address.map(|from| u16::from_be(from.protocol()));
+        if protocol != Some(NETLINK_XFRM) {
             continue;
         }
-        let real = clock_gettime(ClockId::CLOCK_REALTIME).map_or(0, |now| {
-            let nanos = i128::from(now.tv_sec()) * 1_000_000_000 + i128::from(now.tv_nsec());
-            u64::try_from(nanos).unwrap_or(0)
+        let len = seen.bytes;
+        let mut told = seen.cmsgs().into_iter().flatten();
+        let nanos = told.find_map(|it| match it {
+            ControlMessageOwned::ScmTimestampns(at) => Some(nanos(at)),
+            _ => None,
         });
         frames.push(Frame {
-            nanos: real,
-            to_kernel: from.pkttype() == PACKET_KERNEL,
+            nanos: nanos.unwrap_or(0),
             bytes: buffer.get(..len).unwrap_or_default().to_vec(),
         });
     }
+}
+
+fn nanos(at: TimeSpec) -> u64 {
+    let nanos = i128::from(at.tv_sec()) * 1_000_000_000 + i128::from(at.tv_nsec());
+    u64::try_from(nanos).unwrap_or(0)
 }

@@ -172,13 +172,7 @@ fn info() -> UserSaInfo {
             pad: [0; 3],
         },
         saddr: Address::v4(10, 0, 0, 1),
-        lft: LifetimeCfg {
-            soft_byte_limit: XFRM_INF,
-            hard_byte_limit: XFRM_INF,
-            soft_packet_limit: XFRM_INF,
-            hard_packet_limit: XFRM_INF,
-            ..LifetimeCfg::default()
-        },
+        lft: LifetimeCfg::UNLIMITED,
         family: AF_INET,
         mode: XFRM_MODE_TUNNEL,
         ..UserSaInfo::default()

@@ -84,6 +84,16 @@ impl Carrier {
 
     /// Ours, with this many SAs and policies in each direction.
     pub(crate) fn ours(name: &'static str, encap: bool, count: usize) -> Result<Self> {
+        Self::ours_with(name, encap, count, &[Vec::new(), Vec::new()])
+    }
+
+    /// The same, with options of `xfrmd run` at each end.
+    pub(crate) fn ours_with(
+        name: &'static str,
+        encap: bool,
+        count: usize,
+        options: &[Vec<String>; 2],
+    ) -> Result<Self> {
         let mut carrier = Self::new(name, INNER[1])?;
         for (end, own, other) in [(0, 0, 1), (1, 1, 0)] {
             let end = &carrier.pair.ends[end];
@@ -93,7 +103,8 @@ impl Carrier {
             ))?;
             let xfrmd = std::env::current_exe()?.with_file_name("xfrmd");
             let mut command = end.command(&xfrmd.to_string_lossy());
-            command.args(["run", "--packets", "--"]);
+            command.args(["run", "--packets"]).args(&options[own]);
+            command.arg("--");
             if encap {
                 let me = std::env::current_exe()?;
                 command.arg(me).args(["wire", "key-manager"]);

@@ -16,6 +16,7 @@ mod forward;
 mod libipsec;
 mod load;
 mod net;
+pub(crate) mod recorded;
 pub(crate) mod soak;
 
 use std::os::fd::AsRawFd;

@@ -49,18 +49,6 @@ pub(crate) fn key(bytes: usize) -> Vec<u8> {
     (1..=bytes).map(|byte| byte as u8).collect()
 }
 
-/// Limits that never strike.
-pub(crate) const NO_LIMITS: LifetimeCfg = LifetimeCfg {
-    soft_byte_limit: XFRM_INF,
-    hard_byte_limit: XFRM_INF,
-    soft_packet_limit: XFRM_INF,
-    hard_packet_limit: XFRM_INF,
-    soft_add_expires_seconds: 0,
-    hard_add_expires_seconds: 0,
-    soft_use_expires_seconds: 0,
-    hard_use_expires_seconds: 0,
-};
-
 /// An SA as a client describes it: fixed structure and attributes in order.
 #[derive(Clone, Debug)]
 pub struct Sa {
@@ -81,7 +69,7 @@ impl Sa {
                 pad: [0; 3],
             },
             saddr: LEFT,
-            lft: NO_LIMITS,
+            lft: LifetimeCfg::UNLIMITED,
             family: AF_INET,
             ..UserSaInfo::default()
         };
@@ -207,7 +195,7 @@ impl Policy {
     pub(crate) fn new(dir: u8) -> Self {
         let info = UserPolicyInfo {
             sel: host_selector(),
-            lft: NO_LIMITS,
+            lft: LifetimeCfg::UNLIMITED,
             dir,
             ..UserPolicyInfo::default()
         };

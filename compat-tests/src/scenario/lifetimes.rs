@@ -68,7 +68,7 @@ fn limits(soft_add: u64, hard_add: u64, soft_use: u64, hard_use: u64) -> Lifetim
         hard_add_expires_seconds: hard_add,
         soft_use_expires_seconds: soft_use,
         hard_use_expires_seconds: hard_use,
-        ..NO_LIMITS
+        ..LifetimeCfg::UNLIMITED
     }
 }
 

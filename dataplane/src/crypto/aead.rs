@@ -79,6 +79,18 @@ pub(super) trait Primitive: Send + Sync {
     fn open(&self, iv: &[u8; IV_BYTES], aad: &[u8], sealed: &mut [u8]) -> Result<(), Refusal>;
 }
 
+/// Body and ICV of what is sealed.
+#[inline]
+pub(super) fn split_icv(
+    sealed: &mut [u8],
+    icv_bytes: usize,
+) -> Result<(&mut [u8], &mut [u8]), Refusal> {
+    let body_bytes = sealed.len().checked_sub(icv_bytes);
+    body_bytes
+        .and_then(|bytes| sealed.split_at_mut_checked(bytes))
+        .ok_or(Refusal::Length)
+}
+
 /// The transform of `algorithm`.
 pub(super) fn new(
     algorithm: AeadAlgorithm,
@@ -194,10 +206,7 @@ impl<P: Primitive> Esp for AeadEsp<P> {
     fn seal(&self, seq: u64, packet: &mut [u8]) -> Result<(), Refusal> {
         let (header, rest) = packet.split_first_chunk_mut().ok_or(Refusal::Length)?;
         let (iv, rest) = rest.split_first_chunk_mut().ok_or(Refusal::Length)?;
-        let body_bytes = rest.len().checked_sub(self.primitive.icv_bytes());
-        let (body, icv) = body_bytes
-            .and_then(|bytes| rest.split_at_mut_checked(bytes))
-            .ok_or(Refusal::Length)?;
+        let (body, icv) = split_icv(rest, self.primitive.icv_bytes())?;
         *iv = (self.iv_seed ^ seq).to_be_bytes();
         if self.esn {
             let aad = long_aad(*header, high(seq));
@@ -263,10 +272,7 @@ impl Primitive for VectorGcm {
 
     #[inline]
     fn open(&self, iv: &[u8; IV_BYTES], aad: &[u8], sealed: &mut [u8]) -> Result<(), Refusal> {
-        let body_bytes = sealed.len().checked_sub(self.icv_bytes);
-        let (body, icv) = body_bytes
-            .and_then(|bytes| sealed.split_at_mut_checked(bytes))
-            .ok_or(Refusal::Length)?;
+        let (body, icv) = split_icv(sealed, self.icv_bytes)?;
         let nonce = Nonce::of_parts(self.salt, *iv);
         match self.gcm.open(nonce, vector_aad(aad)?, body, icv) {
             true => Ok(()),
@@ -365,10 +371,7 @@ impl<C: AeadInOut<NonceSize = U11> + Send + Sync> Primitive for CcmEsp<C> {
     }
 
     fn open(&self, iv: &[u8; IV_BYTES], aad: &[u8], sealed: &mut [u8]) -> Result<(), Refusal> {
-        let body_bytes = sealed.len().checked_sub(C::TagSize::USIZE);
-        let (body, icv) = body_bytes
-            .and_then(|bytes| sealed.split_at_mut_checked(bytes))
-            .ok_or(Refusal::Length)?;
+        let (body, icv) = split_icv(sealed, C::TagSize::USIZE)?;
         let tag = (&*icv).try_into().map_err(|_| Refusal::Length)?;
         self.ccm
             .decrypt_inout_detached(&self.nonce(*iv).into(), aad, body.into(), tag)

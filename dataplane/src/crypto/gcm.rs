@@ -16,7 +16,7 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
 use super::BadKey;
-use super::aead::{IV_BYTES, Primitive};
+use super::aead::{IV_BYTES, Primitive, split_icv};
 use super::transform::Refusal;
 
 type Tag = [u8; 16];
@@ -84,13 +84,6 @@ where
         self.tag(ghash, aad.len(), ciphertext, mask)
     }
 
-    fn split<'a>(&self, sealed: &'a mut [u8]) -> Result<(&'a mut [u8], &'a mut [u8]), Refusal> {
-        let body_bytes = sealed.len().checked_sub(self.icv_bytes);
-        body_bytes
-            .and_then(|bytes| sealed.split_at_mut_checked(bytes))
-            .ok_or(Refusal::Length)
-    }
-
     fn verify(&self, tag: &Tag, icv: &[u8]) -> Result<(), Refusal> {
         let expected = tag.get(..self.icv_bytes).ok_or(Refusal::Length)?;
         match bool::from(expected.ct_eq(icv)) {
@@ -122,7 +115,7 @@ where
     }
 
     fn open(&self, iv: &[u8; IV_BYTES], aad: &[u8], sealed: &mut [u8]) -> Result<(), Refusal> {
-        let (body, icv) = self.split(sealed)?;
+        let (body, icv) = split_icv(sealed, self.icv_bytes)?;
         let (mut stream, mask) = self.keystream(*iv);
         self.verify(&self.tag_of(aad, body, mask), icv)?;
         stream.apply_keystream(body);
@@ -190,7 +183,7 @@ where
     }
 
     fn open(&self, iv: &[u8; IV_BYTES], aad: &[u8], sealed: &mut [u8]) -> Result<(), Refusal> {
-        let (body, icv) = self.0.split(sealed)?;
+        let (body, icv) = split_icv(sealed, self.0.icv_bytes)?;
         self.0.verify(&self.tag(*iv, aad, body), icv)
     }
 }

@@ -186,7 +186,8 @@ impl Netns {
         });
     }
 
-    /// A namespace made of what [`Netns::keep`] put.
+    /// A namespace made of what [`Netns::keep`] put, be it as another release: what only one of both
+    /// keeps is found anew, or not looked at.
     ///
     /// # Errors
     /// The first record that cannot be.
@@ -197,32 +198,32 @@ impl Netns {
     ) -> Result<Self, Unreadable> {
         let mut netns = Self::new(profile, limits);
         let of = |kind| records.iter().filter(move |kept| kept.record.kind == kind);
+        let mut release = profile;
         for kept in of(Kind::Netns) {
-            netns.recall_own(kept).ok_or(Unreadable(kept.record))?;
+            release = netns.recall_own(kept).ok_or(Unreadable(kept.record))?;
         }
         netns.sad.recall(of(Kind::Sa))?;
-        netns.spd.recall(of(Kind::Policy))?;
+        netns.spd.recall(of(Kind::Policy), release)?;
         Ok(netns)
     }
 
-    fn recall_own(&mut self, kept: &Kept<'_>) -> Option<()> {
+    /// Takes what belongs to the namespace itself; the release that put it.
+    fn recall_own(&mut self, kept: &Kept<'_>) -> Option<&'static Profile> {
         let mut from = Reader::new(kept.image);
-        if from.bytes()? != self.profile.name.as_bytes() {
-            return None;
-        }
+        let release = Profile::by_name(std::str::from_utf8(from.bytes()?).ok()?)?;
         self.sysctls.aevent_etime = from.u32()?;
         self.sysctls.aevent_rseqth = from.u32()?;
         self.sysctls.larval_drop = from.u32()?.cast_signed();
         self.sysctls.acq_expires = from.u32()?;
         self.sad.read(&mut from)?;
-        self.spd.read(&mut from)?;
+        self.spd.read(&mut from, release)?;
         from.end()?;
         if kept.words.len() != Counter::ALL.len() {
             return None;
         }
         self.mib.recall(kept.words);
         self.keeping.own = kept.image.to_vec();
-        Some(())
+        Some(release)
     }
 }
 

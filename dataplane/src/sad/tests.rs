@@ -283,14 +283,7 @@ fn request(subject: &Subject) -> SaRequest<'static> {
         icv_bits: 0,
         key: Key::new(&[7; 20]),
     };
-    let mut name = [0; 64];
-    name[..16].copy_from_slice(b"ecb(cipher_null)");
-    let crypt = AlgoBlob {
-        name,
-        key_bits: 0,
-        icv_bits: 0,
-        key: Key::new(&[]),
-    };
+    let crypt = AlgoBlob::new("ecb(cipher_null)", &[], 0);
     let limits = LifetimeCfg {
         soft_byte_limit: XFRM_INF,
         hard_byte_limit: XFRM_INF,

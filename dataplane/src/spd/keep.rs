@@ -7,9 +7,11 @@ use xfrm_proto::uapi::{SpdHthresh, UserPolicyDefault};
 
 use super::order::List;
 use super::policy::{Place, Policy, PolicyKey, Templates};
+use super::position::no_positions;
 use super::socket::SocketKey;
 use super::{LastUse, Spd, Thresholds};
 use crate::keep::{Kept, Kind, Reader, Record, Shelf, Unreadable, Writer};
+use crate::profile::Profile;
 use crate::security::SecurityContext;
 
 /// What has changed since it was kept.
@@ -131,8 +133,8 @@ impl Spd {
         }
     }
 
-    /// Takes what [`Own::write`] has written.
-    pub(crate) fn read(&mut self, from: &mut Reader<'_>) -> Option<()> {
+    /// Takes what [`Own::write`] has written as a release.
+    pub(crate) fn read(&mut self, from: &mut Reader<'_>, release: &Profile) -> Option<()> {
         self.next_index = from.u32()?;
         for mask in self.masks.iter_mut().chain([&mut self.index_mask]) {
             *mask = from.u32()?;
@@ -150,16 +152,22 @@ impl Spd {
         self.defaults.input = from.small()?;
         self.defaults.fwd = from.small()?;
         self.defaults.out = from.small()?;
-        for positions in &mut self.positions {
-            positions.begin_with(from.option(Reader::u32)?);
+        let mut positions = self.positions.iter_mut();
+        for _ in no_positions(release) {
+            let first = from.option(Reader::u32)?;
+            if let Some(positions) = positions.next() {
+                positions.begin_with(first);
+            }
         }
         Some(())
     }
 
-    /// Takes policies in as they were.
+    /// Takes policies in as they were when that release put them. Positions that it does not have are
+    /// those of policies that come in the order of their age.
     pub(crate) fn recall<'a>(
         &mut self,
         records: impl Iterator<Item = &'a Kept<'a>>,
+        release: &Profile,
     ) -> Result<(), Unreadable> {
         let mut found = Vec::new();
         for kept in records {
@@ -177,8 +185,10 @@ impl Spd {
                 })
             })?;
         }
-        for (positions, first) in self.positions.iter_mut().zip(first) {
-            positions.begin_with(first);
+        if release.policies_have_positions {
+            for (positions, first) in self.positions.iter_mut().zip(first) {
+                positions.begin_with(first);
+            }
         }
         self.store.find_vacant();
         self.generation += 1;

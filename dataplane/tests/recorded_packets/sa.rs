@@ -1,18 +1,16 @@
 //! SAs from their recorded parameters, made as NEWSA makes them.
 
-use std::sync::MutexGuard;
-
 use dataplane::crypto::{AuthAlgorithm, CipherAlgorithm, EspTransform};
 use dataplane::entropy::Entropy;
 use dataplane::netns::Limits;
 use dataplane::packet::Family;
 use dataplane::replay::ReplayWindow;
-use dataplane::sad::Sad;
 use dataplane::sad::construct::SaRequest;
+use dataplane::sad::{Sad, WindowGuard};
 use dataplane::sysctl::Sysctls;
 use dataplane::transform::{Mode, ModeParams, Protocol, Sequence, Transform};
 use dataplane::{Context, Now, Profile};
-use xfrm_proto::algo::{AlgoBlob, Key, NAME_BYTES};
+use xfrm_proto::algo::AlgoBlob;
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{Address, EncapTmpl, ReplayState, ReplayStateEsn, Selector, UserSaInfo};
 use zerocopy::IntoBytes;
@@ -115,14 +113,8 @@ fn mode_params(params: &Params) -> ModeParams {
 
 fn blob(params: &Params, key: &str) -> Option<AlgoBlob> {
     let (name, key, icv_bytes) = algorithm(params, key)?;
-    let mut field = [0; NAME_BYTES];
-    field[..name.len()].copy_from_slice(name.as_bytes());
-    Some(AlgoBlob {
-        name: field,
-        key_bits: u32::try_from(key.len() * 8).unwrap(),
-        icv_bits: u32::try_from(icv_bytes * 8).unwrap(),
-        key: Key::new(&key),
-    })
+    let icv_bits = u32::try_from(icv_bytes * 8).unwrap();
+    Some(AlgoBlob::new(&name, &key, icv_bits))
 }
 
 fn selector(params: &Params) -> Option<Selector> {
@@ -207,14 +199,7 @@ fn request<'a>(params: &Params, replay: &'a [u8]) -> SaRequest<'a> {
         request.info.id.spi = number(params, "spi").into();
     }
     if request.info.id.proto == IPPROTO_COMP {
-        let mut name = [0; NAME_BYTES];
-        name[..7].copy_from_slice(b"deflate");
-        request.comp = Some(AlgoBlob {
-            name,
-            key_bits: 0,
-            icv_bits: 0,
-            key: Key::new(&[]),
-        });
+        request.comp = Some(AlgoBlob::new("deflate", &[], 0));
     }
     request.iptfs.dont_frag = params.contains_key("dont-frag");
     request.encap = params.get("encap").map(|text| {
@@ -281,7 +266,7 @@ impl Sa {
         transform.unwrap()
     }
 
-    pub(crate) fn replay(&self) -> MutexGuard<'_, ReplayWindow> {
+    pub(crate) fn replay(&self) -> WindowGuard<'_> {
         self.sa.window()
     }
 

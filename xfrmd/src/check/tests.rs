@@ -161,13 +161,7 @@ fn an_sa_that_was_replaced_and_stays() {
     let per_cpu = changed(|it| {
         let mut other = sa(A, B, 0x101);
         other.info.curlft.add_time = NOW - 500;
-        other.info.lft = LifetimeCfg {
-            soft_byte_limit: XFRM_INF,
-            hard_byte_limit: XFRM_INF,
-            soft_packet_limit: XFRM_INF,
-            hard_packet_limit: XFRM_INF,
-            ..LifetimeCfg::default()
-        };
+        other.info.lft = LifetimeCfg::UNLIMITED;
         other.cpu = Some(1);
         it.sas.push(other);
     });

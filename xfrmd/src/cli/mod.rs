@@ -220,9 +220,10 @@ fn with_daemon<T>(
     }
 }
 
-/// The variable that names a daemon, as a process has it, or else a child of its.
+/// The variable that names a daemon, as a process has it. That of `xfrmd run` is in its command's
+/// environment, and its own is that of a run around it.
 fn environment_of(process: u32) -> Option<Vec<u8>> {
-    let own = |process: u32| {
+    let value = |process: u32| {
         let all = std::fs::read(format!("/proc/{process}/environ")).ok()?;
         let mut words = all.split(|&byte| byte == 0);
         words.find_map(|word| {
@@ -230,10 +231,17 @@ fn environment_of(process: u32) -> Option<Vec<u8>> {
             Some(value.strip_prefix(b"=")?.to_vec())
         })
     };
+    let name = |process: &str| std::fs::read(format!("/proc/{process}/comm")).ok();
+    let own = value(process);
+    // Whoever else has children may have adopted them.
+    if name(&process.to_string()) != name("self") {
+        return own;
+    }
     let children = format!("/proc/{process}/task/{process}/children");
     let children = std::fs::read_to_string(children).unwrap_or_default();
-    let mut children = children.split_whitespace().filter_map(|it| it.parse().ok());
-    children.find_map(own).or_else(|| own(process))
+    let children = children.split_whitespace().filter_map(|it| it.parse().ok());
+    let mut values = children.filter_map(value);
+    values.find(|it| own.as_ref() != Some(it)).or(own)
 }
 
 fn environment(socket: &SocketOption) -> Result<ExitCode> {

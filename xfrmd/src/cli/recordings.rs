@@ -83,6 +83,7 @@ pub(super) fn replayed(
             "kernel": profile.name,
             "happenings": recording.happenings.len(),
             "keys": recording.head.keys,
+            "kills": recording.kills,
             "differences": differences.iter().map(as_json).collect::<Vec<_>>(),
         });
         print(&report, json, plain)?;
@@ -121,8 +122,12 @@ fn plain(report: &Value) -> String {
         Some(Value::Bool(false)) => ", with keys of zeros",
         _ => "",
     };
+    let kills = match report.get("kills").and_then(Value::as_u64) {
+        Some(0) | None => String::new(),
+        Some(kills) => format!(", {kills} kills of the daemon"),
+    };
     out + &format!(
-        "{}: {} happenings replayed as Linux {}{keys}: {} differ\n",
+        "{}: {} happenings replayed as Linux {}{keys}{kills}: {} differ\n",
         field(report, "recorded"),
         field(report, "happenings"),
         field(report, "kernel"),

@@ -313,7 +313,7 @@ impl Daemon {
                 followed.namespace = None;
                 followed.dropped.clear();
                 if let Some(line) = &self.line {
-                    for role in Role::CARRYING {
+                    for role in Role::carrying() {
                         line.release(instance.netns, role);
                     }
                 }
@@ -508,7 +508,7 @@ impl Daemon {
         followed.namespace = None;
         followed.dropped.clear();
         if let (Some(line), Some(instance)) = (&self.line, self.instances.get(&id)) {
-            for role in Role::CARRYING {
+            for role in Role::carrying() {
                 line.release(instance.netns, role);
             }
         }

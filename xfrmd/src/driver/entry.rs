@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use xfrm_proto::control::Answer;
+use xfrm_proto::control::{Answer, EVENT_TAIL_BYTES};
 
 use super::connection::{Connection, Entered, Reply};
 use super::instance::{Instance, Speakers};
@@ -50,6 +50,14 @@ impl Daemon {
 
     fn is_owner(&self, peer: Credentials) -> bool {
         matches!(self.settings.owner, Owner::Private { uid, .. } if uid == peer.uid)
+    }
+
+    /// What is behind events, so that instances in one namespace do not hear each other.
+    pub(super) fn event_tail(&self) -> Option<[u8; EVENT_TAIL_BYTES]> {
+        match &self.settings.owner {
+            Owner::System => None,
+            Owner::Private { secret, .. } => Some(secret.event_tail()),
+        }
     }
 
     fn is_privileged(&self, peer: Credentials, instance: &Instance) -> bool {
@@ -151,7 +159,8 @@ impl Daemon {
                 let id = self.emulator.create_netns();
                 tracing::info!(netns, "namespace");
                 self.by_cookie.insert(netns, id);
-                self.instances.insert(id, Instance::new(id, netns));
+                self.instances
+                    .insert(id, Instance::new(id, netns, self.event_tail()));
                 for (group, &count) in (1..).zip(&self.group_members) {
                     self.emulator.set_listeners(id, group, count);
                 }

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use xfrm_proto::control::EVENTS_LOST;
+use xfrm_proto::control::{EVENT_TAIL_BYTES, EVENTS_LOST};
 use xfrmd::emulator::NetnsId;
 
 use super::host;
@@ -114,12 +114,15 @@ pub(crate) struct Instance {
     readers: HashMap<u32, Reader, RandomState>,
     /// The record of it that is kept.
     pub(crate) kept: Vec<u8>,
+    /// What tells its events from those of other instances in the namespace.
+    tail: Option<[u8; EVENT_TAIL_BYTES]>,
 }
 
 impl Instance {
     /// Without users or sockets.
-    pub(crate) fn new(id: NetnsId, netns: u64) -> Self {
+    pub(crate) fn new(id: NetnsId, netns: u64, tail: Option<[u8; EVENT_TAIL_BYTES]>) -> Self {
         Self {
+            tail,
             id,
             netns,
             users: Vec::new(),
@@ -305,6 +308,14 @@ impl Instance {
         };
         let Some(mask) = group.checked_sub(1).and_then(|bit| 1_u32.checked_shl(bit)) else {
             return false;
+        };
+        let with_tail;
+        let bytes = match &self.tail {
+            None => bytes,
+            Some(tail) => {
+                with_tail = [bytes, tail].concat();
+                &with_tail
+            }
         };
         if native & mask != 0 {
             // The kernel delivers to the group, and then fails to find port 0.

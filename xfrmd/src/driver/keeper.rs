@@ -77,19 +77,14 @@ impl Role {
         Self::Udp,
         Self::UdpV6,
     ];
+
     /// What is there while packets are carried.
-    pub(crate) const CARRYING: [Self; 10] = [
-        Self::Followed,
-        Self::Tun,
-        Self::Esp,
-        Self::EspV6,
-        Self::Ah,
-        Self::AhV6,
-        Self::Comp,
-        Self::CompV6,
-        Self::Udp,
-        Self::UdpV6,
-    ];
+    pub(crate) fn carrying() -> impl Iterator<Item = Self> {
+        let always = [Self::Namespace, Self::Reply, Self::Event];
+        Self::ALL
+            .into_iter()
+            .filter(move |role| !always.contains(role))
+    }
 }
 
 /// Descriptors by namespace and role.

@@ -3,10 +3,13 @@
 //! The control thread and packet threads hand over whole buffers; a thread of its own writes them. What
 //! the control plane does is never left out. Packets are, once more of them wait than memory is for;
 //! the recording then says so.
+//!
+//! Where a daemon goes on for one that was killed, the file goes on with what that had kept, if keys may
+//! be in it.
 
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{self, Seek as _, SeekFrom, Write};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -15,7 +18,8 @@ use std::thread::JoinHandle;
 
 use dataplane::BootNanos;
 use nix::time::{ClockId, clock_gettime};
-use xfrmd::recording::format::{Head, Source};
+use xfrmd::recording::format::{Head, Kept, Source};
+use xfrmd::recording::pcapng;
 use xfrmd::recording::reel::{ControlTape, Reel, Sink};
 
 use super::Daemon;
@@ -40,7 +44,8 @@ impl RecordTo {
     /// The host's.
     pub(crate) fn create(path: &Path, keys: bool) -> io::Result<Self> {
         let mut options = File::options();
-        options.write(true).create(true).truncate(true).mode(0o600);
+        options.read(true).write(true);
+        options.create(true).truncate(true).mode(0o600);
         let file = Arc::new(options.open(path)?);
         Ok(Self { file, keys })
     }
@@ -85,8 +90,19 @@ pub(super) struct Recorder {
     writer: Option<JoinHandle<()>>,
 }
 
+/// What a daemon has found that goes on, and how many there were before it.
+pub(super) struct Found {
+    pub(super) generation: u64,
+    pub(super) kept: Vec<Kept<'static>>,
+}
+
 impl Recorder {
-    fn start(to: &RecordTo, head: &Head, boot: BootNanos, nanos: u64) -> io::Result<Self> {
+    fn start(
+        to: &RecordTo,
+        head: &Head,
+        (boot, nanos): (BootNanos, u64),
+        found: Option<&Found>,
+    ) -> io::Result<Self> {
         let (sender, receiver) = channel();
         let waiting = Arc::new(Waiting::default());
         let queue = Queue {
@@ -94,11 +110,25 @@ impl Recorder {
             waiting: Arc::clone(&waiting),
         };
         let file = Arc::clone(&to.file);
+        let goes_on = found.is_some();
         let writer = std::thread::Builder::new()
             .name("recorder".into())
-            .spawn(move || write(&file, &receiver, &waiting))?;
+            .spawn(move || {
+                let begun = match goes_on {
+                    true => mend(&file),
+                    false => Ok(()),
+                };
+                write(&file, begun, &receiver, &waiting);
+            })?;
+        let sink = Box::new(queue);
         Ok(Self {
-            reel: Reel::begin(head, boot, nanos, Box::new(queue)),
+            reel: match found {
+                Some(found) => {
+                    let found = (found.generation, &*found.kept);
+                    Reel::go_on(head, boot, nanos, sink, found)
+                }
+                None => Reel::begin(head, boot, nanos, sink),
+            },
             stop: sender,
             writer: Some(writer),
         })
@@ -121,12 +151,33 @@ impl Drop for Recorder {
     }
 }
 
-fn write(mut file: &File, blocks: &Receiver<Option<Vec<u8>>>, waiting: &Waiting) {
+/// Takes away what the daemon before had half written.
+fn mend(mut file: &File) -> io::Result<()> {
+    let bytes = file.metadata()?.len();
+    let whole = pcapng::whole_blocks(bytes, |at, head| file.read_exact_at(head, at).ok());
+    file.set_len(whole)?;
+    file.seek(SeekFrom::Start(whole))?;
+    Ok(())
+}
+
+fn write(
+    mut file: &File,
+    begun: io::Result<()>,
+    blocks: &Receiver<Option<Vec<u8>>>,
+    waiting: &Waiting,
+) {
     let mut works = true;
-    while let Ok(Some(mut buffer)) = blocks.recv() {
-        if works && let Err(error) = file.write_all(&buffer) {
+    let mut check = |done: io::Result<()>| {
+        if let Err(error) = done {
             tracing::error!(%error, "the recording ends here");
             works = false;
+        }
+        works
+    };
+    check(begun);
+    while let Ok(Some(mut buffer)) = blocks.recv() {
+        if check(Ok(())) {
+            check(file.write_all(&buffer));
         }
         waiting.bytes.fetch_sub(buffer.len(), Ordering::Relaxed);
         buffer.clear();
@@ -138,16 +189,18 @@ fn write(mut file: &File, blocks: &Receiver<Option<Vec<u8>>>, waiting: &Waiting)
 }
 
 impl Daemon {
-    /// Records from now on, if that is wanted. `again`: an earlier daemon has begun.
+    /// Records from now on, if that is wanted; a daemon that goes on says what it has found.
     ///
     /// # Errors
     /// The host's.
-    pub(super) fn start_recording(&mut self, again: bool) -> io::Result<()> {
+    pub(super) fn start_recording(&mut self, found: Option<&Found>) -> io::Result<()> {
         let Some(to) = &self.settings.record else {
             return Ok(());
         };
-        if again {
-            tracing::warn!("the recording ends where the daemon was killed");
+        if found.is_some() && !to.keys {
+            tracing::warn!(
+                "the recording ends where the daemon was killed: it goes on only with --record-keys"
+            );
             return Ok(());
         }
         let head = Head {
@@ -171,7 +224,7 @@ impl Daemon {
             }
         };
         let nanos = u64::try_from(nanos).unwrap_or(0);
-        let recorder = Recorder::start(to, &head, now.boot, nanos)?;
+        let recorder = Recorder::start(to, &head, (now.boot, nanos), found)?;
         let tape = ControlTape::new(Arc::clone(recorder.reel()));
         self.emulator.record(Box::new(tape));
         self.recorder = Some(recorder);

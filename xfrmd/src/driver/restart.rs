@@ -23,6 +23,7 @@ use super::connection::Connection;
 use super::instance::{Instance, Speakers};
 use super::keeper::{Held, Inheritance, Role};
 use super::own_sockets::Own;
+use super::recorder;
 use crate::attach::{EncapSocket, OwnSocket};
 
 /// What a process had set, until it connects again.
@@ -147,9 +148,15 @@ impl Daemon {
                 page.wake_all();
             }
         }
+        let found_by = |generation| recorder::Found {
+            generation,
+            kept: found.iter().map(|it| it.kept().into()).collect(),
+        };
+        let records = self.settings.record.is_some() && generation > 0;
+        let recalled = records.then(|| found_by(generation.into()));
         drop(found);
         self.emulator.keep_on(Box::new(store));
-        self.start_recording(generation > 0)?;
+        self.start_recording(recalled.as_ref())?;
         if generation > 0 {
             let ids: Vec<NetnsId> = self.instances.keys().copied().collect();
             for &id in &ids {
@@ -172,7 +179,7 @@ impl Daemon {
             let id = NetnsId(kept.record.netns);
             let image = Image::decode(kept.image).context("a namespace's record is damaged")?;
             let mut take = |role| held.remove(&(image.cookie, role));
-            let mut instance = Instance::new(id, image.cookie);
+            let mut instance = Instance::new(id, image.cookie, self.event_tail());
             instance.namespace = take(Role::Namespace);
             if let (Some(reply), Some(event)) = (take(Role::Reply), take(Role::Event)) {
                 let speakers = Speakers::new(image.cookie, reply, event);
@@ -188,7 +195,7 @@ impl Daemon {
             let listeners = self.listeners_in(&instance).unwrap_or_default();
             instance.find_members(&listeners);
             let followed = self.following.entry(id).or_default();
-            let left = Role::CARRYING.into_iter();
+            let left = Role::carrying();
             followed.take_over(left.filter_map(|role| Some((role, take(role)?))).collect());
             for &(connection, pid, belonging) in &image.belongings {
                 self.next_connection = self.next_connection.max(connection + 1);

@@ -2,6 +2,7 @@
 //! (`sd_listen_fds(3)`), how far we are (`sd_notify(3)`), and descriptors that it keeps for us
 //! while we are away (`FDSTORE=1`).
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -90,6 +91,8 @@ pub(crate) enum Progress {
 #[derive(Debug)]
 pub(crate) struct Manager {
     socket: UnixDatagram,
+    /// It could not be told the last time, which has been said.
+    deaf: Cell<bool>,
 }
 
 impl Manager {
@@ -104,11 +107,13 @@ impl Manager {
             }
             // One that does not listen does not stop us for long.
             socket.set_write_timeout(Some(PATIENCE))?;
-            Ok::<_, io::Error>(Self { socket })
+            Ok::<_, io::Error>(socket)
         };
-        connected()
-            .inspect_err(|error| tracing::warn!(%error, "NOTIFY_SOCKET"))
-            .ok()
+        let socket = connected().inspect_err(warn).ok()?;
+        Some(Self {
+            socket,
+            deaf: Cell::default(),
+        })
     }
 
     /// Has a descriptor kept while we are away, in place of one of the same name.
@@ -130,10 +135,16 @@ impl Manager {
         let passed = if fds.is_empty() { &[][..] } else { &passed };
         let flags = MsgFlags::MSG_NOSIGNAL;
         let sent = sendmsg::<()>(self.socket.as_raw_fd(), &parts, passed, flags, None);
-        if let Err(error) = sent {
-            tracing::warn!(%error, "NOTIFY_SOCKET");
+        match sent {
+            Ok(_) => self.deaf.set(false),
+            Err(error) if !self.deaf.replace(true) => warn(&error.into()),
+            Err(_) => {}
         }
     }
+}
+
+fn warn(error: &io::Error) {
+    tracing::warn!(%error, "the service manager at NOTIFY_SOCKET cannot be told");
 }
 
 /// Tells the service manager how far we are, if there is one.
@@ -143,7 +154,7 @@ pub(crate) fn notify(address: Option<&OsStr>, progress: Progress) {
     };
     match state(progress) {
         Ok(state) => manager.tell(&state, &[]),
-        Err(error) => tracing::warn!(%error, "NOTIFY_SOCKET"),
+        Err(error) => warn(&error),
     }
 }
 

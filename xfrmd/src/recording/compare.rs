@@ -50,6 +50,11 @@ pub fn with_replay(recording: &Recording<'_>, outcomes: &[Outcome]) -> Vec<Diffe
     let both = recording.happenings.iter().zip(outcomes);
     let mut differences = Vec::new();
     for (happening, outcome) in both {
+        if let (Some(judge), What::Step(Step::Listeners { group, count, .. })) =
+            (&mut judge, &happening.happened.what)
+        {
+            judge.listen(*group, *count);
+        }
         let [recorded, replayed] = match &mut judge {
             None if happening.answers == outcome.answers => [Vec::new(), Vec::new()],
             None => [&happening.answers, &outcome.answers].map(|answers| lines(answers)),
@@ -87,19 +92,21 @@ impl Judge {
         if recording.head.source != Source::Kernel {
             return None;
         }
-        let listened = recording.happenings.iter();
-        let listened = listened.filter_map(|it| match it.happened.what {
-            What::Step(Step::Listeners { group, .. }) => Some(group),
-            _ => None,
-        });
         let begin = recording.happenings.iter().map(|it| it.nanos);
         let begin = begin.filter(|&nanos| nanos != 0).min().unwrap_or(0);
         let normalizer = || Normalizer::new(begin / 1_000_000_000, false);
         Some(Self {
-            listened: listened.collect(),
+            listened: BTreeSet::new(),
             recorded: normalizer(),
             replayed: normalizer(),
         })
+    }
+
+    fn listen(&mut self, group: u32, count: u32) {
+        match count {
+            0 => self.listened.remove(&group),
+            _ => self.listened.insert(group),
+        };
     }
 
     fn lines(&mut self, recorded: &[Answer<'_>], replayed: &[Answer<'_>]) -> [Vec<String>; 2] {
@@ -216,6 +223,10 @@ pub fn title(happening: &Happening<'_>) -> String {
             Passage::Retry { .. } => "packets that have waited".into(),
             Passage::Iptfs { .. } => "packets that have waited in an IPTFS SA".into(),
         },
+        What::Recall { kept, .. } => format!(
+            "another daemon goes on where one was killed, with {} records",
+            kept.len()
+        ),
     }
 }
 
@@ -365,6 +376,9 @@ fn story(recording: &Recording<'_>, shared: &BTreeSet<u32>) -> String {
             }
             What::Step(Step::Timers { .. }) if interesting => {
                 let _ = writeln!(out, "> timers");
+            }
+            What::Recall { .. } => {
+                let _ = writeln!(out, "> the daemon is killed, and another goes on");
             }
             _ => {}
         }

@@ -9,6 +9,7 @@
 //! [`VERSION`].
 
 mod code;
+mod kept;
 mod passage;
 
 use std::borrow::Cow;
@@ -21,7 +22,10 @@ use dataplane::spd::Flow;
 use xfrm_proto::uapi::Address;
 
 pub use code::decode_answer;
-pub(super) use code::{write_answer, write_passage, write_step};
+pub use kept::Kept;
+
+pub(super) use code::{write_answer, write_passage, write_recall, write_step};
+pub(super) use kept::KeptReader;
 pub(super) use passage::host_said;
 
 use crate::emulator::{self, NetnsId};
@@ -39,6 +43,11 @@ pub const ANSWER: u16 = 0x8002;
 pub const HEAD: u16 = 0x8003;
 /// Option, last of a file: the number of the last happening.
 pub const END: u16 = 0x8004;
+/// Option: a record of the state that a daemon has found that goes on, or a part of one.
+pub const KEPT: u16 = 0x8005;
+
+/// By so many, numbers begin higher whenever a daemon goes on where another was killed.
+pub const NUMBERS_EACH: u64 = 1_000_000_000;
 
 /// Interfaces, by number.
 pub const NETLINK: u32 = 0;
@@ -204,6 +213,13 @@ pub enum What<'a> {
         host: Vec<HostSaid>,
         /// The packet.
         bytes: Cow<'a, [u8]>,
+    },
+    /// The daemon was killed, and another went on with what that had kept.
+    Recall {
+        /// Table sizes.
+        limits: Limits,
+        /// What it found.
+        kept: Vec<Kept<'a>>,
     },
 }
 

@@ -1,11 +1,10 @@
 //! What a Linux kernel was asked and said, as an nlmon device shows it, as a recording.
 //!
-//! Such a device shows messages and which way they go, not whose they are: port ids and
-//! acknowledgement options are worked out from answers, and so are the random numbers that an SPI was made
-//! of. That timers have run is known from what they tell.
+//! Such a device shows messages, not whose they are: port ids and acknowledgement options are worked out
+//! from answers, and so are the random numbers that an SPI was made of. That timers have run is known
+//! from what they tell, and that somebody listens to a group from the first event to the last.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use dataplane::netns::Limits;
 use dataplane::{BootNanos, Now, WallSecs};
@@ -15,7 +14,7 @@ use xfrm_proto::reply::messages;
 use xfrm_proto::uapi::{NlMsgHdr, Pod, UserSaInfo, UserSpiInfo};
 
 use super::format::{Head, Source, To};
-use super::reel::{Reel, Sink};
+use super::reel::{Memory, Reel};
 use crate::emulator::{Destination, NetnsId, Peer};
 use crate::tape::Step;
 
@@ -24,10 +23,17 @@ use crate::tape::Step;
 pub struct Frame {
     /// When, in nanoseconds since 1970.
     pub nanos: u64,
-    /// Whether it went to the kernel.
-    pub to_kernel: bool,
     /// Its messages.
     pub bytes: Vec<u8>,
+}
+
+/// Whether it went to the kernel.
+///
+/// QUIRK: nlmon_shows_no_direction. The device is told, but whoever listens to it is told that
+/// everything leaves (`dev_queue_xmit_nit`). Requests are known by their flag, without which the kernel
+/// passes over a message, and which it gives to none of its own.
+fn is_request(header: NlMsgHdr) -> bool {
+    header.kind >= NLMSG_MIN_TYPE && header.flags & NLM_F_REQUEST != 0
 }
 
 /// The only namespace there is.
@@ -83,17 +89,6 @@ struct Conversation<'f> {
     answers: Vec<(Option<u32>, &'f [u8])>,
 }
 
-#[derive(Clone, Default)]
-struct Memory(Arc<Mutex<Vec<u8>>>);
-
-impl Sink for Memory {
-    fn take(&self, mut blocks: Vec<u8>, _must: bool) -> bool {
-        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        bytes.append(&mut blocks);
-        true
-    }
-}
-
 /// The recording of what was seen of a kernel, called as `--kernel` calls it.
 #[must_use]
 pub fn recording(kernel: &str, keys: bool, frames: &[Frame]) -> Vec<u8> {
@@ -112,15 +107,25 @@ pub fn recording(kernel: &str, keys: bool, frames: &[Frame]) -> Vec<u8> {
     let boot = BootNanos(UPTIME_NANOS);
     let reel = Reel::begin(&head, boot, began, Box::new(memory.clone()));
     reel.step(boot, &Step::Create { netns: NETNS }, &[], "", []);
-    for group in groups(&conversations) {
+    let listen = |group, count| {
+        let netns = NETNS;
         let step = Step::Listeners {
-            netns: NETNS,
+            netns,
             group,
-            count: 1,
+            count,
         };
         reel.step(boot, &step, &[], "", []);
-    }
-    for conversation in &conversations {
+    };
+    let heard = heard(&conversations);
+    for (index, conversation) in conversations.iter().enumerate() {
+        for (&group, &[first, last]) in &heard {
+            if first == index {
+                listen(group, 1);
+            }
+            if last + 1 == index {
+                listen(group, 0);
+            }
+        }
         let since = conversation.nanos.saturating_sub(began);
         let now = Now {
             boot: boot.plus_nanos(since),
@@ -156,8 +161,7 @@ pub fn recording(kernel: &str, keys: bool, frames: &[Frame]) -> Vec<u8> {
         reel.step(now.boot, &step, &drawn(conversation), "", answers(port));
     }
     reel.end();
-    let mut bytes = memory.0.lock().unwrap_or_else(PoisonError::into_inner);
-    std::mem::take(&mut bytes)
+    memory.take_bytes()
 }
 
 /// Puts answers to their requests. The kernel answers one before it takes the next, but for dumps,
@@ -169,7 +173,7 @@ fn conversations(frames: &[Frame]) -> Vec<Conversation<'_>> {
         let Some(header) = NlMsgHdr::read(&frame.bytes) else {
             continue;
         };
-        if frame.to_kernel {
+        if is_request(header) {
             last_event = None;
             all.push(Conversation {
                 nanos: frame.nanos,
@@ -237,13 +241,16 @@ fn sockets(conversations: &[Conversation<'_>]) -> BTreeMap<u32, Known> {
     known
 }
 
-/// Groups to which somebody listened.
-fn groups(conversations: &[Conversation<'_>]) -> Vec<u32> {
-    let answers = conversations.iter().flat_map(|it| &it.answers);
-    let mut groups: Vec<u32> = answers.filter_map(|(group, _)| *group).collect();
-    groups.sort_unstable();
-    groups.dedup();
-    groups
+/// The first and the last conversation in which a group has heard something.
+fn heard(conversations: &[Conversation<'_>]) -> BTreeMap<u32, [usize; 2]> {
+    let mut heard = BTreeMap::new();
+    for (index, conversation) in conversations.iter().enumerate() {
+        for group in conversation.answers.iter().filter_map(|(group, _)| *group) {
+            let [_, last] = heard.entry(group).or_insert([index; 2]);
+            *last = index;
+        }
+    }
+    heard
 }
 
 /// The random numbers of which SPIs were made that were answered.
@@ -277,8 +284,40 @@ fn draw(spi: u32, low: u32, high: u32) -> Option<u64> {
 mod tests {
     use dataplane::Entropy;
     use proptest::prelude::*;
+    use xfrm_proto::reply::Writer;
 
     use super::*;
+    use crate::recording::format::What;
+    use crate::recording::read::Recording;
+
+    fn frame(kind: u16, flags: u16, seq: u32, pid: u32) -> Frame {
+        let mut bytes = Vec::new();
+        Writer::begin(&mut bytes, kind, flags, seq, pid).end();
+        Frame { nanos: 5, bytes }
+    }
+
+    #[test]
+    fn nlmon_shows_no_direction() {
+        let frames = [
+            frame(XFRM_MSG_FLUSHSA, NLM_F_REQUEST | NLM_F_ACK, 7, 0),
+            frame(XFRM_MSG_FLUSHSA, 0, 7, 42),
+            frame(NLMSG_ERROR, NLM_F_CAPPED, 7, 42),
+            frame(XFRM_MSG_EXPIRE, 0, 0, 0),
+        ];
+        let file = recording("7.2", true, &frames);
+        let read = Recording::read(&file).unwrap();
+        let mut requests = read.happenings.iter().filter_map(|it| {
+            let What::Step(Step::Request { peer, .. }) = &it.happened.what else {
+                return None;
+            };
+            Some((peer.port, it.answers.len()))
+        });
+        assert_eq!(requests.next(), Some((42, 2)));
+        assert_eq!(requests.next(), None);
+        let by_itself = read.happenings.last().unwrap();
+        let to = To::Client(NETNS, Destination::Group(group::EXPIRE));
+        assert_eq!(by_itself.answers[0].to, to);
+    }
 
     struct Once(u64);
 

@@ -245,6 +245,23 @@ pub fn blocks(file: &[u8]) -> impl Iterator<Item = Result<Found<'_>, Damage>> {
     })
 }
 
+/// How much of a file of so many bytes is whole blocks. `read` fills a buffer from a place in the file.
+pub fn whole_blocks(bytes: u64, mut read: impl FnMut(u64, &mut [u8]) -> Option<()>) -> u64 {
+    let mut whole = 0;
+    while let Some(rest) = bytes.checked_sub(whole) {
+        let mut head = [0; 8];
+        if rest < 12 || read(whole, &mut head).is_none() {
+            break;
+        }
+        let len = word(&head, 4).map_or(0, u64::from);
+        if !(12..=rest).contains(&len) {
+            break;
+        }
+        whole += len;
+    }
+    whole
+}
+
 /// A packet that was read.
 #[derive(Clone, Copy, Debug)]
 pub struct FoundPacket<'a> {

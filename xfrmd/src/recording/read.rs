@@ -1,10 +1,15 @@
 //! A file back as what happened.
+//!
+//! It is a section, and another for each daemon that went on where one was killed. Of a section without
+//! an end the last things are missing, in no order: it counts up to where it is whole.
 
 use std::borrow::Cow;
 
 use super::Damage;
-use super::format::{ANSWER, END, HAPPENED, HEAD, Happened, Head, OWN, To, What, decode_answer};
-use super::pcapng::{self, ENHANCED_PACKET, Found};
+use super::format::{
+    ANSWER, END, HAPPENED, HEAD, Happened, Head, KEPT, KeptReader, OWN, To, What, decode_answer,
+};
+use super::pcapng::{self, ENHANCED_PACKET, Found, SECTION};
 
 /// What was recorded.
 #[derive(Clone, Debug)]
@@ -15,6 +20,8 @@ pub struct Recording<'f> {
     pub happenings: Vec<Happening<'f>>,
     /// Numbers that are missing: packets were lost because they came faster than they were written.
     pub lost: u64,
+    /// How often its daemon was killed, and another went on.
+    pub kills: usize,
     /// Where it ends before its time, if it does.
     pub cut: Option<Damage>,
 }
@@ -60,44 +67,34 @@ impl<'f> Recording<'f> {
                 }
             }
         }
-        let Reader {
-            head,
-            mut happenings,
-            mut answers,
-            end,
-        } = reader;
+        let head = reader.head.take();
         let head = head.ok_or_else(|| Damage::new(0, "this is no recording of xfrmd"))?;
-        if cut.is_none() && end.is_none() {
+        if cut.is_none() && reader.section.end.is_none() {
             let what = "the recording has no end: its daemon was killed, or still runs";
             cut = Some(Damage::new(file.len(), what));
         }
-        happenings.sort_by_key(|it| it.happened.number);
+        reader.settle()?;
+        let Reader {
+            mut happenings,
+            mut answers,
+            lost,
+            ..
+        } = reader;
         // A stable sort: the answers to one happening are in one thread's order.
         answers.sort_by_key(|&(number, _)| number);
-        if cut.is_some() {
-            // What a packet thread had not handed over yet is missing, and all behind it is of no use.
-            let in_order = happenings.iter().zip(1..);
-            let there = in_order.take_while(|(it, number)| it.happened.number == *number);
-            happenings.truncate(there.count());
-        }
         let mut answers = answers.into_iter().peekable();
-        let mut lost = 0;
-        let mut last = 0;
         for happening in &mut happenings {
             let number = happening.happened.number;
-            if number == last {
-                let what = format!("there are two happenings {number}");
-                return Err(Damage::new(happening.offset, what));
-            }
-            lost += number - last - 1;
-            last = number;
-            while let Some((_, answer)) = answers.next_if(|&(of, _)| of <= number) {
-                happening.answers.push(answer);
+            while let Some((of, answer)) = answers.next_if(|&(of, _)| of <= number) {
+                if of == number {
+                    happening.answers.push(answer);
+                }
             }
         }
-        lost += end.unwrap_or(last).saturating_sub(last);
+        let recalls = happenings.iter().filter(|it| it.is_recall());
         Ok(Self {
             head,
+            kills: recalls.count(),
             happenings,
             lost,
             cut,
@@ -112,17 +109,81 @@ impl<'f> Recording<'f> {
     }
 }
 
+impl Happening<'_> {
+    fn is_recall(&self) -> bool {
+        matches!(self.happened.what, What::Recall { .. })
+    }
+}
+
+/// What one daemon has written, in the order of the file.
 #[derive(Default)]
-struct Reader<'f> {
-    head: Option<Head>,
+struct Section<'f> {
     happenings: Vec<Happening<'f>>,
-    answers: Vec<(u64, Answer<'f>)>,
+    kept: KeptReader,
     end: Option<u64>,
 }
 
+#[derive(Default)]
+struct Reader<'f> {
+    head: Option<Head>,
+    /// Of sections that are over.
+    happenings: Vec<Happening<'f>>,
+    answers: Vec<(u64, Answer<'f>)>,
+    lost: u64,
+    sections: usize,
+    section: Section<'f>,
+}
+
 impl<'f> Reader<'f> {
+    /// The section is over.
+    fn settle(&mut self) -> Result<(), Damage> {
+        let Section {
+            mut happenings,
+            end,
+            ..
+        } = std::mem::take(&mut self.section);
+        // Its answers follow it.
+        let unsure = happenings.last().map(|it| it.happened.number);
+        happenings.sort_by_key(|it| it.happened.number);
+        let Some(first) = happenings.first() else {
+            return Ok(());
+        };
+        let before = self.happenings.last().map_or(0, |it| it.happened.number);
+        let number = first.happened.number;
+        if (self.sections > 1 && !first.is_recall()) || number <= before {
+            let what = format!("happening {number} does not go on with what was before");
+            return Err(Damage::new(first.offset, what));
+        }
+        let mut last = if first.is_recall() { number - 1 } else { 0 };
+        if end.is_none() {
+            // What a thread had not handed over yet is missing, and all behind it is of no use.
+            let in_order = happenings.iter().zip(last + 1..);
+            let there = in_order.take_while(|(it, expected)| {
+                it.happened.number == *expected && Some(*expected) != unsure
+            });
+            happenings.truncate(there.count());
+        }
+        for happening in &happenings {
+            let number = happening.happened.number;
+            if number == last {
+                let what = format!("there are two happenings {number}");
+                return Err(Damage::new(happening.offset, what));
+            }
+            self.lost += number - last - 1;
+            last = number;
+        }
+        self.lost += end.unwrap_or(last).saturating_sub(last);
+        self.happenings.append(&mut happenings);
+        Ok(())
+    }
+
     fn take(&mut self, block: &Found<'f>) -> Result<(), Damage> {
         let nonsense = |what| Damage::new(block.offset, what);
+        if block.kind == SECTION {
+            self.settle()?;
+            self.sections += 1;
+            return Ok(());
+        }
         let (nanos, payload, options): (_, _, Vec<_>) = match (block.kind, block.packet()) {
             (OWN, _) => (0, &[][..], block.options().collect()),
             (ENHANCED_PACKET, Some(packet)) => {
@@ -134,10 +195,10 @@ impl<'f> Reader<'f> {
         for (code, value) in options {
             if code == HEAD {
                 let head = Head::decode(value).map_err(|what| Damage::new(block.offset, what))?;
-                self.head = Some(head);
+                self.head.get_or_insert(head);
                 continue;
             }
-            if !matches!(code, HAPPENED | ANSWER | END) {
+            if !matches!(code, HAPPENED | ANSWER | END | KEPT) {
                 continue;
             }
             if self.head.is_none() {
@@ -146,12 +207,21 @@ impl<'f> Reader<'f> {
             match code {
                 HAPPENED => {
                     let happened = Happened::decode(value, payload);
-                    self.happenings.push(Happening {
+                    let mut happened =
+                        happened.ok_or_else(|| nonsense("a happening makes no sense"))?;
+                    if let What::Recall { kept, .. } = &mut happened.what {
+                        *kept = self.section.kept.finish();
+                    }
+                    self.section.happenings.push(Happening {
                         offset: block.offset,
                         nanos,
-                        happened: happened.ok_or_else(|| nonsense("a happening makes no sense"))?,
+                        happened,
                         answers: Vec::new(),
                     });
+                }
+                KEPT => {
+                    let taken = self.section.kept.take(value);
+                    taken.ok_or_else(|| nonsense("a record of kept state makes no sense"))?;
                 }
                 ANSWER => {
                     let (number, to) =
@@ -161,7 +231,7 @@ impl<'f> Reader<'f> {
                 }
                 _ => {
                     let last = value.first_chunk().copied().map(u64::from_ne_bytes);
-                    self.end = Some(last.ok_or_else(|| nonsense("an end makes no sense"))?);
+                    self.section.end = Some(last.ok_or_else(|| nonsense("an end makes no sense"))?);
                 }
             }
         }

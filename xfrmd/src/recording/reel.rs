@@ -1,12 +1,13 @@
 //! Writing a recording: who numbers what happens, and the control plane's part of it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dataplane::{BootNanos, Now};
 
 use super::format::{
-    ANSWER, END, HAPPENED, HEAD, Head, INNER, NETLINK, OUTER, OWN, To, write_answer, write_step,
+    ANSWER, END, HAPPENED, HEAD, Head, INNER, Kept, NETLINK, NUMBERS_EACH, OUTER, OWN, To,
+    write_answer, write_recall, write_step,
 };
 use super::keys;
 use super::pcapng::{
@@ -17,6 +18,8 @@ use crate::tape::{Heard, Step, Tape};
 
 /// The largest packet with its header; Wireshark takes no larger ones.
 const MOST_BYTES: u32 = 262_144;
+/// Records of kept state in one block, so that none is too large for others who read the file.
+const KEPT_EACH: usize = 64;
 
 /// Where blocks go. Whoever hands them over does not wait.
 pub trait Sink: Send + Sync {
@@ -27,6 +30,26 @@ pub trait Sink: Send + Sync {
     /// A buffer for the next ones.
     fn buffer(&self) -> Vec<u8> {
         Vec::new()
+    }
+}
+
+/// A recording in memory; clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Memory(Arc<Mutex<Vec<u8>>>);
+
+impl Memory {
+    /// All that has been written, which is then no longer there.
+    #[must_use]
+    pub fn take_bytes(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Sink for Memory {
+    fn take(&self, mut blocks: Vec<u8>, _must: bool) -> bool {
+        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        bytes.append(&mut blocks);
+        true
     }
 }
 
@@ -63,6 +86,34 @@ impl Reel {
         block.end();
         reel.sink.take(out, true);
         Arc::new(reel)
+    }
+
+    /// Goes on with one whose daemon was killed, the `generation`th time, with what it had kept; keys
+    /// are in that.
+    #[must_use]
+    pub fn go_on(
+        head: &Head,
+        boot: BootNanos,
+        nanos: u64,
+        sink: Box<dyn Sink>,
+        (generation, kept): (u64, &[Kept<'_>]),
+    ) -> Arc<Self> {
+        let reel = Self::begin(head, boot, nanos, sink);
+        let number = generation.saturating_mul(NUMBERS_EACH);
+        reel.last.store(number, Ordering::SeqCst);
+        let mut out = reel.sink.buffer();
+        for some in kept.chunks(KEPT_EACH) {
+            let mut block = Block::begin(&mut out, OWN);
+            some.iter().for_each(|kept| kept.put(&mut block));
+            block.end();
+        }
+        let mut option = Vec::new();
+        write_recall(&mut option, number, head.limits);
+        let mut block = Block::begin(&mut out, OWN);
+        block.option(HAPPENED, &option);
+        block.end();
+        reel.sink.take(out, true);
+        reel
     }
 
     /// Ends it: whoever reads it knows that nothing is missing.

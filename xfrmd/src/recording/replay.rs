@@ -6,8 +6,11 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use dataplane::keep;
+use dataplane::netns::Limits;
 use dataplane::packet::PacketBuf;
 use dataplane::packet::buffer::MAX_PACKET;
 use dataplane::path::hold::Queue;
@@ -20,7 +23,7 @@ use dataplane::spd::Flow;
 use dataplane::{Entropy, Netns, Now, Profile, SeededEntropy};
 use xfrm_proto::uapi::Address;
 
-use super::format::{Happened, HostSaid, Passage, Source, To, What};
+use super::format::{Happened, HostSaid, Kept, Passage, Source, To, What};
 use super::read::{Answer, Recording};
 use super::{fate, keys};
 use crate::emulator::{Emulator, Inputs, NetnsId};
@@ -151,6 +154,7 @@ impl Player {
                 host,
                 bytes,
             } => self.pass(happened, (*netns, *worker), passage, host, bytes),
+            What::Recall { limits, kept } => (self.recall(*limits, kept), Vec::new()),
         };
         if !self.keys {
             for answer in &mut answers {
@@ -239,6 +243,30 @@ impl Player {
             }
         }
         String::new()
+    }
+
+    /// The daemon was killed, and another goes on with what it had kept. Another kernel's daemon would
+    /// have kept the same.
+    fn recall(&mut self, limits: Limits, kept: &[Kept<'_>]) -> String {
+        self.workers.clear();
+        let profile = self.emulator.profile();
+        let records = kept.iter().map(|it| {
+            let words = it.words.iter().map(|&word| AtomicU64::new(word));
+            keep::Kept {
+                record: it.record,
+                image: &it.image,
+                // The engine keeps its words as long as the process lives.
+                words: Box::leak(words.collect::<Box<[_]>>()),
+            }
+        });
+        let records: Vec<keep::Kept<'_>> = records.collect();
+        match Emulator::recall(profile, limits, &records) {
+            Ok(emulator) => {
+                self.emulator = emulator;
+                String::new()
+            }
+            Err(unreadable) => unreadable.to_string(),
+        }
     }
 
     /// What packets up to that one have asked for.

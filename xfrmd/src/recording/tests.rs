@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::netns::Limits;
@@ -6,18 +7,20 @@ use dataplane::path::{Destination, OutputMeta, Owner, PathInfo, RouteQuery};
 use dataplane::profile::{V6_1, V6_12, V7_2};
 use dataplane::spd::{Flow, SocketKey};
 use dataplane::sysctl::Sysctls;
-use dataplane::{BootNanos, Now, WallSecs};
+use dataplane::{BootNanos, Now, SeededEntropy, WallSecs};
 use proptest::prelude::*;
 use xfrm_proto::consts::*;
 use xfrm_proto::extack::AckOptions;
 use xfrm_proto::reply::Writer;
 use xfrm_proto::uapi::Address;
 
-use super::format::{Happened, Head, HostSaid, Passage, Source, To, What};
+use super::format::{Happened, Head, HostSaid, Kept, Passage, Source, To, What};
 use super::read::Recording;
+use super::reel::{ControlTape, Memory, Reel};
 use super::replay::{Refusal, replay};
-use super::{compare, format, keys};
-use crate::emulator::{self, NetnsId, Peer};
+use super::{compare, format, keys, pcapng};
+use crate::emulator::{self, Emulator, Inputs, NetnsId, Peer};
+use crate::store::Store;
 use crate::tape::{Asked, Step};
 use crate::testing::tests::{A, B, KEY, new_sa, packet, tunnel};
 use crate::testing::{Instance, Open};
@@ -163,20 +166,120 @@ fn what_there_is_of_a_file_is_replayed() {
     let recording = Recording::read(&file[..file.len() * 2 / 3]).unwrap();
     assert!(recording.cut.is_some());
     let outcomes = replay(&recording, &V7_2).unwrap();
-    let differences = compare::with_replay(&recording, &outcomes);
-    // The answer of the last happening may be what is missing.
-    let last = recording.happenings.last().unwrap().happened.number;
-    assert!(
-        differences.iter().all(|it| it.number == last),
-        "{differences:#?}"
-    );
+    assert_eq!(compare::with_replay(&recording, &outcomes), []);
+}
+
+/// What two daemons have written: one with a tunnel and packets, which is killed, and the one that
+/// goes on for it and is asked for its SAs.
+fn two_daemons() -> [Vec<u8>; 2] {
+    let store = Store::open(Store::file().unwrap(), &V7_2).unwrap().0;
+    let state = store.fd().try_clone_to_owned().unwrap();
+    let mut linux = Instance::new(&V7_2).seed(3).recorded(true);
+    linux.emulator().keep_on(Box::new(store));
+    let (mut linux, [a, b]) = tunnel(linux);
+    for _ in 0..5 {
+        linux.carry(a, b, &packet()).unwrap();
+    }
+    let mut first = linux.end_recording();
+    drop(linux);
+    let end = pcapng::blocks(&first).last().unwrap().unwrap().offset;
+    first.truncate(end);
+
+    let (_store, found) = Store::open(state, &V7_2).unwrap();
+    let records: Vec<_> = found.iter().map(|it| it.kept()).collect();
+    let kept: Vec<Kept<'_>> = records.iter().map(|&it| it.into()).collect();
+    let mut emulator = Emulator::recall(&V7_2, Limits::default(), &records).unwrap();
+    let head = Head {
+        source: Source::Instance,
+        kernel: "7.2".into(),
+        keys: true,
+        ..head()
+    };
+    let memory = Memory::default();
+    let boot = BootNanos(60_000_000_000);
+    let reel = Reel::go_on(&head, boot, 1, Box::new(memory.clone()), (1, &kept));
+    emulator.record(Box::new(ControlTape::new(Arc::clone(&reel))));
+    let mut dump = Vec::new();
+    let flags = NLM_F_REQUEST | NLM_F_DUMP;
+    Writer::begin(&mut dump, XFRM_MSG_GETSA, flags, 1, 0).end();
+    for netns in [a, b] {
+        let peer = Peer {
+            netns,
+            port: 7,
+            options: AckOptions::default(),
+            privileged: true,
+            recv_bytes: 32768,
+        };
+        let real = WallSecs(1);
+        let inputs = Inputs {
+            now: Now { boot, real },
+            entropy: &mut SeededEntropy::new(1),
+        };
+        emulator.handle_datagram(inputs, peer, &dump);
+        while emulator.handle_recv(peer) {}
+    }
+    emulator.stop_recording();
+    reel.end();
+    let second = memory.take_bytes();
+    [first, second]
+}
+
+/// Wherever the daemon was killed, and whatever had not been written: what is there happens again, and
+/// what the next one did happens again with what it had found.
+#[test]
+fn a_recording_goes_on_where_a_daemon_was_killed() {
+    let [first, second] = two_daemons();
+    let cuts = (0..first.len()).step_by(211).chain([first.len()]);
+    for len in cuts {
+        let read = |at: u64, head: &mut [u8]| {
+            let at = usize::try_from(at).ok()?;
+            head.copy_from_slice(first.get(at..at + head.len())?);
+            Some(())
+        };
+        let whole = pcapng::whole_blocks(len.try_into().unwrap(), read);
+        let whole = usize::try_from(whole).unwrap();
+        assert!(whole <= len && len < whole + 2000, "{whole} of {len}");
+        let file = [&first[..whole], &second].concat();
+        let recording = Recording::read(&file).unwrap();
+        assert_eq!(
+            (&recording.cut, recording.kills, recording.lost),
+            (&None, 1, 0)
+        );
+        let outcomes = replay(&recording, &V7_2).unwrap();
+        assert_eq!(compare::with_replay(&recording, &outcomes), [], "{len}");
+    }
+    // The dump shows what packets had done before.
+    let file = [first, second].concat();
+    let recording = Recording::read(&file).unwrap();
+    for (profile, differences) in [(&V6_12, 0), (&V6_1, 2)] {
+        let outcomes = replay(&recording, profile).unwrap();
+        let found = compare::with_replay(&recording, &outcomes);
+        assert_eq!(found.len(), differences, "{found:#?}");
+        let lines = found.iter().flat_map(|it| &it.lines);
+        let gone = lines.filter(|line| line.starts_with("-     LASTUSED"));
+        assert!(gone.count() >= differences);
+    }
+}
+
+#[test]
+fn recordings_are_not_strung_together() {
+    let file = story(&V7_2, true);
+    let twice = [&file[..], &file].concat();
+    let refused = Recording::read(&twice).unwrap_err();
+    assert!(refused.offset >= file.len(), "{refused}");
+    assert!(refused.what.contains("does not go on"), "{refused}");
 }
 
 #[test]
 fn any_damage_is_survived() {
-    let file = story(&V7_2, true);
+    for file in [story(&V7_2, true), two_daemons().concat()] {
+        damage(&file);
+    }
+}
+
+fn damage(file: &[u8]) {
     for at in (0..file.len()).step_by(7) {
-        let mut damaged = file.clone();
+        let mut damaged = file.to_vec();
         damaged[at] ^= 0x55;
         if let Ok(recording) = Recording::read(&damaged)
             && let Ok(outcomes) = replay(&recording, &V7_2)

@@ -14,16 +14,6 @@ fn address([a, b, c, d]: [u8; 4]) -> xfrm_proto::uapi::Address {
     xfrm_proto::uapi::Address::v4(a, b, c, d)
 }
 
-fn unlimited() -> LifetimeCfg {
-    LifetimeCfg {
-        soft_byte_limit: XFRM_INF,
-        hard_byte_limit: XFRM_INF,
-        soft_packet_limit: XFRM_INF,
-        hard_packet_limit: XFRM_INF,
-        ..LifetimeCfg::default()
-    }
-}
-
 /// An SA of AES-GCM in tunnel mode.
 pub(crate) fn new_sa(from: [u8; 4], to: [u8; 4], spi: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -40,7 +30,7 @@ pub(crate) fn new_sa(from: [u8; 4], to: [u8; 4], spi: u32) -> Vec<u8> {
         family: AF_INET,
         mode: XFRM_MODE_TUNNEL,
         replay_window: 32,
-        lft: unlimited(),
+        lft: LifetimeCfg::UNLIMITED,
         ..UserSaInfo::default()
     });
     let mut name = b"rfc4106(gcm(aes))".to_vec();
@@ -60,7 +50,7 @@ fn new_policy(dir: u8, from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
             family: AF_INET,
             ..Selector::default()
         },
-        lft: unlimited(),
+        lft: LifetimeCfg::UNLIMITED,
         dir,
         ..UserPolicyInfo::default()
     });

@@ -68,7 +68,8 @@ impl Host {
         self.shell
             .sh(&format!("mount --bind {home}/ipsec /usr/lib/ipsec"));
         let started = self.shell.sh(&format!(
-            "STRONGSWAN_CONF={path} {home}/charon-systemd > {} 2>&1 < /dev/null & echo $!",
+            "{} STRONGSWAN_CONF={path} {home}/charon-systemd > {} 2>&1 < /dev/null & echo $!",
+            self.variables,
             self.file("charon.out")
         ));
         let pid = started.trim();

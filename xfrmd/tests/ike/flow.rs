@@ -203,3 +203,24 @@ pub(crate) fn answer_alone(address: &str, ports: u16) {
         thread.join().unwrap();
     }
 }
+
+const A_DAY: Duration = Duration::from_secs(86_400);
+
+/// Of this program, started again under a virtual clock: a numbered datagram, its answer, and a pause, again and
+/// again. Says how many were answered, in order and once.
+pub(crate) fn paced(source: &str, target: &str, count: u64, seconds: u64) {
+    let client = UdpSocket::bind(source).unwrap();
+    client.connect(target).unwrap();
+    // By the virtual clock: whoever loses one is not fast.
+    client.set_read_timeout(Some(A_DAY)).unwrap();
+    let mut answered = 0;
+    for number in 0..count {
+        let datagram = [&number.to_be_bytes()[..], SECRET].concat();
+        client.send(&datagram).unwrap();
+        let mut buffer = [0; 2000];
+        let len = client.recv(&mut buffer).unwrap_or(0);
+        answered += u64::from(buffer[..len] == datagram);
+        std::thread::sleep(Duration::from_secs(seconds));
+    }
+    println!("{answered}");
+}

@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::namespaces::{Namespace, Shell, XFRMD, join};
+use crate::releases;
 
 /// How long anything may take that has to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,12 +32,14 @@ pub(crate) struct Host {
     pub(crate) shell: Shell,
     /// Its configuration and its logs.
     pub(crate) directory: PathBuf,
+    /// What its daemon's environment has more, as a shell reads it.
+    pub(crate) variables: String,
     /// Where its daemon's programs are.
     pub(crate) programs: String,
     /// Ends its daemon, in the shell.
     pub(crate) stop: Option<String>,
     /// What its xfrmd did.
-    pub(crate) recording: Option<String>,
+    pub(crate) recording: Option<PathBuf>,
 }
 
 impl Host {
@@ -46,15 +48,28 @@ impl Host {
         let directory = directory();
         let mut run = vec!["unshare", "-m", XFRMD, "run", "--packets"];
         let recording = directory.join("recording.pcapng");
-        let recording = recording.to_str().unwrap().to_owned();
-        let is_recorded = std::env::var_os("XFRMD_RECORD").is_some_and(|value| value == "1");
-        if is_recorded {
-            run.extend(["--record-keys", "--record", &recording]);
-        }
-        run.extend(["--", "sh"]);
+        let path = recording.to_str().unwrap().to_owned();
+        run.extend(["--record-keys", "--record", &path, "--", "sh"]);
         let mut host = Self::with(&run, directory);
-        host.recording = Some(recording).filter(|_| is_recorded);
+        host.recording = Some(recording);
         host
+    }
+
+    /// With one whose clock stands until it is moved, and whose random numbers come from a seed.
+    pub(crate) fn clocked(seed: &str) -> Self {
+        let clock = ["--clock", "virtual", "--seed", seed, "--", "sh"];
+        let run = [&["unshare", "-m", XFRMD, "run", "--packets"][..], &clock].concat();
+        Self::with(&run, directory())
+    }
+
+    /// With that of another, and its clock.
+    pub(crate) fn beside(other: &mut Self) -> Self {
+        let variables = other.shell.sh(
+            "for name in LD_PRELOAD XFRMD_CONTROL XFRMD_CLOCK; do eval echo $name=\\$$name; done",
+        );
+        let command = ["env"].into_iter().chain(variables.lines());
+        let command: Vec<&str> = command.chain(["unshare", "-m", "sh"]).collect();
+        Self::with(&command, directory())
     }
 
     /// Without.
@@ -69,6 +84,7 @@ impl Host {
             namespace,
             shell,
             directory,
+            variables: String::new(),
             programs: String::new(),
             stop: None,
             recording: None,
@@ -126,7 +142,7 @@ impl Drop for Host {
         }
         self.shell.end();
         if let Some(recording) = self.recording.take().filter(|_| !std::thread::panicking()) {
-            replays(&recording);
+            releases::replays(&std::fs::read(recording).unwrap());
         }
         let _ = std::fs::remove_dir_all(&self.directory);
     }
@@ -138,30 +154,6 @@ fn directory() -> PathBuf {
     let directory = std::env::temp_dir().join(format!("xfrmd-ike-{}-{number}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
     directory
-}
-
-/// What was recorded happens again, and as other kernels where these are alike.
-fn replays(recording: &str) {
-    for kernel in ["7.2", "6.12", "6.1"] {
-        let mut replay = Command::new(XFRMD);
-        let output = replay
-            .args(["replay", recording, "--kernel", kernel])
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(errors, "", "{kernel}");
-        let differs = |line: &&str| line.starts_with("  - ") || line.starts_with("  + ");
-        let unpredicted = |line: &&str| kernel == "7.2" || !is_predicted(line);
-        let found = said.lines().filter(differs).find(unpredicted);
-        assert_eq!(found, None, "{kernel}: {said}");
-    }
-}
-
-/// Lines of answers in which releases differ.
-fn is_predicted(line: &str) -> bool {
-    let what = line.get(4..).unwrap_or_default().trim_start();
-    what.starts_with("LASTUSED")
 }
 
 /// A at 192.168.77.1 and fd77::1, B at .2 and ::2; behind them 10.1.0.0/24 and 10.2.0.0/24, and

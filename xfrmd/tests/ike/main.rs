@@ -5,8 +5,10 @@
 //! Every case: no plaintext on the wire, nothing lost but where a case says so, and the same counters at
 //! both ends. strongSwan comes from `install.sh`, libreswan from the distribution; without them, without
 //! root or `/dev/net/tun`, cases are reported as ignored with the reason, or fail under
-//! `XFRMD_REQUIRE_ALL=1`. With `XFRMD_RECORD=1` each `xfrmd` records, and what it did is replayed
-//! when its case is over.
+//! `XFRMD_REQUIRE_ALL=1`.
+//!
+//! Each `xfrmd` records. When its case is over, all that it did is replayed as all three releases
+//! (`releases`).
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -25,13 +27,14 @@ mod kernel;
 #[allow(dead_code, reason = "each test takes what it needs")]
 mod namespaces;
 mod pluto;
+mod releases;
 mod sas;
 mod wire;
 
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 
 /// What a case cannot do without.
 #[derive(Clone, Copy)]
@@ -44,6 +47,8 @@ enum Need {
     Pluto,
     /// Linux of a release, as compat-tests run it.
     Kernel(&'static str),
+    /// A C compiler.
+    Compiler,
 }
 
 fn missing(need: Need) -> Option<&'static str> {
@@ -51,25 +56,14 @@ fn missing(need: Need) -> Option<&'static str> {
     match need {
         Need::Kernel(release) => (!there(&kernel::linux(release)))
             .then_some("needs a reference kernel: compat-tests/kernel/install.sh"),
+        Need::Compiler => (!trials::is_installed("cc"))
+            .then_some("needs a C compiler: apt-get install gcc libc6-dev"),
         Need::Charon5 => (!there(&format!("{}/swanctl", charon::home("5.9"))))
             .then_some("needs strongSwan 5.9: xfrmd/tests/ike/install.sh 5.9"),
         Need::Charon6 => (!there(&format!("{}/swanctl", charon::home("6.0"))))
             .then_some("needs strongSwan 6.0: xfrmd/tests/ike/install.sh 6.0"),
         Need::Pluto => (!there(&format!("{}/pluto", pluto::PROGRAMS)))
             .then_some("needs libreswan: apt-get install libreswan"),
-    }
-}
-
-fn missing_in_general() -> Option<&'static str> {
-    let ip = Command::new("ip").arg("-V").stdout(Stdio::null()).status();
-    if !nix::unistd::geteuid().is_root() {
-        Some("needs root: run the tests with sudo")
-    } else if ip.is_err() {
-        Some("needs ip: apt-get install iproute2")
-    } else if std::fs::File::open("/dev/net/tun").is_err() {
-        Some("needs /dev/net/tun: modprobe tun")
-    } else {
-        None
     }
 }
 
@@ -84,29 +78,22 @@ fn main() -> ExitCode {
             flow::answer_alone(address, ports.parse().unwrap());
             return ExitCode::SUCCESS;
         }
+        ["paced", source, target, count, seconds] => {
+            let (count, seconds) = (count.parse().unwrap(), seconds.parse().unwrap());
+            flow::paced(source, target, count, seconds);
+            return ExitCode::SUCCESS;
+        }
         _ => {}
     }
     let mut arguments = Arguments::from_args();
     // Daemons mostly wait for each other.
     arguments.test_threads.get_or_insert(4);
-    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
-    let in_general = missing_in_general();
+    let in_general = trials::missing_for_packets();
     let trials = cases::CASES
         .iter()
         .map(|&(name, needs, body)| {
             let missing = in_general.or_else(|| needs.iter().copied().find_map(missing));
-            let name = match missing {
-                Some(reason) if !required => format!("{name} ({reason})"),
-                _ => name.to_owned(),
-            };
-            Trial::test(name, move || match missing {
-                Some(reason) => Err(Failed::from(reason)),
-                None => {
-                    body();
-                    Ok(())
-                }
-            })
-            .with_ignored_flag(missing.is_some() && !required)
+            trials::case(name, missing, body)
         })
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -251,10 +251,11 @@ impl Shell {
     }
 
     /// Ends it as nothing can prevent, and with it the way to its shell.
-    pub(crate) fn kill(mut self) {
+    pub(crate) fn kill(&mut self) {
         // `nsenter` has become `xfrmd`.
         self.0.child.kill().unwrap();
         self.0.child.wait().unwrap();
+        self.0.tell.take();
     }
 }
 
@@ -333,14 +334,8 @@ fn packets_of(frame: &[u8]) -> Vec<Vec<u8>> {
 const PACKET_VNET_HDR: i32 = 15;
 
 fn packet_socket(interface: &str) -> OwnedFd {
-    let all = (libc::ETH_P_ALL as u16).to_be();
-    let fd = unsafe {
-        libc::socket(
-            libc::AF_PACKET,
-            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-            i32::from(all),
-        )
-    };
+    // It hears nothing until it is bound: of other interfaces it is not to hear.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     assert!(fd >= 0);
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let yes: i32 = 1;
@@ -356,7 +351,7 @@ fn packet_socket(interface: &str) -> OwnedFd {
     assert_eq!(told, 0);
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = all;
+    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
     address.sll_ifindex = nix::net::if_::if_nametoindex(interface).unwrap() as i32;
     let bound = unsafe {
         libc::bind(

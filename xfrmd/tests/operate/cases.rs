@@ -30,6 +30,21 @@ pub(crate) const CASES: &[Case] = &[
     ),
     ("a_recording_happens_again", IP, crate::recordings::replayed),
     (
+        "a_recording_goes_on_after_kills",
+        IP,
+        crate::recordings::through_kills,
+    ),
+    (
+        "recordings_of_linux_happen_again",
+        Need::Kernels(&["6.1", "6.12", "7.2"]),
+        crate::recordings::of_linux,
+    ),
+    (
+        "what_is_wrong_with_a_recording_is_told",
+        IP,
+        crate::recordings::damaged,
+    ),
+    (
         "recordings_open_in_wireshark",
         Need::Program("tshark", "tshark"),
         crate::recordings::opens,

@@ -18,6 +18,11 @@ pub(crate) const CASES: &[Case] = &[
         pytest,
     ),
     ("the_example_for_go_works", Need::Go, go),
+    (
+        "the_example_for_shells_works_with_a_static_ip",
+        Need::StaticIp,
+        static_ip,
+    ),
 ];
 
 /// Runs a command line in the project's directory and a network namespace of its own, with the program in
@@ -57,6 +62,15 @@ fn shell() {
     works("xfrmd run --check -- sh examples/shell/test.sh", &[]);
 }
 
+/// The same script, and the same `ip`, which the shim cannot be loaded into.
+fn static_ip() {
+    let line = format!(
+        "PATH={}:$PATH xfrmd run --check -- sh examples/shell/test.sh",
+        crate::static_ip().display()
+    );
+    works(&line, &[]);
+}
+
 fn pytest() {
     let line = "xfrmd run -- pytest-3 -p no:cacheprovider examples/pytest";
     works(line, &[("PYTHONDONTWRITEBYTECODE", "1")]);
@@ -73,14 +87,13 @@ fn go() {
         ("CGO_ENABLED", "0"),
     ]
     .map(|(name, value)| (name, value.to_owned()));
-    succeeds(
-        Command::new("go")
-            .args(["test", "-c", "-o"])
-            .arg(&program)
-            .arg("./examples/go")
-            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-            .envs(go),
-    );
+    let build = |words: &[&str], program: &Path, source: &str| {
+        let mut build = Command::new("go");
+        build.args(words).arg("-o").arg(program).arg(source);
+        build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        succeeds(build.envs(go.clone()));
+    };
+    build(&["test", "-c"], &program, "./examples/go");
     let program = program.to_str().unwrap();
     works(&format!("xfrmd run --check -- {program} -test.v"), &[]);
     // By a shell that has the shim, and for whoever is not root.
@@ -94,4 +107,11 @@ fn go() {
     let output = run(&by_nobody, &[("TMPDIR", "/tmp")]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
+    let other = scratch.path("static");
+    build(&["build"], &other, "xfrmd/tests/operate/static.go");
+    for case in ["numbers", "ports", "rings", "threads", "children"] {
+        let output = run(&format!("xfrmd run -- {} {case}", other.display()), &[]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{case}: {said}");
+    }
 }

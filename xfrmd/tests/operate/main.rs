@@ -20,9 +20,10 @@ mod recordings;
 mod service;
 mod store;
 
-use std::process::{Command, ExitCode, Stdio};
+use std::path::Path;
+use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 
 const GO_LIBRARY: &str = "/usr/share/gocode/src/github.com/vishvananda/netlink";
 
@@ -33,10 +34,12 @@ pub(crate) enum Need {
     Root,
     /// Root, and these programs, of that Debian package.
     Program(&'static str, &'static str),
-    /// Linux 6.1 as a program.
-    Kernel,
+    /// Linux of these releases, as programs.
+    Kernels(&'static [&'static str]),
     /// Root, Go, and its netlink library.
     Go,
+    /// Root, and an `ip` without a dynamic linker.
+    StaticIp,
 }
 
 impl Need {
@@ -45,34 +48,43 @@ impl Need {
         match self {
             Self::Nothing => None,
             _ if !root => Some("needs root: run the tests with sudo".into()),
-            Self::Go if !is_installed("go") || !std::path::Path::new(GO_LIBRARY).exists() => {
+            Self::Go if !trials::is_installed("go") || !Path::new(GO_LIBRARY).exists() => {
                 let packages = "golang-go golang-github-vishvananda-netlink-dev";
                 Some(format!(
                     "needs Go and a library: apt-get install {packages}"
                 ))
             }
-            Self::Program(program, package) if !is_installed(program) => {
+            Self::StaticIp if !static_ip().join("ip").exists() => {
+                Some("needs a static ip: xfrmd/tests/operate/static-ip.sh".into())
+            }
+            Self::Program(program, package) if !trials::is_installed(program) => {
                 Some(format!("needs {program}: apt-get install {package}"))
             }
-            Self::Kernel => {
+            Self::Kernels(releases) => {
                 let place = std::env::var_os("REFERENCE_KERNEL_DIR");
                 let place = place.unwrap_or_else(|| "/opt/reference-kernel".into());
-                let there = std::path::Path::new(&place)
-                    .join("oldstable/linux")
-                    .exists();
-                (!there).then(|| "needs Linux 6.1: compat-tests/kernel/install.sh 6.1".into())
+                let is_there = |release: &&&str| {
+                    let name = match **release {
+                        "6.1" => "oldstable",
+                        "6.12" => "stable",
+                        _ => "newest",
+                    };
+                    Path::new(&place).join(name).join("linux").exists()
+                };
+                let release = releases.iter().find(|release| !is_there(release))?;
+                Some(format!(
+                    "needs Linux {release}: compat-tests/kernel/install.sh {release}"
+                ))
             }
-            Self::Root | Self::Go | Self::Program(..) => None,
+            Self::Root | Self::Go | Self::StaticIp | Self::Program(..) => None,
         }
     }
 }
 
-fn is_installed(program: &str) -> bool {
-    Command::new("sh")
-        .args(["-c", &format!("command -v {program}")])
-        .stdout(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
+/// Where static-ip.sh puts it.
+pub(crate) fn static_ip() -> std::path::PathBuf {
+    let place = std::env::var_os("STATIC_IP_DIR");
+    place.map_or_else(|| "/opt/static-ip".into(), Into::into)
 }
 
 /// A case: name, need, body.
@@ -80,26 +92,10 @@ pub(crate) type Case = (&'static str, Need, fn());
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
     let trials = [cases::CASES, check::CASES, examples::CASES]
         .into_iter()
         .flatten()
-        .map(|&(name, need, body)| {
-            let missing = need.missing();
-            let name = match &missing {
-                Some(reason) if !required => format!("{name} ({reason})"),
-                _ => name.to_owned(),
-            };
-            let ignored = missing.is_some() && !required;
-            Trial::test(name, move || match missing {
-                Some(reason) => Err(Failed::from(reason)),
-                None => {
-                    body();
-                    Ok(())
-                }
-            })
-            .with_ignored_flag(ignored)
-        })
+        .map(|&(name, need, body)| trials::case(name, need.missing(), body))
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

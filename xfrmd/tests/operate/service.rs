@@ -31,6 +31,15 @@ pub(crate) fn succeeds(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// A script inside a reference kernel, again if that crashes; `$XFRMD` is the program.
+pub(crate) fn inside_linux(release: &str, script: &str) -> Command {
+    let run = concat!(env!("CARGO_MANIFEST_DIR"), "/../compat-tests/kernel/run.sh");
+    let mut command = Command::new("bash");
+    command.args([run, "-k", release, "-r", "--", "sh", "-ec", script]);
+    command.env("XFRMD", env!("CARGO_BIN_EXE_xfrmd"));
+    command
+}
+
 /// A directory of a case.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 

@@ -620,8 +620,12 @@ fn blocked() {
     client.send_to(SECRET, &target).unwrap();
 }
 
-fn killed() {
-    let mut pair = Pair::new();
+/// Kills the first daemon of a pair: in clear nothing leaves from there and nothing comes in, not even
+/// from a socket of the peer that `freed` lets out. The socket there that was open before.
+pub(crate) fn nothing_passes_a_killed_one(
+    pair: &mut Pair,
+    freed: impl FnOnce(&mut Pair, &UdpSocket),
+) -> UdpSocket {
     pair.transport();
     echo(&pair.a, &pair.b, "0.0.0.0:0", &format!("{B}:0"), 100);
     let wire = Wire::listen(&pair.b, "v1");
@@ -636,12 +640,18 @@ fn killed() {
             .inside(|| UdpSocket::bind("0.0.0.0:0")?.send_to(SECRET, (B, 9)));
     }
     let intruder = pair.b.inside(|| udp(&format!("{B}:0")));
-    past_policies(&intruder);
+    freed(pair, &intruder);
     intruder
         .send_to(b"let me in", listening.local_addr().unwrap())
         .unwrap();
     assert!(listening.recv_from(&mut [0; 100]).is_err());
     no_secret(&wire.stop());
+    client
+}
+
+fn killed() {
+    let mut pair = Pair::new();
+    let client = nothing_passes_a_killed_one(&mut pair, |_, intruder| past_policies(intruder));
     // Another daemon takes over what the dead one left, and takes it away in the end.
     let mut next = pair.a.xfrmd();
     next.sh(&format!(

@@ -30,22 +30,9 @@ mod rootless;
 mod routes;
 mod ways;
 
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Failed, Trial};
-
-fn missing() -> Option<&'static str> {
-    let ip = Command::new("ip").arg("-V").stdout(Stdio::null()).status();
-    if !nix::unistd::geteuid().is_root() {
-        Some("needs root: run the tests with sudo")
-    } else if ip.is_err() {
-        Some("needs ip: apt-get install iproute2")
-    } else if std::fs::File::open("/dev/net/tun").is_err() {
-        Some("needs /dev/net/tun: modprobe tun")
-    } else {
-        None
-    }
-}
+use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
@@ -74,8 +61,7 @@ fn main() -> ExitCode {
         _ => {}
     }
     let arguments = Arguments::from_args();
-    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
-    let missing = missing();
+    let missing = trials::missing_for_packets();
     let trials = cases::CASES
         .iter()
         .chain(ways::CASES)
@@ -85,20 +71,7 @@ fn main() -> ExitCode {
         .chain(routes::CASES)
         .chain(iptfs::CASES)
         .chain(rootless::CASES)
-        .map(|&(name, body)| {
-            let name = match missing {
-                Some(reason) if !required => format!("{name} ({reason})"),
-                _ => name.to_owned(),
-            };
-            Trial::test(name, move || match missing {
-                Some(reason) => Err(Failed::from(reason)),
-                None => {
-                    body();
-                    Ok(())
-                }
-            })
-            .with_ignored_flag(missing.is_some() && !required)
-        })
+        .map(|&(name, body)| trials::case(name, missing, body))
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

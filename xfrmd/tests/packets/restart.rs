@@ -182,7 +182,7 @@ pub(crate) fn killed_keeper() {
     let stream = Stream::start(&pair);
     stream.flows();
     let wire = Wire::listen(&pair.b, "v1");
-    let Pair { a, b, xa, xb } = pair;
+    let Pair { a, b, mut xa, xb } = pair;
     let daemon = xa.daemon();
     xa.kill();
     until("the daemon ends with its keeper", || {

@@ -1,9 +1,8 @@
 //! A host without nf_tables: rules and routes in its place.
 
-use std::net::UdpSocket;
-
 use crate::cases::{
-    A, B, Pair, SECRET, SOON, WAIT, echo, is_protected, no_secret, ping, sas, transfer, udp,
+    A, B, Pair, SECRET, SOON, WAIT, echo, is_protected, nothing_passes_a_killed_one, ping, sas,
+    transfer, udp,
 };
 use crate::namespaces::{Namespace, Shell, Wire, XFRMD, join, protocols};
 
@@ -129,26 +128,9 @@ fn transport() {
 fn killed() {
     let mut pair = pair();
     let before = state(&pair.a);
-    pair.transport();
-    echo(&pair.a, &pair.b, "0.0.0.0:0", &format!("{B}:0"), 100);
-    let wire = Wire::listen(&pair.b, "v1");
-    let (client, listening) = pair.a.inside(|| (udp("0.0.0.0:0"), udp(&format!("{A}:0"))));
-    listening.set_read_timeout(Some(SOON)).unwrap();
-    pair.xa.kill();
-    for _ in 0..10 {
-        // It may fail or be lost, but not go.
-        let _ = client.send_to(SECRET, format!("{B}:9"));
-        let _ = pair
-            .a
-            .inside(|| UdpSocket::bind("0.0.0.0:0")?.send_to(SECRET, (B, 9)));
-    }
-    pair.xb.sh("ip xfrm policy deleteall");
-    let intruder = pair.b.inside(|| udp(&format!("{B}:0")));
-    intruder
-        .send_to(b"let me in", listening.local_addr().unwrap())
-        .unwrap();
-    assert!(listening.recv_from(&mut [0; 100]).is_err());
-    no_secret(&wire.stop());
+    let client = nothing_passes_a_killed_one(&mut pair, |pair, _| {
+        pair.xb.sh("ip xfrm policy deleteall");
+    });
     // Others take over what a dead one left, whatever they work with. SAs alone change nothing.
     let comes_and_goes = |next: &mut Shell| {
         next.sh(&sas("transport", A, B));

@@ -118,6 +118,16 @@ pub(crate) static CASES: &[Case] = &[
         groups::events_before_ack,
     ),
     (
+        "other_instances_are_not_heard",
+        Need::Root,
+        groups::other_instances,
+    ),
+    (
+        "an_instance_that_floods_its_members",
+        Need::Root,
+        groups::flood,
+    ),
+    (
         "unread_events_overrun",
         Need::Root,
         groups::unread_events_overrun,

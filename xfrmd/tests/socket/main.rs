@@ -18,9 +18,9 @@ mod daemon;
 mod netlink;
 mod process;
 
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 
 /// What a case needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,26 +37,21 @@ pub(crate) enum Need {
     UserNamespaces,
     /// A C compiler and a static C library.
     Compiler,
+    /// That, and to be root.
+    RootAndCompiler,
 }
 
 impl Need {
     /// What is missing, and how to get it.
     fn missing(self) -> Option<&'static str> {
         let root = nix::unistd::geteuid().is_root();
-        let found = |program: &str| {
-            Command::new(program)
-                .arg("-V")
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status()
-                .is_ok()
-        };
         match self {
             Self::Root if !root => Some("needs root: run the tests with sudo"),
-            Self::Ip if !root || !found("ip") => {
+            Self::Ip if !root || !trials::is_installed("ip") => {
                 Some("needs root and ip: apt-get install iproute2, sudo")
             }
-            Self::Compiler if !found("cc") => {
+            Self::RootAndCompiler if !root => Some("needs root: run the tests with sudo"),
+            Self::Compiler | Self::RootAndCompiler if !trials::is_installed("cc") => {
                 Some("needs a C compiler: apt-get install gcc libc6-dev")
             }
             Self::UserNamespaces if !process::user_namespaces_work() => {
@@ -84,38 +79,22 @@ fn main() -> ExitCode {
         _ => {}
     }
     let arguments = Arguments::from_args();
-    let clients = client::CASES
-        .iter()
-        .map(|&(name, need, _)| trial(name, need, move || client::start(name, need, "preload")));
+    let clients = client::CASES.iter().map(|&(name, need, _)| {
+        let start = move || client::start(name, need, "preload");
+        trials::case(name, need.missing(), start)
+    });
     let supervised = client::CASES
         .iter()
         .filter(|case| !client::NOT_SUPERVISED.contains(&case.0))
         .map(|&(name, need, _)| {
             let start = move || client::start(name, need, "seccomp");
-            trial(&format!("supervised::{name}"), need, start)
+            trials::case(&format!("supervised::{name}"), need.missing(), start)
         });
     let others = daemon::CASES
         .iter()
-        .map(|&(name, need, body)| trial(name, need, body));
+        .map(|&(name, need, body)| trials::case(name, need.missing(), body));
     let trials = clients.chain(supervised).chain(others).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     let _ = std::fs::remove_dir_all(process::copies());
     conclusion.exit_code()
-}
-
-fn trial(name: &str, need: Need, body: impl FnOnce() + Send + 'static) -> Trial {
-    let required = std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1");
-    let missing = need.missing();
-    let trial_name = match missing {
-        Some(reason) if !required => format!("{name} ({reason})"),
-        _ => name.to_owned(),
-    };
-    Trial::test(trial_name, move || match missing {
-        Some(reason) => Err(Failed::from(reason)),
-        None => {
-            body();
-            Ok(())
-        }
-    })
-    .with_ignored_flag(missing.is_some() && !required)
 }

@@ -170,6 +170,21 @@ impl Xfrm {
         unsafe { libc::recv(self.0, buffer.as_mut_ptr().cast(), buffer.len(), flags) }
     }
 
+    /// `msg_flags` of a message that is looked at.
+    pub(crate) fn peeked_flags(self, buffer: &mut [u8]) -> c_int {
+        let mut part = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
+        let mut message: libc::msghdr = unsafe { zeroed() };
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        let len = unsafe { libc::recvmsg(self.0, &raw mut message, libc::MSG_PEEK) };
+        assert_eq!(works(len).min(buffer.len()), works(len));
+        assert_eq!(message.msg_iovlen, 1);
+        message.msg_flags
+    }
+
     /// What is queued now.
     #[track_caller]
     pub(crate) fn recv(self) -> Datagram {

@@ -247,7 +247,7 @@ impl Generator {
                 hard_use_expires_seconds: self.pick(&time),
             }
         } else {
-            NO_LIMITS
+            LifetimeCfg::UNLIMITED
         }
     }
 

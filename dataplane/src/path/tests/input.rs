@@ -66,8 +66,8 @@ impl Host {
 /// Null cipher, null MAC.
 fn null(request: &mut SaRequest<'_>) {
     request.aead = None;
-    request.crypt = Some(blob("ecb(cipher_null)", &[], 0));
-    request.auth = Some(blob("digest_null", &[], 0));
+    request.crypt = Some(AlgoBlob::new("ecb(cipher_null)", &[], 0));
+    request.auth = Some(AlgoBlob::new("digest_null", &[], 0));
 }
 
 /// ESP without cipher and MAC, from 192.0.2.1 to 192.0.2.2.
@@ -479,7 +479,7 @@ fn ip_in_ip_counts_as_ipsec() {
     // An IPComp tunnel brings an SA for what it did not compress, and that is a tunnel.
     host.add_sa(9, |request| {
         request.aead = None;
-        request.comp = Some(blob("deflate", &[], 0));
+        request.comp = Some(AlgoBlob::new("deflate", &[], 0));
         request.info.id.proto = IPPROTO_COMP;
         request.info.flags = XFRM_STATE_AF_UNSPEC;
     });

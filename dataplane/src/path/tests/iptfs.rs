@@ -68,7 +68,7 @@ fn receiver_with(iptfs: IptfsRequest) -> Host {
             ..Selector::default()
         },
         dir: XFRM_POLICY_IN,
-        lft: endless(),
+        lft: LifetimeCfg::UNLIMITED,
         ..UserPolicyInfo::default()
     };
     let templates = Templates::new([template]);

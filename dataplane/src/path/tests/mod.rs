@@ -12,7 +12,7 @@ mod together;
 
 use std::collections::BTreeMap;
 
-use xfrm_proto::algo::{AlgoBlob, Key};
+use xfrm_proto::algo::AlgoBlob;
 use xfrm_proto::consts::*;
 use xfrm_proto::uapi::{
     Address, LifetimeCfg, Mark, Selector, UserPolicyInfo, UserSaInfo, UserTmpl,
@@ -164,7 +164,7 @@ impl Host {
     pub(super) fn add_sa(&mut self, spi: u32, change: impl FnOnce(&mut SaRequest<'_>)) -> SaId {
         let mut request = SaRequest {
             info: UserSaInfo {
-                lft: endless(),
+                lft: LifetimeCfg::UNLIMITED,
                 family: AF_INET,
                 mode: XFRM_MODE_TUNNEL,
                 saddr: LOCAL,
@@ -176,7 +176,7 @@ impl Host {
         request.info.id.daddr = REMOTE;
         request.info.id.spi = spi.into();
         request.info.id.proto = IPPROTO_ESP;
-        request.aead = Some(blob("rfc4106(gcm(aes))", &[7; 20], 128));
+        request.aead = Some(AlgoBlob::new("rfc4106(gcm(aes))", &[7; 20], 128));
         change(&mut request);
         let now = self.now();
         let cx = Context {
@@ -238,27 +238,6 @@ impl Host {
     }
 }
 
-pub(super) fn blob(name: &str, key: &[u8], icv_bits: u32) -> AlgoBlob {
-    let mut field = [0; 64];
-    field[..name.len()].copy_from_slice(name.as_bytes());
-    AlgoBlob {
-        name: field,
-        key_bits: u32::try_from(key.len() * 8).unwrap(),
-        icv_bits,
-        key: Key::new(key),
-    }
-}
-
-pub(super) fn endless() -> LifetimeCfg {
-    LifetimeCfg {
-        soft_byte_limit: XFRM_INF,
-        hard_byte_limit: XFRM_INF,
-        soft_packet_limit: XFRM_INF,
-        hard_packet_limit: XFRM_INF,
-        ..LifetimeCfg::default()
-    }
-}
-
 pub(super) fn template() -> UserTmpl {
     let mut template = UserTmpl {
         family: AF_INET,
@@ -287,7 +266,7 @@ pub(super) fn policy(templates: &[UserTmpl]) -> Policy {
             ..Selector::default()
         },
         dir: XFRM_POLICY_OUT,
-        lft: endless(),
+        lft: LifetimeCfg::UNLIMITED,
         ..UserPolicyInfo::default()
     };
     let templates = Templates::new(templates.iter().copied());

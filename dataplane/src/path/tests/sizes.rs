@@ -131,8 +131,8 @@ fn cbc(host: &mut Host) -> SaId {
     host.add_policy(policy(&[template()]));
     host.add_sa(1, |sa| {
         sa.aead = None;
-        sa.crypt = Some(blob("cbc(aes)", &[7; 16], 0));
-        sa.auth_trunc = Some(blob("hmac(sha256)", &[8; 32], 128));
+        sa.crypt = Some(AlgoBlob::new("cbc(aes)", &[7; 16], 0));
+        sa.auth_trunc = Some(AlgoBlob::new("hmac(sha256)", &[8; 32], 128));
     })
 }
 

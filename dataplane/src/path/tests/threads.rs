@@ -97,14 +97,14 @@ fn packets_follow_the_tables_of_their_moment() {
     let sent = run(&netns, |netns, step| {
         let mut request = SaRequest {
             info: UserSaInfo {
-                lft: endless(),
+                lft: LifetimeCfg::UNLIMITED,
                 family: AF_INET,
                 mode: XFRM_MODE_TUNNEL,
                 saddr: LOCAL,
                 reqid: 1,
                 ..UserSaInfo::default()
             },
-            aead: Some(blob("rfc4106(gcm(aes))", &[7; 20], 128)),
+            aead: Some(AlgoBlob::new("rfc4106(gcm(aes))", &[7; 20], 128)),
             ..SaRequest::default()
         };
         request.info.id.daddr = REMOTE;

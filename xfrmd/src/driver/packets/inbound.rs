@@ -192,11 +192,12 @@ impl Inbound {
         for ((), mut packet) in disturbance.due() {
             host.take_in(road, std::slice::from_mut(&mut packet));
         }
+        // Before anybody can answer.
+        road.ask();
         if host.outbox.len() >= ENOUGH {
             host.flush(road);
             *lingers = 0;
         }
-        road.ask();
         more
     }
 }

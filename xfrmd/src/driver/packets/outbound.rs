@@ -280,8 +280,8 @@ impl Outbound {
         more
     }
 
-    /// Sends what is ready, and asks what there is to ask. With `more` to come, what can go along
-    /// with that waits for it.
+    /// Asks what there is to ask, and sends what is ready. In this order: what a packet is followed by, the other
+    /// thread asks. With `more` to come, what can go along with that waits for it.
     fn flush(&mut self, more: bool) {
         let Self {
             road,
@@ -291,6 +291,7 @@ impl Outbound {
             disturbance,
             ..
         } = self;
+        road.ask();
         host.flush(road);
         let mut send = |to, packets: &mut [PacketBuf], more| {
             let kept = match senders.send(to, packets, more) {
@@ -322,7 +323,6 @@ impl Outbound {
         } else {
             wire.drain_but_tail(|to, packets, last| send(to, packets, more && last));
         }
-        road.ask();
     }
 }
 

@@ -15,6 +15,9 @@ use super::{Happened, Head, Passage, Source, To, VERSION, What};
 use crate::emulator::{self, NetnsId, Peer};
 use crate::tape::{Asked, Step};
 
+/// [`What::Recall`], behind the kinds of steps.
+const RECALL: u64 = 31;
+
 impl Head {
     pub(in super::super) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -317,6 +320,15 @@ pub(in super::super) fn write_step(
     end(&mut out, drawn, fate);
 }
 
+/// That a daemon goes on; what it has found is in options of its own.
+pub(in super::super) fn write_recall(bytes: &mut Vec<u8>, number: u64, most: Limits) {
+    let mut out = Writer::behind(bytes);
+    out.int(number);
+    out.int(RECALL);
+    limits(&mut out, most);
+    end(&mut out, &[], "");
+}
+
 /// A passage; what the host said is written already.
 pub(in super::super) fn write_passage(
     bytes: &mut Vec<u8>,
@@ -351,7 +363,12 @@ impl<'a> Happened<'a> {
     pub fn decode(option: &[u8], bytes: &'a [u8]) -> Option<Self> {
         let mut from = Reader::new(option);
         let (number, kind) = (from.int()?, from.int()?);
-        let what = if kind < FIRST_PASSAGE {
+        let what = if kind == RECALL {
+            What::Recall {
+                limits: read_limits(&mut from)?,
+                kept: Vec::new(),
+            }
+        } else if kind < FIRST_PASSAGE {
             What::Step(read_step(kind, &mut from, bytes)?)
         } else {
             let (netns, worker) = (NetnsId(from.u32()?), from.u32()?);

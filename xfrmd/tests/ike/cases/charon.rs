@@ -98,7 +98,7 @@ pub(super) fn ipcomp() {
         let sas = agreed(&mut pair.a, &mut pair.b);
         assert_eq!(
             sas.values().map(|sa| sa.packets).sum::<u64>(),
-            packets.iter().sum()
+            packets.iter().sum::<u64>()
         );
         let sas = pair.a.sas();
         let ipcomp = sas.iter().filter(|(name, _)| name.starts_with("comp "));
@@ -111,7 +111,7 @@ pub(super) fn ipcomp() {
     // A thousand bytes of the same text are few.
     let mut esp = seen.iter().filter(|packet| packet[9] == 50);
     assert!(esp.all(|packet| packet.len() < 500));
-    assert_eq!(Seen::of(&seen).esp, packets.iter().sum());
+    assert_eq!(Seen::of(&seen).esp, packets.iter().sum::<u64>());
     pair.end();
 }
 
@@ -234,7 +234,6 @@ pub(super) fn rekey() {
     let wire = Wire::listen(&pair.a.namespace, WIRE);
     let Pair { a, b } = &mut pair;
     let [from, to] = [&a.namespace, &b.namespace].map(Namespace::pid);
-    eprintln!("T0");
     let connection = std::thread::spawn(move || transfer(from, to, SITE_B, 5_000_000));
     rekeyed(a, "--rekey --child t");
     connection.join().unwrap();

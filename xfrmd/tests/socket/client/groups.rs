@@ -3,7 +3,7 @@
 use libc::c_int;
 
 use crate::netlink::*;
-use crate::process::NOBODY;
+use crate::process::{NOBODY, me, succeeds, xfrmd};
 
 const NETLINK_ADD_MEMBERSHIP: c_int = 1;
 const NETLINK_DROP_MEMBERSHIP: c_int = 2;
@@ -92,6 +92,80 @@ pub(super) fn unread_events_overrun() {
     assert!((1..100).contains(&events), "{events}");
     works(other.send(&new_policy(1000, 0)));
     assert_eq!(head(&member.recv().bytes), (XFRM_MSG_NEWPOLICY, 1000));
+}
+
+/// A member that reads nothing, and more events than it has room for.
+pub(super) fn flood() {
+    let member = Xfrm::bound(u32::MAX);
+    works(member.set(libc::SOL_SOCKET, libc::SO_RCVBUF, 4096));
+    let other = Xfrm::bound(0);
+    for number in 0..500 {
+        works(other.send(&new_policy(number, 0)));
+    }
+    let overrun = member.recv_into(&mut [0; 512], libc::MSG_DONTWAIT);
+    fails(overrun, libc::ENOBUFS);
+}
+
+/// Instances side by side in one namespace: the host delivers the events of each to the members of all.
+pub(super) fn other_instances() {
+    let member = Xfrm::bound(u32::MAX);
+    works(member.set(libc::SOL_SOCKET, libc::SO_RCVBUF, 4096));
+    let flood = || {
+        let mut another = xfrmd();
+        another.args(["run", "--"]).arg(me().get_program());
+        another.args(["client", "an_instance_that_floods_its_members"]);
+        another
+    };
+    succeeds(&mut flood());
+    let mut ready = libc::pollfd {
+        fd: member.0,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    assert_eq!(unsafe { libc::poll(&raw mut ready, 1, 0) }, 0);
+    member.is_quiet();
+    // While the other one floods, all of its own arrive, and nothing else.
+    let mut flooding = flood().spawn().unwrap();
+    let other = Xfrm::bound(0);
+    for number in 0..500 {
+        works(other.send(&new_policy(number, 0)));
+        let event = member.recv().bytes;
+        assert_eq!(head(&event), (XFRM_MSG_NEWPOLICY, number));
+    }
+    assert!(flooding.wait().unwrap().success());
+    member.is_quiet();
+    event_of_any_room(member, other);
+}
+
+/// An event is as long as Linux's, into room of any size, and says so in every way.
+fn event_of_any_room(member: Xfrm, other: Xfrm) {
+    works(other.send(&new_policy(7000, 0)));
+    let peek = libc::MSG_PEEK | libc::MSG_TRUNC;
+    let len = works(member.recv_into(&mut [], peek));
+    for room in [
+        len - 13,
+        len - 12,
+        len - 1,
+        len,
+        len + 1,
+        len + 12,
+        len + 13,
+    ] {
+        let mut buffer = vec![0xee; len + 32];
+        assert_eq!(works(member.recv_into(&mut buffer[..room], peek)), len);
+        let shown = len.min(room);
+        let peeked = member.recv_into(&mut buffer[..room], libc::MSG_PEEK);
+        assert_eq!(works(peeked), shown, "{room}");
+        assert!(buffer[room..].iter().all(|&byte| byte == 0xee), "{room}");
+        let flags = member.peeked_flags(&mut buffer[..room]);
+        assert_eq!(flags & libc::MSG_TRUNC != 0, room < len, "{room}");
+    }
+    let event = member.recv();
+    assert_eq!(head(&event.bytes), (XFRM_MSG_NEWPOLICY, 7000));
+    assert_eq!(event.bytes.len(), len);
+    let said = u32::from_ne_bytes(event.bytes[..4].try_into().unwrap());
+    assert_eq!(said as usize, len);
+    member.is_quiet();
 }
 
 fn in_a_child(work: impl FnOnce()) {

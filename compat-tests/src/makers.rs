@@ -1,4 +1,4 @@
-//! The tests of a suite: which start first, and what becomes of one that lacks its tool.
+//! The tests of a suite: which start first.
 //!
 //! A kernel records all of its scenarios or clients in one boot. Whichever test needs the recording
 //! first makes it, the others wait for it. A recording sleeps for most of its time: so the makers
@@ -6,30 +6,7 @@
 
 use std::collections::HashSet;
 
-use libtest_mimic::{Arguments, Failed, Trial};
-
-/// Whether `XFRMD_REQUIRE_ALL=1` demands every test.
-#[must_use]
-#[expect(clippy::disallowed_methods, reason = "the variable is for tests")]
-pub fn all_required() -> bool {
-    std::env::var_os("XFRMD_REQUIRE_ALL").is_some_and(|value| value == "1")
-}
-
-/// A test, or one that is ignored with the reason why it cannot run here: failed, where every test
-/// is required.
-pub fn trial(
-    name: String,
-    missing: Option<String>,
-    run: impl FnOnce() -> Result<(), Failed> + Send + 'static,
-) -> Trial {
-    match missing {
-        None => Trial::test(name, run),
-        Some(reason) if all_required() => Trial::test(name, move || Err(reason.into())),
-        Some(reason) => {
-            Trial::test(format!("{name} ({reason})"), || Ok(())).with_ignored_flag(true)
-        }
-    }
-}
+use libtest_mimic::{Arguments, Trial};
 
 /// Puts the makers of recordings first and gives each a thread, unless `arguments` say how many
 /// threads there are.
