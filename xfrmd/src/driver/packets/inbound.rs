@@ -173,7 +173,6 @@ impl Inbound {
                 0
             });
             *ready = count > 0;
-            more |= *ready;
             if count == 0 {
                 continue;
             }
@@ -185,9 +184,13 @@ impl Inbound {
             } else {
                 host.take_in(road, packets);
             }
+            // Strangers' packets are not waited for one by one: the next ones are told.
             if host.outbox.len() > before {
                 *last = at;
+            } else {
+                *ready = source.has_more();
             }
+            more |= *ready;
         }
         for ((), mut packet) in disturbance.due() {
             host.take_in(road, std::slice::from_mut(&mut packet));
