@@ -94,9 +94,9 @@ struct Conversation<'f> {
 struct Memory(Arc<Mutex<Vec<u8>>>);
 
 impl Sink for Memory {
-    fn take(&self, mut blocks: Vec<u8>, _must: bool) -> bool {
+    fn take(&self, blocks: &[u8], _must: bool) -> bool {
         let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        bytes.append(&mut blocks);
+        bytes.extend_from_slice(blocks);
         true
     }
 }

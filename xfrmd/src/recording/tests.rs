@@ -173,8 +173,8 @@ fn what_there_is_of_a_file_is_replayed() {
 struct Memory(Arc<Mutex<Vec<u8>>>);
 
 impl Sink for Memory {
-    fn take(&self, mut blocks: Vec<u8>, _must: bool) -> bool {
-        self.0.lock().unwrap().append(&mut blocks);
+    fn take(&self, blocks: &[u8], _must: bool) -> bool {
+        self.0.lock().unwrap().extend_from_slice(blocks);
         true
     }
 }
