@@ -1,6 +1,6 @@
 //! `--record`: what the daemon is asked and says, into a file.
 //!
-//! The control thread and packet threads hand over whole buffers; a thread of its own writes them. What
+//! The control thread and packet threads hand over whole buffers; a thread of its own collects and writes them. What
 //! the control plane does is never left out. Packets are, once more of them wait than memory is for;
 //! the recording then says so.
 //!
@@ -11,10 +11,9 @@ use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use dataplane::BootNanos;
 use nix::time::{ClockId, clock_gettime};
@@ -27,8 +26,10 @@ use super::clock::randomness::Source as RandomSource;
 
 /// Bytes of packets that may wait to be written.
 const MOST_WAITING: usize = 256 << 20;
-/// Written buffers that are kept for others.
-const MOST_SPARE: usize = 16;
+/// As many are written without waiting for more.
+const ENOUGH: usize = 1 << 20;
+/// How long is waited for more: so often is written at least while anything happens.
+const WHILE: Duration = Duration::from_millis(20);
 
 /// Where a recording goes, and whether keys do.
 #[derive(Clone, Debug)]
@@ -54,39 +55,69 @@ impl RecordTo {
 /// What waits to be written.
 #[derive(Default)]
 struct Waiting {
-    bytes: AtomicUsize,
-    spare: Mutex<Vec<Vec<u8>>>,
+    blocks: Mutex<Blocks>,
+    /// Something has come that the writer may not know of.
+    news: Condvar,
 }
 
-struct Queue {
-    sender: Sender<Option<Vec<u8>>>,
-    waiting: Arc<Waiting>,
+#[derive(Default)]
+struct Blocks {
+    bytes: Vec<u8>,
+    /// No more will come.
+    over: bool,
 }
 
-impl Sink for Queue {
-    fn take(&self, blocks: Vec<u8>, must: bool) -> bool {
-        let waiting = &self.waiting.bytes;
-        if !must && waiting.load(Ordering::Relaxed) > MOST_WAITING {
-            return false;
-        }
-        waiting.fetch_add(blocks.len(), Ordering::Relaxed);
-        self.sender.send(Some(blocks)).is_ok()
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, Blocks> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn buffer(&self) -> Vec<u8> {
-        let mut spare = self
-            .waiting
-            .spare
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        spare.pop().unwrap_or_default()
+    /// Nothing more comes.
+    fn end(&self) {
+        self.lock().over = true;
+        self.news.notify_one();
+    }
+
+    /// Waits for something, and a while for more; `None` at the end.
+    fn collect(&self, mut into: Vec<u8>) -> Option<Vec<u8>> {
+        let nothing = |it: &mut Blocks| it.bytes.is_empty() && !it.over;
+        let blocks = self.news.wait_while(self.lock(), nothing);
+        let blocks = blocks.unwrap_or_else(PoisonError::into_inner);
+        let little = |it: &mut Blocks| it.bytes.len() < ENOUGH && !it.over;
+        let waited = self.news.wait_timeout_while(blocks, WHILE, little);
+        let (mut blocks, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if blocks.bytes.is_empty() {
+            return None;
+        }
+        std::mem::swap(&mut blocks.bytes, &mut into);
+        Some(into)
+    }
+}
+
+struct Queue(Arc<Waiting>);
+
+impl Sink for Queue {
+    fn take(&self, blocks: &[u8], must: bool) -> bool {
+        let mut waiting = self.0.lock();
+        let before = waiting.bytes.len();
+        if !must && before > MOST_WAITING {
+            return false;
+        }
+        waiting.bytes.extend_from_slice(blocks);
+        let now = waiting.bytes.len();
+        drop(waiting);
+        // To wake a thread costs more than a packet.
+        if before == 0 || (before < ENOUGH && now >= ENOUGH) {
+            self.0.news.notify_one();
+        }
+        true
     }
 }
 
 /// A recording under way.
 pub(super) struct Recorder {
     reel: Arc<Reel>,
-    stop: Sender<Option<Vec<u8>>>,
+    waiting: Arc<Waiting>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -103,12 +134,9 @@ impl Recorder {
         (boot, nanos): (BootNanos, u64),
         found: Option<&Found>,
     ) -> io::Result<Self> {
-        let (sender, receiver) = channel();
         let waiting = Arc::new(Waiting::default());
-        let queue = Queue {
-            sender: sender.clone(),
-            waiting: Arc::clone(&waiting),
-        };
+        let queue = Queue(Arc::clone(&waiting));
+        let written = Arc::clone(&waiting);
         let file = Arc::clone(&to.file);
         let goes_on = found.is_some();
         let writer = std::thread::Builder::new()
@@ -118,7 +146,10 @@ impl Recorder {
                     true => mend(&file),
                     false => Ok(()),
                 };
-                write(&file, begun, &receiver, &waiting);
+                if let Err(error) = &begun {
+                    tracing::error!(%error, "the recording does not go on");
+                }
+                write(&file, begun, &written);
             })?;
         let sink = Box::new(queue);
         Ok(Self {
@@ -129,7 +160,7 @@ impl Recorder {
                 }
                 None => Reel::begin(head, boot, nanos, sink),
             },
-            stop: sender,
+            waiting,
             writer: Some(writer),
         })
     }
@@ -144,7 +175,7 @@ impl Drop for Recorder {
     /// Everything that was handed over is written.
     fn drop(&mut self) {
         self.reel.end();
-        let _ = self.stop.send(None);
+        self.waiting.end();
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }
@@ -160,31 +191,19 @@ fn mend(mut file: &File) -> io::Result<()> {
     Ok(())
 }
 
-fn write(
-    mut file: &File,
-    begun: io::Result<()>,
-    blocks: &Receiver<Option<Vec<u8>>>,
-    waiting: &Waiting,
-) {
-    let mut works = true;
-    let mut check = |done: io::Result<()>| {
-        if let Err(error) = done {
-            tracing::error!(%error, "the recording ends here");
-            works = false;
+fn write(mut file: &File, begun: io::Result<()>, waiting: &Waiting) {
+    let mut done = begun;
+    let mut buffer = Vec::new();
+    while let Some(blocks) = waiting.collect(buffer) {
+        if done.is_ok() {
+            done = file.write_all(&blocks);
+            if let Err(error) = &done {
+                tracing::error!(%error, "the recording ends here");
+            }
         }
-        works
-    };
-    check(begun);
-    while let Ok(Some(mut buffer)) = blocks.recv() {
-        if check(Ok(())) {
-            check(file.write_all(&buffer));
-        }
-        waiting.bytes.fetch_sub(buffer.len(), Ordering::Relaxed);
+        buffer = blocks;
         buffer.clear();
-        let mut spare = waiting.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < MOST_SPARE {
-            spare.push(buffer);
-        }
+        buffer.shrink_to(2 * ENOUGH);
     }
 }
 

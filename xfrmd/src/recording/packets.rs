@@ -30,7 +30,7 @@ const OUTBOUND: u32 = 2;
 /// What the host said is remembered up to here, so that it is written once.
 const MOST_REMEMBERED: usize = 1 << 16;
 /// A buffer that is larger is handed over before it is time.
-const ENOUGH_BYTES: usize = 4 << 20;
+const ENOUGH_BYTES: usize = 256 << 10;
 
 /// What a thread's packets are told to.
 pub struct PacketTape {
@@ -243,10 +243,9 @@ impl PacketTape {
 
     fn hand_over(&self, state: &mut State) {
         if !state.buffer.is_empty() {
-            let sink = self.reel.sink();
-            let full = std::mem::replace(&mut state.buffer, sink.buffer());
             // What is lost is missing by its numbers.
-            sink.take(full, false);
+            self.reel.sink().take(&state.buffer, false);
+            state.buffer.clear();
         }
     }
 

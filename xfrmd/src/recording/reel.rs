@@ -25,12 +25,7 @@ const KEPT_EACH: usize = 64;
 pub trait Sink: Send + Sync {
     /// Takes blocks; false if they are lost because there are too many, which blocks that `must` be
     /// there never are.
-    fn take(&self, blocks: Vec<u8>, must: bool) -> bool;
-
-    /// A buffer for the next ones.
-    fn buffer(&self) -> Vec<u8> {
-        Vec::new()
-    }
+    fn take(&self, blocks: &[u8], must: bool) -> bool;
 }
 
 /// A recording in memory; clones are the same one.
@@ -46,9 +41,9 @@ impl Memory {
 }
 
 impl Sink for Memory {
-    fn take(&self, mut blocks: Vec<u8>, _must: bool) -> bool {
+    fn take(&self, blocks: &[u8], _must: bool) -> bool {
         let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        bytes.append(&mut blocks);
+        bytes.extend_from_slice(blocks);
         true
     }
 }
@@ -73,7 +68,7 @@ impl Reel {
             began: (boot, nanos),
             sink,
         };
-        let mut out = reel.sink.buffer();
+        let mut out = Vec::new();
         let interfaces = [
             (LINK_NETLINK, "netlink", "NETLINK_XFRM"),
             (LINK_COOKED, "outer", "packets as they are on the wire"),
@@ -84,7 +79,7 @@ impl Reel {
         let mut block = Block::begin(&mut out, OWN);
         block.option(HEAD, &head.encode());
         block.end();
-        reel.sink.take(out, true);
+        reel.sink.take(&out, true);
         Arc::new(reel)
     }
 
@@ -101,7 +96,7 @@ impl Reel {
         let reel = Self::begin(head, boot, nanos, sink);
         let number = generation.saturating_mul(NUMBERS_EACH);
         reel.last.store(number, Ordering::SeqCst);
-        let mut out = reel.sink.buffer();
+        let mut out = Vec::new();
         for some in kept.chunks(KEPT_EACH) {
             let mut block = Block::begin(&mut out, OWN);
             some.iter().for_each(|kept| kept.put(&mut block));
@@ -112,18 +107,18 @@ impl Reel {
         let mut block = Block::begin(&mut out, OWN);
         block.option(HAPPENED, &option);
         block.end();
-        reel.sink.take(out, true);
+        reel.sink.take(&out, true);
         reel
     }
 
     /// Ends it: whoever reads it knows that nothing is missing.
     pub fn end(&self) {
-        let mut out = self.sink.buffer();
+        let mut out = Vec::new();
         let mut block = Block::begin(&mut out, OWN);
         let last = self.last.load(Ordering::SeqCst);
         block.option(END, &last.to_ne_bytes());
         block.end();
-        self.sink.take(out, true);
+        self.sink.take(&out, true);
     }
 
     /// The number of what happens now.
@@ -148,7 +143,7 @@ impl Reel {
     ) {
         let nanos = self.nanos(boot);
         let number = self.number();
-        let mut out = self.sink.buffer();
+        let mut out = Vec::new();
         let mut option = Vec::new();
         write_step(&mut option, number, step, drawn, fate);
         if let Step::Request { bytes, .. } = step {
@@ -163,7 +158,7 @@ impl Reel {
             write_answer(&mut option, number, to);
             self.message(&mut out, (nanos, false), bytes, (ANSWER, &option), number);
         }
-        self.sink.take(out, true);
+        self.sink.take(&out, true);
     }
 
     /// Whether keys are recorded.
