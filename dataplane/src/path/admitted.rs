@@ -7,7 +7,7 @@ use xfrm_proto::consts::{IPPROTO_ICMP, IPPROTO_ICMPV6, XFRM_MAX_DEPTH};
 
 use crate::drop_reason::DropReason;
 use crate::path::check::Question;
-use crate::path::flows::Memory;
+use crate::path::flows::{Memory, Place};
 use crate::path::lookup::Policies;
 use crate::path::sec_path::SecPath;
 use crate::spd::SocketKey;
@@ -29,6 +29,20 @@ struct Admission {
     /// What of the sec path has been held against them.
     verified: usize,
 }
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self {
+            marked: WallSecs::default(),
+            // No table has changed as often.
+            generations: [u64::MAX; 2],
+            policies: [None; 2],
+            verified: 0,
+        }
+    }
+}
+
+const _: () = assert!(Place::<WORDS, Admission>::IS_ODD);
 
 /// A flow that has been let in a moment ago.
 #[derive(Debug)]

@@ -239,6 +239,11 @@ fn read(profile: &'static Profile, kept: &Kept<'_>) -> Option<Box<Sa>> {
     }
     sa.is_tunnel = from.flag()?;
     sa.pcpu = u32::try_from(from.limit()? & u64::from(u32::MAX)).ok()?;
+    if !profile.knows_direction() {
+        // Nor CPUs: it is another release's SA.
+        let blank = Sa::blank(0);
+        (sa.dir, sa.pcpu) = (blank.dir, blank.pcpu);
+    }
     sa.sel = from.pod()?;
     sa.lft = from.limits()?;
     (sa.replay_maxage, sa.replay_maxdiff) = (from.u32()?, from.u32()?);

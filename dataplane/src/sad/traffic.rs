@@ -182,9 +182,12 @@ impl Traffic {
         }
     }
 
-    /// Whether the release notes the last use.
+    /// Whether the release notes the last use; another may have done so before.
     pub(super) fn set_notes_last_use(&mut self, notes: bool) {
         self.put_flag(NOTES_LAST_USE, notes);
+        if !notes {
+            self.set(LAST_USED, 0);
+        }
     }
 
     /// Whether there is no number left.

@@ -265,9 +265,15 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
     let mask = signals.mask_before();
     let handover = Arc::new(Handover::new(run.front, clock.page().is_some())?);
     let theirs = Arc::clone(&handover);
+    let us = std::process::id();
     // SAFETY: a few system calls, which a child may make before exec.
     unsafe {
         command.pre_exec(move || {
+            // If we are killed, nobody answers it any more. What it has started and left alone goes on.
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            if getppid().as_raw().unsigned_abs() != us {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
             match theirs.set_up() {
                 Err(error) if run.reach == Reach::Supervisor => return Err(error),
                 // Without a filter, what is static reaches the host as it would without us.

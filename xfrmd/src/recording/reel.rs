@@ -1,7 +1,7 @@
 //! Writing a recording: who numbers what happens, and the control plane's part of it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dataplane::{BootNanos, Now};
 
@@ -30,6 +30,26 @@ pub trait Sink: Send + Sync {
     /// A buffer for the next ones.
     fn buffer(&self) -> Vec<u8> {
         Vec::new()
+    }
+}
+
+/// A recording in memory; clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Memory(Arc<Mutex<Vec<u8>>>);
+
+impl Memory {
+    /// All that has been written, which is then no longer there.
+    #[must_use]
+    pub fn take_bytes(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Sink for Memory {
+    fn take(&self, mut blocks: Vec<u8>, _must: bool) -> bool {
+        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        bytes.append(&mut blocks);
+        true
     }
 }
 

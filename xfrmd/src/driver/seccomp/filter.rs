@@ -36,7 +36,7 @@ const ARCHITECTURE: u32 = 0xc000_00f3;
 const ARCHITECTURE: u32 = 0;
 
 /// Calls whose first argument is a descriptor, and which mean something else on a socket of ours.
-const ON_SOCKETS: [libc::c_long; 17] = [
+const ON_SOCKETS: &[libc::c_long] = &[
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_sendmmsg,
@@ -54,6 +54,9 @@ const ON_SOCKETS: [libc::c_long; 17] = [
     libc::SYS_setsockopt,
     libc::SYS_close,
     libc::SYS_dup,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
+    libc::SYS_dup3,
 ];
 
 /// Options of other sockets that the host must not hear of: level and name.
@@ -228,7 +231,12 @@ fn program(front: Front, is_timed: bool) -> Vec<sock_filter> {
             answer(libc::SECCOMP_RET_USER_NOTIF),
         ]);
     }
-    for (index, call) in ON_SOCKETS.into_iter().chain([libc::SYS_fcntl]).enumerate() {
+    for (index, call) in ON_SOCKETS
+        .iter()
+        .copied()
+        .chain([libc::SYS_fcntl])
+        .enumerate()
+    {
         let mut jump = only_if(equals, number(call), 0);
         let over = if call == libc::SYS_setsockopt {
             0

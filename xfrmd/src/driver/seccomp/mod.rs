@@ -12,7 +12,7 @@
 //!   pass without being looked at.
 //!
 //! * [`filter`]: the filter, and the way of its listener from the command to us.
-//! * [`supervisor`]: the thread of ours that answers the calls; [`calls`]: one by one.
+//! * [`supervisor`]: the threads of ours that answer the calls; [`calls`]: one by one.
 //! * [`target`]: the process whose call it is: its memory, its descriptors.
 //! * [`library`]: the shim, loaded by us.
 //! * [`time`]: the virtual clock of such programs.
