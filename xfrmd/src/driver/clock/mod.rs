@@ -13,7 +13,7 @@ pub(crate) mod order;
 pub(crate) mod page;
 mod programs;
 pub(crate) mod randomness;
-mod waits;
+pub(crate) mod waits;
 
 use std::sync::Arc;
 

@@ -122,26 +122,31 @@ impl Waits {
     }
 }
 
+/// Makes a timer's descriptor run out at once.
+pub(crate) fn run_out(descriptor: &OwnedFd) {
+    let at_once = libc::itimerspec {
+        it_interval: NO_TIME,
+        it_value: libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 1,
+        },
+    };
+    // SAFETY: the time is valid; on what is no timer the host fails.
+    unsafe {
+        libc::timerfd_settime(
+            descriptor.as_raw_fd(),
+            libc::TFD_TIMER_ABSTIME,
+            &raw const at_once,
+            std::ptr::null_mut(),
+        );
+    }
+}
+
 /// What the kernel's timers send; whether the process is still there.
 fn tell(process: i32, timer: &Timer) -> bool {
     let setting = &timer.setting;
     if let Some(descriptor) = &timer.descriptor {
-        let at_once = libc::itimerspec {
-            it_interval: NO_TIME,
-            it_value: libc::timespec {
-                tv_sec: 0,
-                tv_nsec: 1,
-            },
-        };
-        // SAFETY: the descriptor is a timer's, which has been checked; the time is valid.
-        unsafe {
-            libc::timerfd_settime(
-                descriptor.as_raw_fd(),
-                libc::TFD_TIMER_ABSTIME,
-                &raw const at_once,
-                std::ptr::null_mut(),
-            );
-        }
+        run_out(descriptor);
         // SAFETY: plain integers.
         return unsafe { libc::kill(process, 0) } == 0;
     }

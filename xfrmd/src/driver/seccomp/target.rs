@@ -229,6 +229,16 @@ pub(super) fn inode_of(fd: RawFd) -> Option<u64> {
     (result == 0).then_some(status.st_ino)
 }
 
+/// Whether two descriptors of ours are for one open file.
+pub(super) fn same_file(one: RawFd, other: RawFd) -> bool {
+    // SAFETY: plain numbers.
+    let order = unsafe {
+        let own = libc::getpid();
+        libc::syscall(libc::SYS_kcmp, own, own, KCMP_FILE, one, other)
+    };
+    order == 0
+}
+
 /// The beginning of memory in parts.
 pub(super) fn beginning(parts: &[iovec], len: usize) -> impl Iterator<Item = iovec> {
     let mut left = len;
@@ -270,6 +280,10 @@ unsafe impl Plain for i64 {}
 unsafe impl Plain for libc::timespec {}
 // SAFETY: the same.
 unsafe impl Plain for libc::timeval {}
+// SAFETY: the same.
+unsafe impl Plain for libc::itimerval {}
+// SAFETY: the same.
+unsafe impl Plain for libc::itimerspec {}
 // SAFETY: the same.
 unsafe impl Plain for libc::pollfd {}
 // SAFETY: the same.

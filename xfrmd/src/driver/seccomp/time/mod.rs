@@ -12,10 +12,13 @@
 //! was installed with `SA_RESTART`. A call that comes again while it is put aside has been interrupted: it fails with
 //! EINTR, and with what is left of its time.
 //!
+//! Timers have an alarm too ([`timers`]).
+//!
 //! Left alone are programs of Go: their timers are waits for a futex, in which nobody but the program itself can wake them. So are
-//! waits for a futex of others, and timers.
+//! waits for a futex of others, and timers of `timer_create`.
 
 mod held;
+mod timers;
 mod vdso;
 
 use std::collections::{BTreeMap, HashMap};
@@ -33,6 +36,7 @@ use super::target::{Process, Thread};
 use crate::driver::client::Alarm;
 use crate::driver::program;
 use held::{Descriptors, Held, Left, What};
+use timers::Timer;
 use vdso::Patch;
 
 const SECOND: u64 = 1_000_000_000;
@@ -54,6 +58,11 @@ enum Kind {
     Pselect,
     Epoll,
     Epoll2,
+    Alarm,
+    SetInterval,
+    GetInterval,
+    SetDescriptor,
+    GetDescriptor,
 }
 
 /// Which calls of a number the filter brings.
@@ -82,6 +91,20 @@ const CALLS: &[(c_long, Kind, When)] = &[
     (libc::SYS_pselect6, Kind::Pselect, When::Given(4)),
     (libc::SYS_epoll_pwait, Kind::Epoll, When::Positive(3)),
     (libc::SYS_epoll_pwait2, Kind::Epoll2, When::Given(3)),
+    (libc::SYS_setitimer, Kind::SetInterval, When::Always),
+    (libc::SYS_getitimer, Kind::GetInterval, When::Always),
+    (
+        libc::SYS_timerfd_settime,
+        Kind::SetDescriptor,
+        When::Given(2),
+    ),
+    (
+        libc::SYS_timerfd_gettime,
+        Kind::GetDescriptor,
+        When::Given(1),
+    ),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_alarm, Kind::Alarm, When::Always),
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_time, Kind::Seconds, When::Always),
     #[cfg(target_arch = "x86_64")]
@@ -146,6 +169,8 @@ pub(crate) struct Time {
     programs: HashMap<u32, Program>,
     process_of: HashMap<Thread, u32>,
     held: BTreeMap<u32, Held>,
+    timers: BTreeMap<u32, Timer>,
+    /// The last number of either.
     last: u32,
     /// Connections that nothing waits on.
     idle: Vec<Alarm>,
@@ -168,6 +193,7 @@ impl Time {
             programs: HashMap::new(),
             process_of: HashMap::new(),
             held: BTreeMap::new(),
+            timers: BTreeMap::new(),
             last: 0,
             idle: Vec::new(),
         }))
@@ -322,6 +348,11 @@ impl Time {
                 };
                 self.wait(call, process, due, What::Sleep { left })
             }
+            Kind::Alarm => Ok(self.set_alarm(call, process)),
+            Kind::SetInterval => self.interval(call, process, true),
+            Kind::GetInterval => self.interval(call, process, false),
+            Kind::SetDescriptor => self.descriptor(call, process, true),
+            Kind::GetDescriptor => self.descriptor(call, process, false),
             Kind::Poll
             | Kind::Ppoll
             | Kind::Select
@@ -344,13 +375,7 @@ impl Time {
             Kind::Epoll => millis(3).map_err(|_| libc::EINVAL)?,
             Kind::Ppoll => time_at(thread, call.long(2))?,
             Kind::Epoll2 => time_at(thread, call.long(3))?,
-            Kind::Select => {
-                let given: timeval = thread.structure(call.long(4))?;
-                let secs = u64::try_from(given.tv_sec).map_err(|_| libc::EINVAL)?;
-                let micros = u64::try_from(given.tv_usec).map_err(|_| libc::EINVAL)?;
-                secs.saturating_mul(SECOND)
-                    .saturating_add(micros.saturating_mul(1000))
-            }
+            Kind::Select => nanos_of_micros(&thread.structure(call.long(4))?)?,
             _ => time_at(thread, call.long(4))?,
         };
         let Some(program) = self.programs.get(&process) else {
@@ -433,6 +458,11 @@ impl Time {
             let (number, is_alarm) = match Source::of(event.data()) {
                 Source::Process(process) => {
                     self.forget(process);
+                    self.timers.retain(|_, timer| timer.process != process);
+                    continue;
+                }
+                Source::Alarm(number) if self.timers.contains_key(&number) => {
+                    self.run_timer(number);
                     continue;
                 }
                 Source::Alarm(number) => (number, true),
@@ -485,13 +515,25 @@ impl Time {
 
 /// A time in a program's memory, in nanoseconds.
 fn time_at(thread: Thread, address: u64) -> Result<u64, c_int> {
-    let time: timespec = thread.structure(address)?;
+    nanos_of(&thread.structure(address)?)
+}
+
+fn nanos_of(time: &timespec) -> Result<u64, c_int> {
     let secs = u64::try_from(time.tv_sec).map_err(|_| libc::EINVAL)?;
     let nanos = u64::try_from(time.tv_nsec).map_err(|_| libc::EINVAL)?;
     match nanos < SECOND {
         true => Ok(secs.saturating_mul(SECOND).saturating_add(nanos)),
         false => Err(libc::EINVAL),
     }
+}
+
+/// The same of microseconds, of which there may be more than a second has.
+fn nanos_of_micros(time: &timeval) -> Result<u64, c_int> {
+    let secs = u64::try_from(time.tv_sec).map_err(|_| libc::EINVAL)?;
+    let micros = u64::try_from(time.tv_usec).map_err(|_| libc::EINVAL)?;
+    Ok(secs
+        .saturating_mul(SECOND)
+        .saturating_add(micros.saturating_mul(1000)))
 }
 
 fn to_timespec(nanos: u64) -> timespec {
