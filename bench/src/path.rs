@@ -74,8 +74,10 @@ fn aead_in(
     let (near, far) = (tunnels(1, fill)?, tunnels(1, fill)?);
     let (mut near, mut far) = (End::new(&near, 0, 1), End::new(&far, 0, in_hand));
     let inner = packet(0, bytes);
-    let mut bare = BareAead::new(bare, &inner)?;
+    let bare = BareAead::new(bare, &inner)?;
     let count = 400_000 / (bytes + 200);
+    // No packet may come twice, so they are many, from beyond the first cache; and so are the yardstick's.
+    let (bare_sealed, mut hands) = (bare.sealed(count), vec![Vec::new(); in_hand]);
     let (mut ours, mut yardstick) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let sealed = near.sealed(&inner, count);
@@ -86,7 +88,7 @@ fn aead_in(
                 .for_each(|outers| far.receive_all(outers)),
         });
         ours.push(nanos / count as f64);
-        let nanos = cpu_time(|| (0..count).for_each(|_| bare.open()));
+        let nanos = cpu_time(|| bare.open_all(&bare_sealed, &mut hands));
         yardstick.push(nanos / count as f64);
     }
     Ok(Figure {

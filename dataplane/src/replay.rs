@@ -199,19 +199,19 @@ impl ReplayWindow {
         }
     }
 
-    /// The high half of a number that is newer than all that have come, if whatever comes after it
-    /// with a greater low half has the same and is newer still. `None` says nothing.
+    /// The highest number so far, if any low half above its own is a newer number with the same high
+    /// half. `None` says nothing.
     #[must_use]
-    pub fn newer_from(&self, low: u32) -> Option<u32> {
-        let (top, high) = match self {
-            Self::Legacy { window, seq, .. } => (*window != 0).then_some((*seq, 0)),
-            Self::Bitmap(ring) => (ring.bits() != 0).then_some((ring.seq, 0)),
+    #[inline]
+    pub(crate) fn newest(&self) -> Option<Sequence> {
+        match self {
+            Self::Legacy { window, seq, .. } => (*window != 0).then_some(Sequence::new(0, *seq)),
+            Self::Bitmap(ring) => (ring.bits() != 0).then_some(Sequence::new(0, ring.seq)),
             Self::Esn(ring) => {
                 let is_plain = ring.bits() != 0 && ring.in_one_subspace();
-                is_plain.then_some((ring.seq, ring.seq_hi))
+                is_plain.then_some(Sequence::new(ring.seq_hi, ring.seq))
             }
-        }?;
-        (low > top).then_some(high)
+        }
     }
 
     /// Whether a number may still come (`xfrm_replay_check`).

@@ -43,6 +43,54 @@ impl Page {
     }
 }
 
+/// What a clock counts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// The start of the machine.
+    Boot,
+    /// The same, without the time in which it was suspended.
+    Monotonic,
+    /// 1970.
+    Real,
+}
+
+impl Base {
+    /// Of a clock's number (`linux/time.h`), for those that are virtual: not for those that measure a processor's time or a
+    /// device's.
+    #[must_use]
+    pub fn of(clock: i32) -> Option<Self> {
+        Some(match clock {
+            // REALTIME, REALTIME_COARSE, REALTIME_ALARM, TAI.
+            0 | 5 | 8 | 11 => Self::Real,
+            // MONOTONIC, MONOTONIC_RAW, MONOTONIC_COARSE.
+            1 | 4 | 6 => Self::Monotonic,
+            // BOOTTIME, BOOTTIME_ALARM.
+            7 | 9 => Self::Boot,
+            _ => return None,
+        })
+    }
+
+    fn offset(self, page: &Page) -> i64 {
+        match self {
+            Self::Boot => 0,
+            Self::Monotonic => page.monotonic.load(Ordering::Relaxed),
+            Self::Real => page.real.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What a clock shows, in nanoseconds.
+    #[must_use]
+    pub fn now(self, page: &Page) -> u64 {
+        page.boot().saturating_add_signed(self.offset(page))
+    }
+
+    /// The boot time at which it shows that.
+    #[must_use]
+    pub fn boot_at(self, page: &Page, nanos: u64) -> u64 {
+        nanos.saturating_add_signed(self.offset(page).saturating_neg())
+    }
+}
+
 /// A signal or a descriptor that tells of a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TimerKind {
@@ -148,6 +196,25 @@ pub fn decode_remaining(bytes: &[u8]) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clocks_are_apart_by_what_the_page_says() {
+        let page = Page {
+            layout: AtomicU32::new(LAYOUT),
+            moves: AtomicU32::new(0),
+            boot_nanos: AtomicU64::new(100),
+            monotonic: AtomicI64::new(-30),
+            real: AtomicI64::new(5000),
+            words: [const { AtomicU32::new(0) }; WORDS],
+        };
+        for (clock, now) in [(0, 5100), (1, 70), (7, 100), (11, 5100)] {
+            let base = Base::of(clock).unwrap();
+            assert_eq!(base.now(&page), now);
+            assert_eq!(base.boot_at(&page, now + 7), 107);
+        }
+        // A process's and a thread's processor time.
+        assert_eq!([2, 3, -1].map(Base::of), [None; 3]);
+    }
 
     #[test]
     fn a_setting_is_read_as_it_was_written() {

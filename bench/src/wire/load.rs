@@ -1,6 +1,6 @@
 //! What is sent through each carrier, and how fast it arrives.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,8 +26,31 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// Gbit/s of one TCP stream, and the bytes of all of it.
-pub(crate) fn tcp(pair: &Pair, to: IpAddr, time: Duration) -> Result<(f64, u64)> {
+/// A TCP stream without bytes for so long is looked at.
+pub(crate) const PAUSE: Duration = Duration::from_secs(1);
+
+/// How a TCP stream went.
+pub(crate) struct Stream {
+    /// Gbit/s once windows were open.
+    pub(crate) rate: f64,
+    /// Bytes of all of it.
+    pub(crate) bytes: u64,
+    /// The longest time in which nothing came.
+    pub(crate) pause: Duration,
+}
+
+/// One TCP stream.
+pub(crate) fn tcp(pair: &Pair, to: IpAddr, time: Duration) -> Result<Stream> {
+    tcp_watched(pair, to, time, &|| ())
+}
+
+/// [`tcp`]; `paused` looks at what is the matter when nothing has come for [`PAUSE`].
+pub(crate) fn tcp_watched(
+    pair: &Pair,
+    to: IpAddr,
+    time: Duration,
+    paused: &(dyn Fn() + Sync),
+) -> Result<Stream> {
     let [a, b] = &pair.ends;
     let listener = b.inside(|| Ok(TcpListener::bind((to, 0))?))?;
     let target = listener.local_addr()?;
@@ -42,31 +65,56 @@ pub(crate) fn tcp(pair: &Pair, to: IpAddr, time: Duration) -> Result<(f64, u64)>
                 Ok(())
             })
         });
-        let measured = receive(&listener, time);
+        let measured = receive(&listener, time, paused);
         let sent = sender.join().map_err(|_| anyhow::anyhow!("a panic"))?;
         sent.context("sending")?;
         measured
     })
 }
 
-fn receive(listener: &TcpListener, time: Duration) -> Result<(f64, u64)> {
+fn receive(listener: &TcpListener, time: Duration, paused: &dyn Fn()) -> Result<Stream> {
     let (mut stream, _) = listener.accept()?;
-    stream.set_read_timeout(Some(WAIT))?;
+    stream.set_read_timeout(Some(PAUSE))?;
     let mut buffer = vec![0; 256 << 10];
     let begin = now();
+    let (mut last, mut pause) = (begin, Duration::ZERO);
+    let mut told = false;
+    let mut read = || loop {
+        match stream.read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock && last.elapsed() < WAIT => {
+                if !std::mem::replace(&mut told, true) {
+                    paused();
+                }
+            }
+            other => {
+                let len = other?;
+                anyhow::ensure!(len > 0, "the sender has ended");
+                let time_now = now();
+                pause = pause.max(time_now - last);
+                last = time_now;
+                return Ok((u64::try_from(len)?, time_now));
+            }
+        }
+    };
     let mut lead = 0;
-    while now() - begin < LEAD {
-        lead += u64::try_from(stream.read(&mut buffer)?)?;
-    }
-    let begin = now();
-    let mut bytes = 0_u64;
+    let begin = loop {
+        let (len, time_now) = read()?;
+        lead += len;
+        if time_now - begin >= LEAD {
+            break time_now;
+        }
+    };
+    let mut bytes = 0;
     loop {
-        let len = stream.read(&mut buffer)?;
-        anyhow::ensure!(len > 0, "the sender has ended");
-        bytes += u64::try_from(len)?;
-        let elapsed = now() - begin;
+        let (len, time_now) = read()?;
+        bytes += len;
+        let elapsed = time_now - begin;
         if elapsed >= time {
-            return Ok((gbits(bytes, elapsed), lead + bytes));
+            return Ok(Stream {
+                rate: gbits(bytes, elapsed),
+                bytes: lead + bytes,
+                pause,
+            });
         }
     }
 }
@@ -158,7 +206,7 @@ pub(crate) fn tcp_among_strangers(pair: &Pair, to: IpAddr, time: Duration) -> Re
         done.store(true, Ordering::Relaxed);
         let sent = strangers.join().map_err(|_| anyhow::anyhow!("a panic"))??;
         anyhow::ensure!(sent > 1000, "only {sent} strange packets");
-        Ok(measured?.0)
+        Ok(measured?.rate)
     })
 }
 

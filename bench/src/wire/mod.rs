@@ -94,11 +94,17 @@ fn measure(carriers: &[Carrier]) -> Result<Vec<Measured>> {
         for (carrier, measured) in carriers.iter().zip(&mut all) {
             let Carrier { name, pair, to, .. } = carrier;
             let before = ticks(&carrier.pids)?;
-            let (tcp, bytes) =
-                load::tcp(pair, *to, TIME).with_context(|| format!("{name}: TCP"))?;
+            let load::Stream {
+                rate: tcp,
+                bytes,
+                pause,
+            } = load::tcp(pair, *to, TIME).with_context(|| format!("{name}: TCP"))?;
             let used = ticks(&carrier.pids)? - before;
             #[expect(clippy::cast_precision_loss, reason = "an estimate")]
             let cpu = used as f64 * TICK_MICROS / (bytes as f64 / PACKET_BYTES);
+            if pause >= load::PAUSE {
+                eprintln!("{name}: nothing came for {} ms", pause.as_millis());
+            }
             let udp = load::udp(pair, *to, TIME).with_context(|| format!("{name}: UDP"))?;
             let ping = load::ping(pair, *to, PINGS).with_context(|| format!("{name}: ping"))?;
             eprintln!(

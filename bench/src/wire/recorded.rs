@@ -71,7 +71,7 @@ pub(crate) fn run() -> Result<Vec<Figure>> {
     for round in 1..=ROUNDS {
         for ((carrier, files), [all_tcp, all_udp]) in carriers.iter().zip(&mut rates) {
             let Carrier { name, pair, to, .. } = carrier;
-            let (tcp, _) = load::tcp(pair, *to, TIME)?;
+            let tcp = load::tcp(pair, *to, TIME)?.rate;
             let udp = load::udp(pair, *to, TIME)?;
             if let Some(files) = files {
                 files.forget()?;

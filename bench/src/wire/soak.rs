@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::carriers::{Carrier, idle_sa, name, sa};
+use super::net::Pair;
 use super::{load, ticks};
 use crate::figure::{Figure, Target};
 
 pub(crate) const REKEY_SECONDS: u64 = 5;
-/// Gbit/s that are as good as none.
-const STALLED: f64 = 0.02;
 /// SAs that nobody uses.
 const IDLE: usize = 200;
 /// Rounds until memory is what it will be.
@@ -110,6 +109,22 @@ impl Soak {
     }
 }
 
+/// What both ends' hosts and the daemons' threads are at.
+fn look(pair: &Pair, pids: &[u32]) {
+    let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
+    for (at, end) in pair.ends.iter().enumerate() {
+        let looked = end.sh(&format!(
+            "exec >&2; echo \"end {at}\"; ss -tmi; ss -uanm; nstat -as | grep -v '^#'; ip -s link; \
+             ip route show cache; for pid in {}; do for task in /proc/$pid/task/*; do \
+             echo \"$(cat $task/comm) $(cut -d' ' -f3 $task/stat) $(cat $task/wchan)\"; done; done",
+            pids.join(" ")
+        ));
+        if let Err(error) = looked {
+            eprintln!("{error}");
+        }
+    }
+}
+
 /// KiB that the daemons have resident.
 fn memory(pids: &[u32]) -> Result<f64> {
     let mut sum = 0;
@@ -141,29 +156,36 @@ pub(crate) fn run(minutes: u64, seconds: u64) -> Result<Vec<Figure>> {
     let begin = now();
     let mut least = f64::INFINITY;
     let (mut before, mut round, mut bytes) = (0.0, 0_u32, 0_u64);
-    let mut stalled = 0_u32;
+    let mut longest = Duration::ZERO;
     while begin.elapsed() < Duration::from_secs(60 * minutes) || round <= WARM_UP {
         round += 1;
         let due = now() + rekey;
         let to = soak.carrier.to;
         let pair = std::sync::Arc::clone(&soak.carrier.pair);
-        let traffic = std::thread::spawn(move || load::tcp(&pair, to, rekey * 7 / 10));
+        let watched = pids.clone();
+        let traffic = std::thread::spawn(move || {
+            load::tcp_watched(&pair, to, rekey * 7 / 10, &|| look(&pair, &watched))
+        });
         std::thread::sleep(rekey / 5);
         soak.rekey(round.is_multiple_of(GAP))?;
         soak.shuffle()?;
-        let (rate, some) = traffic
+        let load::Stream {
+            rate,
+            bytes: some,
+            pause,
+        } = traffic
             .join()
             .map_err(|_| anyhow::anyhow!("a panic"))?
             .with_context(|| format!("round {round}"))?;
         bytes += some;
         least = least.min(rate);
-        if rate < STALLED {
-            stalled += 1;
-            eprintln!("round {round}: {rate:.3} Gbit/s");
-            soak.both(
-                "ip -s xfrm state | grep -A20 'reqid 1 '; grep -wv 0 /proc/net/xfrm_stat; \
-                 nstat -a | grep -v '^#'; ip -s link; ip route show cache; ss -tmi; ss -unm",
-            )?;
+        longest = longest.max(pause);
+        if pause >= load::PAUSE {
+            eprintln!(
+                "round {round}: {rate:.3} Gbit/s, nothing for {} ms",
+                pause.as_millis()
+            );
+            soak.both("ip -s xfrm state | grep -A20 'reqid 1 '; grep -wv 0 /proc/net/xfrm_stat")?;
         }
         soak.count()?;
         let now_used = memory(&pids)?;
@@ -185,13 +207,13 @@ pub(crate) fn run(minutes: u64, seconds: u64) -> Result<Vec<Figure>> {
         f64::from(u32::try_from(bytes >> 20)?) / 1024.0,
         ticks(&pids)?
     );
-    let rounds = Figure {
-        name: "rounds in which nothing flowed".to_owned(),
-        ours: stalled.into(),
-        yardstick: 1.0,
-        unit: "",
-        against: "one",
-        target: Target::AtMost(0.0),
+    let pause = Figure {
+        name: "the longest time without a byte".to_owned(),
+        ours: longest.as_secs_f64(),
+        yardstick: load::PAUSE.as_secs_f64(),
+        unit: "s",
+        against: "a second",
+        target: Target::AtMost(1.0),
     };
     let memory = Figure {
         name: format!("memory of two daemons after {round} rekeyings"),
@@ -201,5 +223,5 @@ pub(crate) fn run(minutes: u64, seconds: u64) -> Result<Vec<Figure>> {
         against: "that after 12",
         target: Target::AtMost(1.02),
     };
-    Ok(vec![rounds, memory])
+    Ok(vec![pause, memory])
 }

@@ -156,6 +156,17 @@ impl Bulk {
         Ok(count)
     }
 
+    /// Whether one call takes all of these packets, and one more.
+    #[must_use]
+    pub fn has_room_beside(&self, packets: &[PacketBuf]) -> bool {
+        let [first, .., last] = packets else {
+            return true;
+        };
+        // A shorter one is the last of a call.
+        let bytes = packets.iter().map(|packet| packet.len()).sum::<usize>() + first.len();
+        packets.len() < MOST_SEGMENTS && bytes <= MOST_BYTES && last.len() == first.len()
+    }
+
     /// The header of a packet that this socket can send, and where the payload begins.
     fn header(&self, packet: &[u8]) -> Option<(Header, usize)> {
         const PLAIN_V4: u8 = 0x45;

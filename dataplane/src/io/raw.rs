@@ -134,8 +134,9 @@ fn put_header6(packet: &mut PacketBuf, protocol: u8, header: sys::Header6) -> Op
     ip6::finish(packet)
 }
 
-impl PacketIo for Raw {
-    fn receive(&mut self, packets: &mut [PacketBuf]) -> io::Result<usize> {
+impl Raw {
+    /// Receives what one system call gives.
+    fn receive_some(&mut self, packets: &mut [PacketBuf]) -> io::Result<usize> {
         let mut headers = [None; sys::BATCH];
         let wants_headers = self.family == Family::V6;
         let result = sys::receive(
@@ -153,6 +154,26 @@ impl PacketIo for Raw {
             }
         }
         Ok(count)
+    }
+}
+
+impl PacketIo for Raw {
+    fn receive(&mut self, packets: &mut [PacketBuf]) -> io::Result<usize> {
+        let mut filled = 0;
+        while let Some(rest @ [_, ..]) = packets.get_mut(filled..) {
+            match self.receive_some(rest) {
+                Ok(count) => {
+                    filled += count;
+                    if count < sys::BATCH {
+                        break;
+                    }
+                }
+                // What a router said is told once; what has come counts.
+                Err(error) if filled == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(filled)
     }
 
     fn send(&mut self, packets: &[PacketBuf]) -> Sent {

@@ -83,6 +83,15 @@ pub struct Joiner {
     open: Vec<Open>,
 }
 
+/// Whether a packet is of a TCP stream that goes on: its sender marks the last one of what he has
+/// to say so far (PSH).
+#[must_use]
+pub fn may_grow(packet: &[u8]) -> bool {
+    Layout::of(packet).is_some_and(|layout| {
+        layout.protocol == IPPROTO_TCP && layout.opens(packet, 0, 0).is_some()
+    })
+}
+
 impl Joiner {
     /// Joins what can be, with the headers of each frame's first packet changed accordingly.
     /// UDP is joined for receivers that know how to cut it.
@@ -460,6 +469,19 @@ mod tests {
         assert_eq!(joined(&packets), [5]);
         packets.extend(tcp(1, ACK, 300));
         assert_eq!(joined(&packets), [5, 3]);
+    }
+
+    #[test]
+    fn only_a_stream_that_goes_on_may_grow() {
+        let grows = |packets: Vec<PacketBuf>| packets.last().is_some_and(|last| may_grow(last));
+        assert!(grows(tcp(1, ACK, 300)));
+        assert!(!grows(tcp(1, ACK | TCP_PSH, 300)), "nothing more to say");
+        assert!(!grows(tcp(1, ACK | FIN, 300)));
+        let udp = whole(Family::V4, IPPROTO_UDP, 0, 1, 300);
+        assert!(!grows(cut(&udp, 100)));
+        let mut answer = whole(Family::V4, IPPROTO_TCP, ACK, 1, 0);
+        ip4::finish(&mut answer).unwrap();
+        assert!(!may_grow(&answer), "an acknowledgement");
     }
 
     #[test]

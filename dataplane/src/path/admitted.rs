@@ -7,7 +7,7 @@ use xfrm_proto::consts::{IPPROTO_ICMP, IPPROTO_ICMPV6, XFRM_MAX_DEPTH};
 
 use crate::drop_reason::DropReason;
 use crate::path::check::Question;
-use crate::path::flows::Memory;
+use crate::path::flows::{Memory, Place};
 use crate::path::lookup::Policies;
 use crate::path::sec_path::SecPath;
 use crate::spd::SocketKey;
@@ -29,6 +29,20 @@ struct Admission {
     /// What of the sec path has been held against them.
     verified: usize,
 }
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self {
+            marked: WallSecs::default(),
+            // No table has changed as often.
+            generations: [u64::MAX; 2],
+            policies: [None; 2],
+            verified: 0,
+        }
+    }
+}
+
+const _: () = assert!(Place::<WORDS, Admission>::IS_ODD);
 
 /// A flow that has been let in a moment ago.
 #[derive(Debug)]
@@ -136,12 +150,9 @@ fn own_words(question: &Question<'_>, path: &SecPath) -> Option<[u64; OWN_WORDS]
 }
 
 /// All of it.
-#[inline]
+#[inline(always)]
 fn key(own: &[u64; OWN_WORDS], path: &SecPath) -> [u64; WORDS] {
-    let mut key = [0; WORDS];
-    let words = own.iter().copied().chain(path.serials());
-    for (place, word) in key.iter_mut().zip(words) {
-        *place = word;
-    }
-    key
+    let [a, b, c, d, e, f, g, h, i] = *own;
+    let [j, k, l, m, n, o] = path.serials();
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o]
 }

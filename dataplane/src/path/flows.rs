@@ -29,12 +29,23 @@ pub(super) struct Memory<const WORDS: usize, T> {
 }
 
 /// Something that is known. What is looked at first shares cache lines with the key.
+///
+/// Of an odd number of lines, as those of [`Flows`] and of `admitted` are, any line of all places uses all
+/// sets of the caches; of eight lines, the first lines of a hundred flows do not fit the first cache.
 #[derive(Debug)]
 #[repr(C, align(64))]
-struct Place<const WORDS: usize, T> {
+pub(super) struct Place<const WORDS: usize, T> {
     key: [u64; WORDS],
-    known: Option<T>,
+    /// Under a key of zeros, which nothing has: something that is never current.
+    known: T,
 }
+
+impl<const WORDS: usize, T> Place<WORDS, T> {
+    /// Whether its size is an odd number of cache lines.
+    pub(super) const IS_ODD: bool = size_of::<Self>() / 64 % 2 == 1;
+}
+
+const _: () = assert!(Place::<10, Decided>::IS_ODD);
 
 impl<const WORDS: usize, T> Default for Memory<WORDS, T> {
     fn default() -> Self {
@@ -47,7 +58,7 @@ impl<const WORDS: usize, T> Default for Memory<WORDS, T> {
     }
 }
 
-impl<const WORDS: usize, T> Memory<WORDS, T> {
+impl<const WORDS: usize, T: Default> Memory<WORDS, T> {
     #[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
     #[inline(always)]
     fn set_of(&self, key: &[u64; WORDS]) -> usize {
@@ -71,13 +82,13 @@ impl<const WORDS: usize, T> Memory<WORDS, T> {
             true => (second, first),
         };
         if equal_words(&one.key, key) {
-            return one.known.as_mut();
+            return Some(&mut one.known);
         }
         if !equal_words(&other.key, key) {
             return None;
         }
         *recent = !*recent;
-        other.known.as_mut()
+        Some(&mut other.known)
     }
 
     /// Remembers something.
@@ -85,7 +96,7 @@ impl<const WORDS: usize, T> Memory<WORDS, T> {
         if self.places.is_empty() {
             let empty = |_| Place {
                 key: [0; WORDS],
-                known: None,
+                known: T::default(),
             };
             self.places = (0..2 * SETS).map(empty).collect();
             self.recent = [false; SETS].into();
@@ -96,17 +107,14 @@ impl<const WORDS: usize, T> Memory<WORDS, T> {
         else {
             return;
         };
-        let own = |place: &Place<WORDS, T>| place.known.is_some() && equal_words(&place.key, &key);
+        let own = |place: &Place<WORDS, T>| equal_words(&place.key, &key);
         *recent = match (own(first), own(second)) {
             (true, _) => false,
             (_, true) => true,
             _ => !*recent,
         };
         let place = if *recent { second } else { first };
-        *place = Place {
-            key,
-            known: Some(known),
-        };
+        *place = Place { key, known };
     }
 }
 
@@ -143,6 +151,20 @@ struct Decided {
     /// The SAD's number when the sources were last found current.
     sad: u64,
     looked: Looked,
+}
+
+impl Default for Decided {
+    fn default() -> Self {
+        Self {
+            // No table has changed as often.
+            generations: Generations {
+                policies: u64::MAX,
+                routes: u64::MAX,
+            },
+            sad: 0,
+            looked: Looked::default(),
+        }
+    }
 }
 
 /// The flows of one worker, with what came with their packets.

@@ -16,6 +16,7 @@ use crate::event::Event;
 use crate::netns::Netns;
 use crate::packet::checksum::renew_transport;
 use crate::packet::{Family, PacketBuf, be16};
+use crate::path::arrivals::Wanted;
 use crate::path::bundle::set_mark;
 use crate::path::receive::InputMeta;
 use crate::path::request::Request;
@@ -89,9 +90,14 @@ impl Worker {
             if meta.path.len() == XFRM_MAX_DEPTH {
                 return Err(DropReason::InDepth);
             }
-            let id = netns
-                .sad
-                .lookup(looked_up_by, daddr, spi, protocol_of_sa(inbound), family);
+            let wanted = Wanted {
+                mark: looked_up_by,
+                daddr,
+                spi,
+                proto: protocol_of_sa(inbound),
+                family,
+            };
+            let id = self.arrivals.lookup(&netns.sad, &wanted);
             let id = id.ok_or(DropReason::InNoStates)?;
             let sa = netns.sad.get(id).ok_or(DropReason::InNoStates)?;
             let stand_in = witness.meet(sa);
@@ -180,13 +186,9 @@ impl Worker {
         if sa.encap().map_or(0, |encap| encap.kind) != arrived.encap {
             return Err(DropReason::InEncap);
         }
-        let sequence = {
-            let window = sa.window();
-            window
-                .check(arrived.low)
-                .map_err(|refusal| refuse(sa, refusal))?;
-            window.infer(arrived.low)
-        };
+        let sequence = sa
+            .first_look(arrived.low)
+            .map_err(|refusal| refuse(sa, refusal))?;
         match sa.traffic.check(&sa.lft, now.real) {
             Limit::Within => {}
             limit => self

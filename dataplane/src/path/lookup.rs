@@ -42,21 +42,35 @@ pub(super) enum Decision {
 #[derive(Clone, Debug)]
 #[repr(C)]
 pub(super) struct Looked {
-    /// When the policies were marked as used last.
-    marked: Cell<Option<WallSecs>>,
+    /// When the policies were marked as used last, or [`NEVER`].
+    marked: Cell<WallSecs>,
+    pub(super) decision: Decision,
     /// Policies to be marked as used by every packet.
     pub(super) policies: Policies,
-    pub(super) decision: Decision,
     pub(super) sources: Sources,
     /// Whether the next packet of the flow will come to the same until a table changes.
     pub(super) lasts: bool,
+}
+
+const NEVER: WallSecs = WallSecs(u64::MAX);
+
+impl Default for Looked {
+    fn default() -> Self {
+        Self {
+            marked: Cell::new(NEVER),
+            decision: Decision::Plain,
+            policies: [None; 2],
+            sources: Sources::default(),
+            lasts: false,
+        }
+    }
 }
 
 impl Looked {
     /// Marks its policies as used.
     #[inline]
     pub(super) fn mark_used(&self, netns: &Netns, now: Now) {
-        if self.marked.replace(Some(now.real)) == Some(now.real) {
+        if self.marked.replace(now.real) == now.real {
             return;
         }
         for &policy in self.policies.iter().flatten() {
@@ -134,7 +148,7 @@ impl Lookup<'_> {
             Decision::Plain
         };
         Looked {
-            marked: Cell::default(),
+            marked: Cell::new(NEVER),
             decision,
             policies: [None, None],
             sources: Sources::default(),
@@ -182,7 +196,7 @@ impl Lookup<'_> {
             }
         };
         Looked {
-            marked: Cell::default(),
+            marked: Cell::new(NEVER),
             decision,
             policies,
             sources,

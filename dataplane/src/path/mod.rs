@@ -22,6 +22,7 @@
 
 mod admitted;
 pub(crate) mod aggregate;
+mod arrivals;
 mod bundle;
 mod check;
 pub mod explain;

@@ -110,9 +110,13 @@ impl Worker {
         sink: &mut Sink<'_>,
     ) -> Verdict {
         let mobility = netns.profile.decodes_mobility || !meta.forwarded;
-        let Some(flow) = Flow::of_packet(packet, meta.mark, meta.ifindex, mobility) else {
+        let mut flow = Flow::default();
+        if flow
+            .read(packet, meta.mark, meta.ifindex, mobility)
+            .is_none()
+        {
             return drop(netns, header_reason(meta), errno::EINVAL);
-        };
+        }
         let verdict = self.look_up(netns, &flow, meta, routes, |tools, looked| {
             tools.carry_out(netns, now, packet, meta, looked, sink)
         });

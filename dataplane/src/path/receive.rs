@@ -149,13 +149,15 @@ impl Worker {
         (to, witness): (&mut Approach, &mut W),
     ) -> Result<Option<Received>, DropReason> {
         let family = Family::of(packet).ok_or(DropReason::InnerHeader)?;
-        let (address, may_be_fragment) = match family {
+        // Of what may not be a fragment, so that it stays as it is, the header is read once.
+        let (address, header) = match family {
             Family::V4 => {
                 let header = ip4::receive(packet)?;
                 let [a, b, c, d] = header.dst;
-                (Address::v4(a, b, c, d), header.is_fragment())
+                let whole = (!header.is_fragment()).then_some(header);
+                (Address::v4(a, b, c, d), whole)
             }
-            Family::V6 => (Address(ip6::receive(packet)?.dst), true),
+            Family::V6 => (Address(ip6::receive(packet)?.dst), None),
         };
         let destination = host
             .destination(family.af(), address)
@@ -166,23 +168,29 @@ impl Worker {
             to: destination,
             counts: W::COUNTS,
         };
+        let mut flow = Flow::default();
         if !destination.is_local {
             let judge = &mut (&mut self.admitted, witness);
-            ask.policies(packet, meta, XFRM_POLICY_FWD, None, judge)?;
+            ask.read(&mut flow, packet, header.as_ref(), meta)?;
+            ask.policies((packet, &flow), meta, XFRM_POLICY_FWD, None, judge)?;
             return Ok(Some(Received::Forward));
         }
         self.tools.reassembler.handle_timeout(now.boot);
-        if may_be_fragment && self.put_together(now, packet, meta)? == Outcome::Kept {
-            return Ok(Some(Received::Kept));
-        }
         // Not moved to where it is needed: it is read as it was written.
-        to.inbound = Inbound::locate(packet, 0)?;
+        to.inbound = match &header {
+            Some(header) => Inbound::behind(header),
+            None if self.put_together(now, packet, meta)? == Outcome::Kept => {
+                return Ok(Some(Received::Kept));
+            }
+            None => Inbound::locate(packet, 0)?,
+        };
         (to.spi, to.encap) = (None, 0);
         if is_protected(netns, packet, to)? {
             return Ok(None);
         }
         let judge = &mut (&mut self.admitted, witness);
-        ask.deliver(packet, meta, to, host, judge)
+        ask.read(&mut flow, packet, header.as_ref(), meta)?;
+        ask.deliver((packet, &flow), meta, to, host, judge)
     }
 
     /// Takes a packet through the SAs that it has come to.
@@ -262,13 +270,12 @@ struct Ask<'a> {
 impl Ask<'_> {
     fn policies(
         &self,
-        packet: &[u8],
+        (packet, flow): (&[u8], &Flow),
         meta: &mut InputMeta,
         dir: u8,
         owner: Option<Owner>,
         (admitted, witness): &mut (&mut Admitted, &mut impl Witness),
     ) -> Result<(), DropReason> {
-        let flow = self.flow(packet, meta)?;
         let own = |owner: Owner| self.netns.spd.has_socket_policy(owner.socket, dir);
         if meta.no_policy && !owner.is_some_and(own) {
             return Ok(());
@@ -277,7 +284,7 @@ impl Ask<'_> {
             netns: self.netns,
             used: self.counts.then_some(self.now.real),
             packet,
-            flow: &flow,
+            flow,
             dir,
             socket: owner.map(|owner| owner.socket),
             if_id: meta.if_id,
@@ -287,23 +294,36 @@ impl Ask<'_> {
     }
 
     #[inline(always)]
-    fn flow(&self, packet: &[u8], meta: &InputMeta) -> Result<Flow, DropReason> {
+    fn read(
+        &self,
+        flow: &mut Flow,
+        packet: &[u8],
+        header: Option<&ip4::Header>,
+        meta: &InputMeta,
+    ) -> Result<(), DropReason> {
+        let (mark, ifindex) = (meta.mark, self.to.ifindex);
         let mobility = self.netns.profile.decodes_mobility;
-        Flow::of_packet(packet, meta.mark, self.to.ifindex, mobility).ok_or(DropReason::InHeader)
+        match header {
+            Some(header) => flow.read_behind(header, packet, mark, ifindex, mobility),
+            None => flow
+                .read(packet, mark, ifindex, mobility)
+                .ok_or(DropReason::InHeader)?,
+        }
+        Ok(())
     }
 
     /// Input policies, and what kind of datagram it is: `None` for ESP in UDP, to which `to` leads.
     fn deliver(
         &self,
-        packet: &[u8],
+        (packet, flow): (&[u8], &Flow),
         meta: &mut InputMeta,
         to: &mut Approach,
         host: &dyn Host,
         judge: &mut (&mut Admitted, &mut impl Witness),
     ) -> Result<Option<Received>, DropReason> {
         let inbound = &mut to.inbound;
-        let owner = host.owner(&self.flow(packet, meta)?);
-        let checked = self.policies(packet, meta, XFRM_POLICY_IN, owner, judge);
+        let owner = host.owner(flow);
+        let checked = self.policies((packet, flow), meta, XFRM_POLICY_IN, owner, judge);
         if let Err(reason) = checked {
             self.icmp(packet, meta, inbound, reason, judge.1)?;
         }

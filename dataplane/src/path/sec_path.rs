@@ -46,9 +46,10 @@ impl SecPath {
         handles.map(|handle| sad.by_handle(*handle))
     }
 
-    /// Numbers of the SAs, which no others ever have.
-    pub(super) fn serials(&self) -> impl Iterator<Item = u64> + '_ {
-        self.sas.iter().take(self.len).map(|sa| sa.serial())
+    /// Numbers of the SAs, which no others ever have, then zeros.
+    #[inline(always)]
+    pub(super) fn serials(&self) -> [u64; XFRM_MAX_DEPTH] {
+        self.sas.map(SaHandle::serial)
     }
 
     /// The SA that the packet passed last.

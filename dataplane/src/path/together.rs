@@ -12,6 +12,7 @@ use xfrm_proto::uapi::Address;
 use crate::drop_reason::DropReason;
 use crate::netns::Netns;
 use crate::packet::PacketBuf;
+use crate::path::arrivals::Wanted;
 use crate::path::bundle::set_mark;
 use crate::path::input::{Approach, Arrived, destination, refuse};
 use crate::path::receive::{Host, InputMeta, Received, Step, dropped};
@@ -179,21 +180,28 @@ impl Worker {
             spi,
         } = name;
         let sad = &netns.sad;
-        let id = sad.lookup(meta.mark, daddr, spi, IPPROTO_ESP, family)?;
+        let wanted = Wanted {
+            mark: meta.mark,
+            daddr,
+            spi,
+            proto: IPPROTO_ESP,
+            family,
+        };
+        let id = self.arrivals.lookup(sad, &wanted)?;
         let sa = sad.get(id)?;
         let fits = matches!(sa.dir, 0 | XFRM_SA_DIR_IN)
             && sa.is_valid()
             && sa.encap().map_or(0, |encap| encap.kind) == encap
             && !netns.listeners.aevents
             && meta.path.is_empty();
-        let high = sa.window().newer_from(member.low).filter(|_| fits)?;
+        let first = sa.newer_from(member.low).filter(|_| fits)?;
         let transform = sa.transform(netns.profile, &mut *self.tools.entropy)?;
         transform.is_esp_tunnel().then(|| Run {
             sa,
             handle: sa.handle(id),
             transform,
             name,
-            high,
+            high: first.high(),
         })
     }
 

@@ -8,6 +8,7 @@ use crate::packet::PacketBuf;
 use crate::packet::reassembly::{Limits, Reassembler};
 use crate::path::admitted::Admitted;
 use crate::path::aggregate::Inner;
+use crate::path::arrivals::Arrivals;
 use crate::path::flows::Flows;
 use crate::path::request::Request;
 use crate::transform::Scratch;
@@ -15,6 +16,7 @@ use crate::transform::Scratch;
 /// One packet thread's part of one namespace.
 pub struct Worker {
     pub(super) flows: Flows,
+    pub(super) arrivals: Arrivals,
     pub(super) admitted: Admitted,
     pub(super) tools: Tools,
     /// What has come out of IPTFS SAs.
@@ -49,6 +51,7 @@ impl Worker {
         let [high, low, ..] = entropy.u32().to_be_bytes();
         Self {
             flows: Flows::default(),
+            arrivals: Arrivals::default(),
             admitted: Admitted::default(),
             inner: Inner::default(),
             tools: Tools {

@@ -10,13 +10,14 @@ use super::lifetime::Expiry;
 use super::sa::{IptfsConfig, KeyedAlgorithm, SaOptions};
 use super::traffic::Traffic;
 use super::tunnel::TunnelKey;
+use super::window::Window;
 use super::{Lifecycle, Sa, SaId, Sad, buckets};
 use crate::crypto::{self, Algorithm};
 use crate::keep::{self, Kept, Kind, Reader, Record, Shelf, Unreadable, Writer};
 use crate::profile::Profile;
 use crate::replay::{ReplayWindow, Ring};
 use crate::security::SecurityContext;
-use crate::sync::{Mutex, OnceLock};
+use crate::sync::OnceLock;
 use crate::time::BootNanos;
 
 impl Sad {
@@ -263,7 +264,7 @@ fn read(profile: &'static Profile, kept: &Kept<'_>) -> Option<Box<Sa>> {
         return None;
     }
     sa.traffic.recall(kept.words, &mut window);
-    sa.window = Mutex::new(window);
+    sa.window = Window::new(window);
     sa.told = OnceLock::new();
     let (esn, may_wrap) = (sa.is_esn(), sa.may_wrap());
     sa.traffic.bound(esn, may_wrap);

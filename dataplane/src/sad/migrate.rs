@@ -14,10 +14,10 @@ use xfrm_proto::uapi::{Address, EncapTmpl, Mark, Selector, UserMigrate, UserOffl
 use super::construct::check_offload;
 use super::replay;
 use super::sa::SaOptions;
+use super::window::Window;
 use super::{Sa, SaId, Sad, SourceKey, TemplateKey};
 use crate::netns::Context;
 use crate::security::SecurityContext;
-use crate::sync::Mutex;
 
 /// What a clone has that its original has not.
 #[derive(Clone, Copy, Debug)]
@@ -222,7 +222,7 @@ fn clone_of(original: &Sa, migration: &Migration, keeps_mapping: bool) -> Sa {
         traffic: original
             .traffic
             .of_clone(original.is_esn(), original.may_wrap()),
-        window: Mutex::new(original.window().clone()),
+        window: Window::new(original.window().clone()),
         replay_maxage: original.replay_maxage,
         replay_maxdiff: original.replay_maxdiff,
         aead: original.aead.clone(),

@@ -7,7 +7,7 @@
 //! * [`sa`]: what an SA is. [`construct`], `init`: how one is made of a request.
 //! * `find`: lookups. `choose`: the SA for a template, or the acquire of one. [`add`]: NEWSA and UPDSA. [`spi`]: larval SAs and ALLOCSPI.
 //! * [`lifetime`]: limits in time. [`replay`]: sequence numbers, aevents.
-//! * [`traffic`]: what packets count. [`transform`]: what an SA does to them.
+//! * [`traffic`]: what packets count. `window`: which have come in. [`transform`]: what an SA does to them.
 //! * `keep`: what outlives the process. [`walk`]: dumps. [`migrate`]: new addresses. [`tunnel`]: hidden IPCOMP tunnels.
 //!
 //! Invariant: what is in the slab is in the age order, in the buckets, and in
@@ -34,6 +34,7 @@ pub mod traffic;
 pub mod transform;
 pub mod tunnel;
 pub mod walk;
+mod window;
 
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
@@ -51,6 +52,7 @@ use index::Index;
 use lifetime::Timers;
 pub use sa::{Lifecycle, Sa, SaHandle, SaId};
 use tunnel::Tunnels;
+pub use window::WindowGuard;
 
 type Hasher = foldhash::fast::RandomState;
 

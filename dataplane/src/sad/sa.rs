@@ -17,12 +17,14 @@ use super::replay::Told;
 use super::traffic::Traffic;
 use super::transform::Engine;
 use super::tunnel::TunnelKey;
+use super::window::{Window, WindowGuard};
 use crate::crypto::Algorithm;
 use crate::event::{Aevent, SaExpire};
-use crate::replay::ReplayWindow;
+use crate::replay::{Refusal, ReplayWindow};
 use crate::security::SecurityContext;
-use crate::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use crate::sync::{Mutex, OnceLock};
 use crate::time::BootNanos;
+use crate::transform::Sequence;
 
 /// Place of an SA in its SAD; another SA may have it later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -140,7 +142,7 @@ pub struct Sa {
     /// What packets count.
     pub traffic: Traffic,
     /// Which sequence numbers have come in.
-    pub(super) window: Mutex<ReplayWindow>,
+    pub(super) window: Window,
     /// What key managers were told of sequence numbers; `None` for nothing yet.
     pub(super) told: OnceLock<Box<Mutex<Told>>>,
     /// When it was put into the SAD.
@@ -190,7 +192,7 @@ impl Sa {
             replay_window: 0,
             state: Lifecycle::Valid,
             traffic: Traffic::added_at(add_time),
-            window: Mutex::new(ReplayWindow::Legacy {
+            window: Window::new(ReplayWindow::Legacy {
                 window: 0,
                 seq: 0,
                 bitmap: 0,
@@ -263,7 +265,7 @@ impl Sa {
         Box::new(Self {
             state: self.state,
             traffic,
-            window: Mutex::new(self.window().clone()),
+            window: Window::new(self.window().clone()),
             told: OnceLock::new(),
             engine: OnceLock::new(),
             expiry: Expiry::default(),
@@ -296,8 +298,30 @@ impl Sa {
     }
 
     /// The sequence numbers that have come in; held for as short as possible.
-    pub fn window(&self) -> MutexGuard<'_, ReplayWindow> {
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    #[inline]
+    pub fn window(&self) -> WindowGuard<'_> {
+        self.window.lock()
+    }
+
+    /// What [`ReplayWindow::check`] and [`ReplayWindow::infer`] say of a number, mostly without the lock.
+    ///
+    /// # Errors
+    /// As `check`.
+    #[inline]
+    pub(crate) fn first_look(&self, low: u32) -> Result<Sequence, Refusal> {
+        if let Some(newer) = self.window.newer(low) {
+            return Ok(newer);
+        }
+        let window = self.window();
+        window.check(low)?;
+        Ok(window.infer(low))
+    }
+
+    /// The whole number of a packet that is newer than all that have come, if whatever comes after it
+    /// with a greater low half has the same high one and is newer still. `None` says nothing.
+    #[inline]
+    pub(crate) fn newer_from(&self, low: u32) -> Option<Sequence> {
+        self.window.newer(low)
     }
 
     /// Whether a lookup with that mark finds it.

@@ -182,7 +182,7 @@ impl Traffic {
         }
     }
 
-    /// Whether the release notes the last use.
+    /// Whether the release notes the last use; another may have done so before.
     pub(super) fn set_notes_last_use(&mut self, notes: bool) {
         self.put_flag(NOTES_LAST_USE, notes);
         if !notes {

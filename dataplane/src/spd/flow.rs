@@ -38,15 +38,40 @@ impl Flow {
     #[must_use]
     #[inline(always)]
     pub fn of_packet(packet: &[u8], mark: u32, ifindex: i32, mobility: bool) -> Option<Self> {
-        match Family::of(packet)? {
-            Family::V4 => Self::of_v4(packet, mark, ifindex, mobility),
-            Family::V6 => Self::of_v6(packet, mark, ifindex, mobility),
-        }
+        let mut flow = Self::default();
+        flow.read(packet, mark, ifindex, mobility)?;
+        Some(flow)
     }
 
+    /// [`Flow::of_packet`], whose outcome is not moved from one place to another.
     #[inline(always)]
-    fn of_v4(packet: &[u8], mark: u32, ifindex: i32, mobility: bool) -> Option<Self> {
-        let header = ip4::Header::parse(packet)?;
+    pub(crate) fn read(
+        &mut self,
+        packet: &[u8],
+        mark: u32,
+        ifindex: i32,
+        mobility: bool,
+    ) -> Option<()> {
+        match Family::of(packet)? {
+            Family::V4 => {
+                let header = ip4::Header::parse(packet)?;
+                self.read_behind(&header, packet, mark, ifindex, mobility);
+            }
+            Family::V6 => *self = Self::of_v6(packet, mark, ifindex, mobility)?,
+        }
+        Some(())
+    }
+
+    /// The same of an IPv4 packet whose header has been read.
+    #[inline(always)]
+    pub(crate) fn read_behind(
+        &mut self,
+        header: &ip4::Header,
+        packet: &[u8],
+        mark: u32,
+        ifindex: i32,
+        mobility: bool,
+    ) {
         let [a, b, c, d] = header.dst;
         let [e, f, g, h] = header.src;
         let proto = header.protocol;
@@ -54,7 +79,7 @@ impl Flow {
             true => (0, 0),
             false => ports_at(packet, header.header_bytes, proto, mobility),
         };
-        Some(Self {
+        *self = Self {
             family: AF_INET,
             daddr: Address::v4(a, b, c, d),
             saddr: Address::v4(e, f, g, h),
@@ -63,7 +88,7 @@ impl Flow {
             sport,
             ifindex,
             mark,
-        })
+        };
     }
 
     #[inline(never)]

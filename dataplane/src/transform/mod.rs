@@ -175,6 +175,18 @@ impl Inbound {
         Ok(inbound)
     }
 
+    /// The protocol behind an IPv4 header that has been read.
+    #[inline(always)]
+    pub(crate) const fn behind(header: &ip4::Header) -> Self {
+        Self {
+            family: Family::V4,
+            header_bytes: header.header_bytes,
+            next_header_at: mode::V4_PROTOCOL_AT,
+            at: header.header_bytes,
+            protocol: header.protocol,
+        }
+    }
+
     /// SPI and sequence number of the protocol's header; `None` for a protocol
     /// that has no SAs (`net/xfrm/xfrm_input.c xfrm_parse_spi`).
     ///

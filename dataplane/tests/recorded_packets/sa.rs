@@ -1,14 +1,12 @@
 //! SAs from their recorded parameters, made as NEWSA makes them.
 
-use std::sync::MutexGuard;
-
 use dataplane::crypto::{AuthAlgorithm, CipherAlgorithm, EspTransform};
 use dataplane::entropy::Entropy;
 use dataplane::netns::Limits;
 use dataplane::packet::Family;
 use dataplane::replay::ReplayWindow;
-use dataplane::sad::Sad;
 use dataplane::sad::construct::SaRequest;
+use dataplane::sad::{Sad, WindowGuard};
 use dataplane::sysctl::Sysctls;
 use dataplane::transform::{Mode, ModeParams, Protocol, Sequence, Transform};
 use dataplane::{Context, Now, Profile};
@@ -268,7 +266,7 @@ impl Sa {
         transform.unwrap()
     }
 
-    pub(crate) fn replay(&self) -> MutexGuard<'_, ReplayWindow> {
+    pub(crate) fn replay(&self) -> WindowGuard<'_> {
         self.sa.window()
     }
 

@@ -23,7 +23,7 @@ use core::mem::size_of;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::timespec;
-use xfrm_proto::clock::{LAYOUT, Page};
+use xfrm_proto::clock::{Base, LAYOUT, Page};
 use xfrm_proto::control::Request;
 
 use crate::control::{self, Cargo};
@@ -58,49 +58,6 @@ fn page() -> Option<&'static Page> {
     let page = PAGE.load(Ordering::Acquire);
     // SAFETY: null or mapped for the life of the process.
     unsafe { page.as_ref() }
-}
-
-/// What a clock counts from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Base {
-    Boot,
-    Monotonic,
-    Real,
-}
-
-impl Base {
-    /// Of clocks that are virtual: not of those that measure a processor's time or a device's.
-    fn of(clock: c_int) -> Option<Self> {
-        Some(match clock {
-            libc::CLOCK_REALTIME
-            | libc::CLOCK_REALTIME_COARSE
-            | libc::CLOCK_REALTIME_ALARM
-            | libc::CLOCK_TAI => Self::Real,
-            libc::CLOCK_MONOTONIC | libc::CLOCK_MONOTONIC_RAW | libc::CLOCK_MONOTONIC_COARSE => {
-                Self::Monotonic
-            }
-            libc::CLOCK_BOOTTIME | libc::CLOCK_BOOTTIME_ALARM => Self::Boot,
-            _ => return None,
-        })
-    }
-
-    fn offset(self, page: &Page) -> i64 {
-        match self {
-            Self::Boot => 0,
-            Self::Monotonic => page.monotonic.load(Ordering::Relaxed),
-            Self::Real => page.real.load(Ordering::Relaxed),
-        }
-    }
-
-    /// What a clock shows.
-    fn now(self, page: &Page) -> u64 {
-        page.boot().saturating_add_signed(self.offset(page))
-    }
-
-    /// The boot time at which it shows that.
-    fn boot_at(self, page: &Page, nanos: u64) -> u64 {
-        nanos.saturating_add_signed(self.offset(page).saturating_neg())
-    }
 }
 
 /// Nanoseconds, unless the kernel would say that this is no time.

@@ -55,6 +55,9 @@ use firewall::Firewall;
 pub(crate) use routes::{EncapSocket, HostRoutes, LEAST_MTU_V6};
 pub(crate) use sockets::OwnSocket;
 
+/// How to get capabilities.
+pub(crate) const MORE_RIGHTS: &str =
+    "sudo, or unshare -rn; in a container, --cap-add NET_ADMIN --cap-add NET_RAW";
 /// Names of the TUN devices: for packets, and for those that have a mark.
 const DEVICE: &str = "xfrmd0";
 const MARKED_DEVICE: &str = "xfrmd1";
@@ -209,7 +212,7 @@ pub(crate) fn needs() -> [Need; 2] {
         Need {
             name: "raw sockets with marks",
             meaning: "how ESP goes and comes (CAP_NET_RAW, CAP_NET_ADMIN)",
-            missing: raw.err().map(|error| (error, "sudo, or unshare -rn")),
+            missing: raw.err().map(|error| (error, MORE_RIGHTS)),
         },
     ]
 }

@@ -195,7 +195,8 @@ fn filter() -> Finding {
     tried(
         "seccomp notification",
         For::Else,
-        Handover::new(Front::Auto).and_then(|handover| in_child(None, move || handover.set_up())),
+        Handover::new(Front::Auto, false)
+            .and_then(|handover| in_child(None, move || handover.set_up())),
         "static programs and Go's under `xfrmd run` are served",
         "",
     )

@@ -50,6 +50,38 @@ impl Inside {
     }
 }
 
+/// A connection that becomes readable when a time of the virtual clock has come.
+pub(super) struct Alarm(OwnedFd);
+
+impl Alarm {
+    /// One that is not set.
+    pub(super) fn new(address: &Address<'_>) -> io::Result<Self> {
+        introduction(address).map(Self)
+    }
+
+    /// Has it tell of that boot time, in nanoseconds.
+    pub(super) fn set(&self, due: u64) -> io::Result<()> {
+        say(&self.0, &Request::Wait { due }, &[])
+    }
+
+    /// Takes what it has told; false if the daemon is gone.
+    pub(super) fn hear(&self) -> bool {
+        let mut frame = [0; 64];
+        loop {
+            match host::receive_frame(self.0.as_fd(), &mut frame) {
+                Ok((0, _)) => return false,
+                Ok(_) => {}
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    /// What becomes readable.
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.0
+    }
+}
+
 /// What would become of a packet in this process's network namespace.
 pub(crate) fn explain(address: &Address<'_>, question: &Value) -> Result<Value> {
     let own = host::usersock().and_then(|socket| host::netns_cookie(socket.as_fd()))?;

@@ -33,6 +33,7 @@ use super::program::Reach;
 use super::seccomp::Front;
 use super::seccomp::filter::Handover;
 use super::seccomp::supervisor::Supervisor;
+use super::seccomp::time::Time;
 use super::signals::Signals;
 use super::{Daemon, Owner, Settings, host, listener};
 
@@ -225,12 +226,13 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
         pid: std::process::id(),
         secret: Some(secret),
     };
+    let clock = clock(run.clock)?;
     let settings = Settings {
         owner: Owner::Private {
             uid: getuid().as_raw(),
             secret,
         },
-        clock: clock(run.clock)?,
+        clock: clock.clone(),
         root: std::process::id(),
         ..run.settings
     };
@@ -261,11 +263,17 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
         command.env("LD_PRELOAD", preload(&shim, run.preload));
     }
     let mask = signals.mask_before();
-    let handover = Arc::new(Handover::new(run.front)?);
+    let handover = Arc::new(Handover::new(run.front, clock.page().is_some())?);
     let theirs = Arc::clone(&handover);
+    let us = std::process::id();
     // SAFETY: a few system calls, which a child may make before exec.
     unsafe {
         command.pre_exec(move || {
+            // If we are killed, nobody answers it any more. What it has started and left alone goes on.
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            if getppid().as_raw().unsigned_abs() != us {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
             match theirs.set_up() {
                 Err(error) if run.reach == Reach::Supervisor => return Err(error),
                 // Without a filter, what is static reaches the host as it would without us.
@@ -286,7 +294,11 @@ pub(crate) fn run(run: Run) -> io::Result<u8> {
     match handover.take() {
         Some(listener) => {
             let serving = run.front.supervises().then_some((&*shim, &address));
-            Supervisor::new(listener, serving)?.start()?;
+            let time = match clock.page().filter(|_| run.front.supervises()) {
+                Some(page) => Time::new(page.shared(), &address)?,
+                None => None,
+            };
+            Supervisor::new(listener, serving, time)?.start()?;
         }
         None if inside_another => {}
         None => tracing::warn!(

@@ -5,7 +5,6 @@
 //! from what they tell, and that somebody listens to a group from the first event to the last.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use dataplane::netns::Limits;
 use dataplane::{BootNanos, Now, WallSecs};
@@ -15,7 +14,7 @@ use xfrm_proto::reply::messages;
 use xfrm_proto::uapi::{NlMsgHdr, Pod, UserSaInfo, UserSpiInfo};
 
 use super::format::{Head, Source, To};
-use super::reel::{Reel, Sink};
+use super::reel::{Memory, Reel};
 use crate::emulator::{Destination, NetnsId, Peer};
 use crate::tape::Step;
 
@@ -90,17 +89,6 @@ struct Conversation<'f> {
     answers: Vec<(Option<u32>, &'f [u8])>,
 }
 
-#[derive(Clone, Default)]
-struct Memory(Arc<Mutex<Vec<u8>>>);
-
-impl Sink for Memory {
-    fn take(&self, blocks: &[u8], _must: bool) -> bool {
-        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        bytes.extend_from_slice(blocks);
-        true
-    }
-}
-
 /// The recording of what was seen of a kernel, called as `--kernel` calls it.
 #[must_use]
 pub fn recording(kernel: &str, keys: bool, frames: &[Frame]) -> Vec<u8> {
@@ -173,8 +161,7 @@ pub fn recording(kernel: &str, keys: bool, frames: &[Frame]) -> Vec<u8> {
         reel.step(now.boot, &step, &drawn(conversation), "", answers(port));
     }
     reel.end();
-    let mut bytes = memory.0.lock().unwrap_or_else(PoisonError::into_inner);
-    std::mem::take(&mut bytes)
+    memory.take_bytes()
 }
 
 /// Puts answers to their requests. The kernel answers one before it takes the next, but for dumps,

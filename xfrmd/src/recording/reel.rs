@@ -1,7 +1,7 @@
 //! Writing a recording: who numbers what happens, and the control plane's part of it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dataplane::{BootNanos, Now};
 
@@ -26,6 +26,26 @@ pub trait Sink: Send + Sync {
     /// Takes blocks; false if they are lost because there are too many, which blocks that `must` be
     /// there never are.
     fn take(&self, blocks: &[u8], must: bool) -> bool;
+}
+
+/// A recording in memory; clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Memory(Arc<Mutex<Vec<u8>>>);
+
+impl Memory {
+    /// All that has been written, which is then no longer there.
+    #[must_use]
+    pub fn take_bytes(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Sink for Memory {
+    fn take(&self, blocks: &[u8], _must: bool) -> bool {
+        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        bytes.extend_from_slice(blocks);
+        true
+    }
 }
 
 /// A recording that is being made.

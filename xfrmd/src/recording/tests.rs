@@ -1,4 +1,4 @@
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::netns::Limits;
@@ -16,7 +16,7 @@ use xfrm_proto::uapi::Address;
 
 use super::format::{Happened, Head, HostSaid, Kept, Passage, Source, To, What};
 use super::read::Recording;
-use super::reel::{ControlTape, Reel, Sink};
+use super::reel::{ControlTape, Memory, Reel};
 use super::replay::{Refusal, replay};
 use super::{compare, format, keys, pcapng};
 use crate::emulator::{self, Emulator, Inputs, NetnsId, Peer};
@@ -169,16 +169,6 @@ fn what_there_is_of_a_file_is_replayed() {
     assert_eq!(compare::with_replay(&recording, &outcomes), []);
 }
 
-#[derive(Clone, Default)]
-struct Memory(Arc<Mutex<Vec<u8>>>);
-
-impl Sink for Memory {
-    fn take(&self, blocks: &[u8], _must: bool) -> bool {
-        self.0.lock().unwrap().extend_from_slice(blocks);
-        true
-    }
-}
-
 /// What two daemons have written: one with a tunnel and packets, which is killed, and the one that
 /// goes on for it and is asked for its SAs.
 fn two_daemons() -> [Vec<u8>; 2] {
@@ -230,7 +220,7 @@ fn two_daemons() -> [Vec<u8>; 2] {
     }
     emulator.stop_recording();
     reel.end();
-    let second = std::mem::take(&mut *memory.0.lock().unwrap());
+    let second = memory.take_bytes();
     [first, second]
 }
 

@@ -50,7 +50,7 @@ mod time;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::netns::{Context, Limits};
@@ -62,7 +62,7 @@ use xfrm_proto::reply::messages;
 
 use crate::emulator::{Destination, Emulator, Inputs, NetnsId, Peer};
 use crate::recording::format::{Head, Source};
-use crate::recording::reel::{ControlTape, Reel, Sink};
+use crate::recording::reel::{ControlTape, Memory, Reel};
 
 use packets::Road;
 use time::now;
@@ -207,21 +207,10 @@ pub struct Instance {
     recorder: Option<Recorder>,
 }
 
-/// A recording in memory.
+/// A recording, and what it writes.
 struct Recorder {
     reel: Arc<Reel>,
     bytes: Memory,
-}
-
-#[derive(Clone, Default)]
-struct Memory(Arc<Mutex<Vec<u8>>>);
-
-impl Sink for Memory {
-    fn take(&self, blocks: &[u8], _must: bool) -> bool {
-        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        bytes.extend_from_slice(blocks);
-        true
-    }
 }
 
 impl Instance {
@@ -305,8 +294,7 @@ impl Instance {
             return Vec::new();
         };
         reel.end();
-        let mut bytes = bytes.0.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut bytes)
+        bytes.take_bytes()
     }
 
     /// The release that it is.

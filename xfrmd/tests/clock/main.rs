@@ -47,6 +47,18 @@ type Case = (&'static str, Need, fn());
 
 static CASES: &[Case] = &[
     ("every_wait_of_libc", Need::Compiler, every_wait_of_libc),
+    #[cfg(target_arch = "x86_64")]
+    (
+        "waits_without_the_shim",
+        Need::Compiler,
+        waits_without_the_shim,
+    ),
+    #[cfg(target_arch = "x86_64")]
+    (
+        "an_hour_without_the_shim",
+        Need::Ip,
+        an_hour_without_the_shim,
+    ),
     ("an_hour_of_an_sa", Need::Ip, an_hour_of_an_sa),
     (
         "sleepers_wake_in_order",
@@ -119,9 +131,24 @@ fn said(options: &[&str], script: &str) -> String {
 
 const VIRTUAL: [&str; 2] = ["--clock", "virtual"];
 const AUTO: [&str; 2] = ["--clock", "auto"];
+#[cfg(target_arch = "x86_64")]
+const SUPERVISED: [&str; 4] = ["--clock", "virtual", "--front", "seccomp"];
 
 fn every_wait_of_libc() {
-    let directory = std::env::temp_dir().join(format!("xfrmd-clock-{}", std::process::id()));
+    waits("shared", &[], &AUTO);
+}
+
+/// Without the shim: a static program, and one that the supervisor is to serve.
+#[cfg(target_arch = "x86_64")]
+fn waits_without_the_shim() {
+    waits("static", &["-DSUPERVISED", "-static"], &AUTO);
+    let supervised = [&AUTO[..], &["--front", "seccomp"]].concat();
+    waits("supervised", &["-DSUPERVISED"], &supervised);
+}
+
+/// Compiles the program of all waits and runs it.
+fn waits(name: &str, compiler: &[&str], options: &[&str]) {
+    let directory = std::env::temp_dir().join(format!("xfrmd-clock-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
     let program: PathBuf = directory.join("time");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clock/time.c");
@@ -129,14 +156,15 @@ fn every_wait_of_libc() {
         .args(["-O1", "-Wall", "-pthread", "-o"])
         .arg(&program)
         .arg(source)
+        .args(compiler)
         .status();
     assert!(built.unwrap().success());
-    let (code, out, err) = run(&AUTO, program.to_str().unwrap());
+    let (code, out, err) = run(options, program.to_str().unwrap());
     std::fs::remove_dir_all(&directory).unwrap();
     assert_eq!(
         (code, &*out),
         (0, "every wait took its time\n"),
-        "{out}{err}"
+        "{name}: {out}{err}"
     );
 }
 
@@ -147,7 +175,18 @@ const MODE: &str =
 
 /// `ip xfrm monitor` hears of an hour-long SA's expiries as soon as the clock has been told to move.
 fn an_hour_of_an_sa() {
-    let mut shell = Shell::start(&VIRTUAL);
+    hour(&VIRTUAL);
+}
+
+/// `ip` has to wait for the supervisor to be told of events, and must not hold the clock up meanwhile.
+#[cfg(target_arch = "x86_64")]
+fn an_hour_without_the_shim() {
+    hour(&SUPERVISED);
+    sleepers(&SUPERVISED);
+}
+
+fn hour(options: &[&str]) {
+    let mut shell = Shell::start(options);
     shell.tell("ip xfrm monitor expire &");
     shell.tell("$X clock run-until idle > /dev/null");
     shell.tell(&format!(
@@ -166,11 +205,15 @@ fn an_hour_of_an_sa() {
 }
 
 fn sleepers_wake_in_order() {
+    sleepers(&VIRTUAL);
+}
+
+fn sleepers(options: &[&str]) {
     // Started in another order than they end; two for the same time.
     let script = "for n in 3 1 4 2; do ( sleep $n; echo $n at $(date +%s) ) & done; \
         start=$(date +%s); $X clock advance 2500ms > /dev/null; echo stands at $(date +%s); \
         $X clock advance 10s > /dev/null; wait; echo from $start to $(date +%s)";
-    let out = said(&VIRTUAL, script);
+    let out = said(options, script);
     let lines: Vec<&str> = out.lines().collect();
     let (from, to) = lines[5]
         .strip_prefix("from ")

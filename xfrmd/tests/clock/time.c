@@ -1,5 +1,5 @@
 /* Every way to wait for a time that the shim knows, under a clock that moves by itself: each must take exactly the
-   time that it says, by every clock. Prints what does not. */
+   time that it says, by every clock. Prints what does not. With SUPERVISED, those that the supervisor knows. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/futex.h>
@@ -164,6 +164,7 @@ static void polling(void)
 	wait(NULL);
 	start();
 
+#ifndef SUPERVISED
 	int udp = socket(AF_INET, SOCK_DGRAM, 0);
 	tv.tv_sec = 9;
 	tv.tv_usec = 0;
@@ -172,8 +173,38 @@ static void polling(void)
 	is("recv", recv(udp, &byte, 1, 0), -1);
 	is("errno of recv", errno, EAGAIN);
 	took("recv", 9 * SECOND);
+#endif
 }
 
+/* Signals that come meanwhile. */
+static void interrupted(void)
+{
+	struct sigaction action = { .sa_sigaction = count, .sa_flags = SA_SIGINFO | SA_RESTART };
+	struct pollfd nothing = { -1, 0, 0 };
+
+	sigaction(SIGUSR1, &action, NULL);
+	signals = 0;
+	if (fork() == 0) {
+		sleep(3);
+		kill(getppid(), SIGUSR1);
+		sleep(4);
+		kill(getppid(), SIGUSR1);
+		_exit(0);
+	}
+	is("sleep ends with a signal", sleep(100), 97);
+	took("sleep ends with a signal", 3 * SECOND);
+	is("poll ends with a signal", poll(&nothing, 1, 100000), -1);
+	is("errno of poll", errno, EINTR);
+	took("poll ends with a signal", 4 * SECOND);
+	is("signals", signals, 2);
+	while (wait(NULL) < 0)
+		;
+	is("sleep after that", sleep(5), 0);
+	took("sleep after that", 5 * SECOND);
+	signals = 0;
+}
+
+#ifndef SUPERVISED
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t cond = PTHREAD_COND_INITIALIZER;
 static sem_t semaphore;
@@ -330,6 +361,8 @@ static void timers(void)
 	took("poll of a timer", 5 * SECOND);
 }
 
+#endif
+
 int main(void)
 {
 	start();
@@ -337,8 +370,11 @@ int main(void)
 	took("reading", 0);
 	sleeping();
 	polling();
+	interrupted();
+#ifndef SUPERVISED
 	threads();
 	timers();
+#endif
 	if (failures == 0)
 		puts("every wait took its time");
 	return failures != 0;

@@ -87,14 +87,13 @@ fn go() {
         ("CGO_ENABLED", "0"),
     ]
     .map(|(name, value)| (name, value.to_owned()));
-    succeeds(
-        Command::new("go")
-            .args(["test", "-c", "-o"])
-            .arg(&program)
-            .arg("./examples/go")
-            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-            .envs(go),
-    );
+    let build = |words: &[&str], program: &Path, source: &str| {
+        let mut build = Command::new("go");
+        build.args(words).arg("-o").arg(program).arg(source);
+        build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        succeeds(build.envs(go.clone()));
+    };
+    build(&["test", "-c"], &program, "./examples/go");
     let program = program.to_str().unwrap();
     works(&format!("xfrmd run --check -- {program} -test.v"), &[]);
     // By a shell that has the shim, and for whoever is not root.
@@ -108,4 +107,11 @@ fn go() {
     let output = run(&by_nobody, &[("TMPDIR", "/tmp")]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
+    let other = scratch.path("static");
+    build(&["build"], &other, "xfrmd/tests/operate/static.go");
+    for case in ["numbers", "ports", "rings", "threads", "children"] {
+        let output = run(&format!("xfrmd run -- {} {case}", other.display()), &[]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{case}: {said}");
+    }
 }

@@ -42,6 +42,10 @@ pub(crate) static CASES: &[(&str, fn())] = &[
     ("garbage_floods_and_replays", bulk::strangers),
     ("the_first_packet_acquires_and_waits", acquire),
     ("only_selected_ports_are_protected", selected_ports),
+    (
+        "policies_with_an_interface_id_select_no_plain_packets",
+        crate::interface_ids::select_nothing,
+    ),
     ("unprotected_packets_are_dropped_and_counted", unprotected),
     ("blocked_flows_get_eperm", blocked),
     ("nothing_leaks_when_the_daemon_is_killed", killed),

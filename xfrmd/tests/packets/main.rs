@@ -18,6 +18,7 @@ mod bulk;
 mod capture;
 mod cases;
 mod defaults;
+mod interface_ids;
 mod iptfs;
 #[path = "../namespaces/mod.rs"]
 #[allow(dead_code, reason = "each test takes what it needs")]

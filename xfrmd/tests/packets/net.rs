@@ -131,7 +131,11 @@ pub(crate) fn followed() {
     for _ in 0..5 {
         let other = start.replace("-followed-", "-refused-");
         assert_eq!(pair.xa.try_sh(&other).0, "1", "two on one port");
-        let next = pair.xa.sh(&format!("kill -9 {}; {start}", first.trim()));
+        // `kill` does not wait for the end.
+        let dead = first.trim();
+        let next = pair.xa.sh(&format!(
+            "kill -9 {dead}; while [ -e /proc/{dead}/fd/0 ]; do sleep 0.01; done; {start}"
+        ));
         // While one follows the other a datagram may be lost.
         echo_within(100, &pair.a, &pair.b, "0.0.0.0:0", &format!("{B}:0"), 1000);
         first = next;

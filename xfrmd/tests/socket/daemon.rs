@@ -1,12 +1,12 @@
 //! Cases with daemons of their own, which are started, asked, and killed.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
@@ -41,9 +41,19 @@ pub(crate) static CASES: &[Case] = &[
         bypassing_programs,
     ),
     (
+        "a_command_ends_with_its_killed_run",
+        Need::Nothing,
+        killed_run,
+    ),
+    (
         "static_programs_are_served",
         Need::Compiler,
         static_programs,
+    ),
+    (
+        "static_programs_have_threads_in_namespaces",
+        Need::RootAndCompiler,
+        static_threads,
     ),
     ("stat_and_env", Need::Nothing, stat_and_env),
     ("wrong_faults_start_nothing", Need::Nothing, wrong_faults),
@@ -390,15 +400,18 @@ fn bypassing_programs() {
     assert_eq!(run(as_nobody(&mut xfrmd()), "auto"), served);
 }
 
-fn static_programs() {
-    let program = scratch("static-client");
+/// static.c, built.
+fn static_client(name: &str) -> PathBuf {
+    let program = scratch(name);
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/socket/static.c");
-    succeeds(
-        Command::new("cc")
-            .args(["-static", "-o"])
-            .arg(&program)
-            .arg(source),
-    );
+    let mut build = Command::new("cc");
+    build.args(["-static", "-pthread", "-o"]);
+    succeeds(build.arg(&program).arg(source));
+    program
+}
+
+fn static_programs() {
+    let program = static_client("static-client");
     let run = |command: &mut Command, front| {
         command.args(["run", "--front", front, "--"]);
         succeeds(command.arg(&program))
@@ -408,7 +421,40 @@ fn static_programs() {
     // By a shell that has the shim.
     let text = succeeds(xfrmd().args(["run", "--", "sh", "-c"]).arg(&program));
     assert_eq!(text, "type 0x22\n");
+    let cases = ["numbers", "passed", "ports", "rings", "borrowed"];
+    for case in cases {
+        succeeds(as_nobody(xfrmd().args(["run", "--"]).arg(&program)).arg(case));
+    }
     std::fs::remove_file(&program).unwrap();
+}
+
+fn static_threads() {
+    let program = static_client("static-threads");
+    succeeds(xfrmd().args(["run", "--"]).arg(&program).arg("threads"));
+    std::fs::remove_file(&program).unwrap();
+}
+
+/// `xfrmd run` is killed: its command would talk to nobody any more, and is killed too.
+fn killed_run() {
+    let mut run = xfrmd()
+        .args(["run", "--", "sh", "-c", "echo $$; exec sleep 1000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(run.stdout.take().unwrap()).lines().next();
+    let status = format!("/proc/{}/status", said.unwrap().unwrap());
+    let lives = || {
+        let status = std::fs::read_to_string(&status).unwrap_or_default();
+        status.contains("State:") && !status.contains("State:\tZ")
+    };
+    assert!(lives());
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let start = Instant::now();
+    while lives() {
+        assert!(start.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn stat_and_env() {

@@ -37,6 +37,8 @@ pub(crate) enum Need {
     UserNamespaces,
     /// A C compiler and a static C library.
     Compiler,
+    /// That, and to be root.
+    RootAndCompiler,
 }
 
 impl Need {
@@ -48,7 +50,8 @@ impl Need {
             Self::Ip if !root || !trials::is_installed("ip") => {
                 Some("needs root and ip: apt-get install iproute2, sudo")
             }
-            Self::Compiler if !trials::is_installed("cc") => {
+            Self::RootAndCompiler if !root => Some("needs root: run the tests with sudo"),
+            Self::Compiler | Self::RootAndCompiler if !trials::is_installed("cc") => {
                 Some("needs a C compiler: apt-get install gcc libc6-dev")
             }
             Self::UserNamespaces if !process::user_namespaces_work() => {

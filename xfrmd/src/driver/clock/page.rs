@@ -87,6 +87,11 @@ impl OwnPage {
         self.file.as_fd()
     }
 
+    /// As programs see it.
+    pub(crate) fn shared(&self) -> &'static Page {
+        self.page
+    }
+
     pub(crate) fn now(&self) -> Now {
         let boot = self.page.boot();
         let real = boot.cast_signed() + self.page.real.load(Ordering::Relaxed);

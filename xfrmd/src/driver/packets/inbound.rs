@@ -3,10 +3,12 @@
 use dataplane::Netns;
 use dataplane::Now;
 use dataplane::packet::PacketBuf;
-use dataplane::packet::join::Joiner;
+use dataplane::packet::join::{Joiner, may_grow};
 use dataplane::path::{InputMeta, Received, Worker};
 use nix::poll::PollTimeout;
+use std::io;
 use std::sync::PoisonError;
+use std::time::Duration;
 use xfrmd::faults;
 use xfrmd::recording::fate;
 use xfrmd::recording::format::{Passage as Recorded, To};
@@ -14,7 +16,8 @@ use xfrmd::recording::packets::PacketTape;
 
 use super::disturb::Disturbance;
 use super::sockets::Receivers;
-use super::{Command, HOST, Road, buffers, readable, wait_for};
+use super::watch::Watch;
+use super::{BATCH, Command, HOST, Road, buffers};
 use crate::attach::{HostRoutes, STATE_MASK};
 use crate::capture::record::{Direction, Layer};
 use crate::driver::observe::Observed;
@@ -24,53 +27,93 @@ use crate::driver::outbox::Outbox;
 const OTHERS: usize = 2;
 /// Rounds with packets between two looks at anything else.
 const MOST_ROUNDS: usize = 16;
+/// Packets that the host gets at once, and possibly those of one round more.
+const ENOUGH: usize = BATCH / 2;
+/// So few may be joined with others that come a moment later.
+const FEW: usize = 32;
+/// That moment, and how many of them at most. Whoever has no more to say ends with a packet that is
+/// not waited for.
+const LINGER: Duration = Duration::from_micros(50);
+const MOST_LINGERS: usize = 2;
+/// By how much a moment may be longer, in nanoseconds; the host's default is as long as it is.
+const TIMER_SLACK: u64 = 5_000;
+
+/// What the thread waits for: [`OTHERS`], then the receivers.
+fn watch(road: &Road, receivers: &Receivers) -> io::Result<Watch> {
+    let others = [road.wake(), road.routes.fd()].into_iter();
+    Watch::of(others.chain(receivers.fds()))
+}
 
 /// The thread that receives.
 pub(super) struct Inbound {
     road: Road,
     receivers: Receivers,
+    watch: Watch,
     host: ToHost,
     batch: Vec<PacketBuf>,
     disturbance: Disturbance<()>,
     /// Which receivers have packets, as far as is known.
     ready: Vec<bool>,
+    /// Which one has had some last.
+    last: usize,
+    /// Moments that were waited for since the host got packets.
+    lingers: usize,
 }
 
 impl Inbound {
-    pub(super) fn new(road: Road, receivers: Receivers) -> Self {
-        Self {
+    pub(super) fn new(road: Road, receivers: Receivers) -> io::Result<Self> {
+        Ok(Self {
+            watch: watch(&road, &receivers)?,
             disturbance: Disturbance::new(faults::Direction::In, &road.line.faults),
             road,
             receivers,
             host: ToHost::default(),
             batch: buffers(),
             ready: Vec::new(),
-        }
+            last: 0,
+            lingers: 0,
+        })
     }
 
     pub(super) fn run(&mut self) {
+        if let Err(error) = nix::sys::prctl::set_timerslack(TIMER_SLACK) {
+            tracing::debug!(%error, "moments are longer");
+        }
         while self.wait() {
             let mut rounds = MOST_ROUNDS;
-            while rounds > 0 && self.receive() {
+            while rounds > 0 && (self.receive() || self.linger()) {
                 rounds -= 1;
             }
+            self.host.flush(&self.road);
+            self.lingers = 0;
         }
+    }
+
+    /// Waits a moment for what a TCP stream goes on with; false when that is not worth it.
+    ///
+    /// Packets of raw sockets come one by one, and each would wake us, and be a frame of its own to
+    /// the host, which acknowledges every other one.
+    fn linger(&mut self) -> bool {
+        let Some(ready) = self.ready.get_mut(OTHERS + self.last) else {
+            return false;
+        };
+        if self.lingers >= MOST_LINGERS || !self.host.may_grow() {
+            return false;
+        }
+        self.lingers += 1;
+        *ready = true;
+        std::thread::sleep(LINGER);
+        true
     }
 
     /// Waits for packets, commands or news; false when it is time to stop.
     fn wait(&mut self) -> bool {
-        let fds = [self.road.wake(), self.road.routes.fd()];
-        let fds = fds.map(wait_for).into_iter();
         let kept: Vec<bool> = self.receivers.sources().map(|it| it.has_more()).collect();
         let timeout = match kept.contains(&true) {
             true => Some(PollTimeout::ZERO),
             false => self.disturbance.timeout(),
         };
-        readable(
-            fds.chain(self.receivers.poll_fds()),
-            timeout,
-            &mut self.ready,
-        );
+        self.watch.wait(timeout, &mut self.ready);
         for (ready, kept) in self.ready.iter_mut().skip(OTHERS).zip(kept) {
             *ready |= kept;
         }
@@ -88,6 +131,14 @@ impl Inbound {
                         let ports: Vec<u16> = sockets.iter().map(|it| it.port).collect();
                         self.receivers.set_ports(&ports, &bulk);
                         self.road.routes.set_encap_sockets(sockets);
+                        match watch(&self.road, &self.receivers) {
+                            Ok(watch) => self.watch = watch,
+                            Err(error) => {
+                                tracing::error!(%error, "new sockets are not waited for");
+                            }
+                        }
+                        // Those that were ready are not in their places any more.
+                        self.ready.clear();
                     }
                     Command::OwnSockets(sockets) => self.road.routes.set_own_sockets(sockets),
                     Command::Retry(_) | Command::Iptfs(_) | Command::Drain(_) => {}
@@ -97,7 +148,10 @@ impl Inbound {
         true
     }
 
-    /// Takes what has come to each socket; false when that is little.
+    /// Takes what has come to each socket; false when nothing has.
+    ///
+    /// The host gets it when there is enough, or when nothing more has come meanwhile: what comes
+    /// one by one is joined all the same.
     fn receive(&mut self) -> bool {
         let Self {
             road,
@@ -106,20 +160,23 @@ impl Inbound {
             batch,
             disturbance,
             ready,
+            last,
+            lingers,
+            ..
         } = self;
         let mut more = false;
         let sources = receivers.sources().zip(ready.iter_mut().skip(OTHERS));
-        for (source, ready) in sources.filter(|(_, ready)| **ready) {
+        let sources = sources.enumerate().filter(|(_, (_, ready))| **ready);
+        for (at, (source, ready)) in sources {
             let count = source.receive(batch).unwrap_or_else(|error| {
                 tracing::debug!(%error, "receiving");
                 0
             });
-            // What comes later is told.
-            *ready = count > batch.len() / 2 || source.has_more();
-            more |= *ready;
+            *ready = count > 0;
             if count == 0 {
                 continue;
             }
+            let before = host.outbox.len();
             let packets = batch.get_mut(..count).unwrap_or_default();
             road.observed.received.add(packets);
             if disturbance.disturbs() {
@@ -127,9 +184,22 @@ impl Inbound {
             } else {
                 host.take_in(road, packets);
             }
+            // Strangers' packets are not waited for one by one: the next ones are told.
+            if host.outbox.len() > before {
+                *last = at;
+            } else {
+                *ready = source.has_more();
+            }
+            more |= *ready;
         }
         for ((), mut packet) in disturbance.due() {
             host.take_in(road, std::slice::from_mut(&mut packet));
+        }
+        // Before anybody can answer.
+        road.ask();
+        if host.outbox.len() >= ENOUGH {
+            host.flush(road);
+            *lingers = 0;
         }
         more
     }
@@ -178,6 +248,11 @@ impl ToHost {
         self.outbox.push(packet, HOST);
     }
 
+    /// Whether a frame of what it has so far would be small and could be longer.
+    fn may_grow(&self) -> bool {
+        self.outbox.len() < FEW && self.outbox.last().is_some_and(|last| may_grow(last))
+    }
+
     /// Takes what has come together. Whoever captures or records sees each packet on its
     /// way.
     fn receive_all(
@@ -218,7 +293,7 @@ impl ToHost {
         }
     }
 
-    /// Takes packets through the engine to the host.
+    /// Takes packets through the engine.
     fn take_in(&mut self, road: &mut Road, packets: &mut [PacketBuf]) {
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
         let arrival = Arrival {
@@ -230,10 +305,6 @@ impl ToHost {
         };
         self.receive_all(&mut road.worker, &arrival, packets);
         self.receive_inner(&mut road.worker, &arrival);
-        drop(netns);
-        // Before anybody can answer.
-        road.ask();
-        self.flush(road);
     }
 
     /// Receives what came out of IPTFS payloads.

@@ -13,6 +13,7 @@ mod disturb;
 mod inbound;
 mod outbound;
 mod sockets;
+mod watch;
 
 use std::fs::File;
 use std::io;
@@ -30,7 +31,6 @@ use dataplane::packet::{Family, PacketBuf};
 use dataplane::path::hold::Queue;
 use dataplane::path::{Departure, Request, Worker};
 use dataplane::sad::SaHandle;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use xfrmd::emulator::NetnsId;
@@ -237,11 +237,13 @@ impl PacketThreads {
         let namespace_out = namespace.try_clone()?;
         let outbound = Thread::start("packets-out", commands_out, wake_out, move || {
             enter(&namespace_out, || {
-                Outbound::new(road_out, marked, senders, are_beyond_policies).run()
+                Outbound::new(road_out, marked, senders, are_beyond_policies).map(|mut it| it.run())
             });
         })?;
         let inbound = Thread::start("packets-in", commands_in, wake_in, move || {
-            enter(&namespace, || Inbound::new(road_in, receivers).run());
+            enter(&namespace, || {
+                Inbound::new(road_in, receivers).map(|mut it| it.run())
+            });
         })?;
         Ok(Self { outbound, inbound })
     }
@@ -279,10 +281,10 @@ impl PacketThreads {
     }
 }
 
-fn enter(namespace: &File, run: impl FnOnce()) {
-    match setns(namespace, CloneFlags::CLONE_NEWNET) {
-        Ok(()) => run(),
-        Err(error) => tracing::error!(%error, "a packet thread cannot enter its namespace"),
+fn enter(namespace: &File, run: impl FnOnce() -> io::Result<()>) {
+    let entered = setns(namespace, CloneFlags::CLONE_NEWNET);
+    if let Err(error) = entered.map_err(io::Error::from).and_then(|()| run()) {
+        tracing::error!(%error, "a packet thread cannot begin in its namespace");
     }
 }
 
@@ -380,24 +382,4 @@ fn buffers() -> Vec<PacketBuf> {
     (0..BATCH)
         .map(|_| PacketBuf::with_capacity(MAX_PACKET))
         .collect()
-}
-
-fn wait_for(fd: BorrowedFd<'_>) -> PollFd<'_> {
-    PollFd::new(fd, PollFlags::POLLIN)
-}
-
-/// Waits until one of the descriptors is readable; which are, in their order.
-fn readable<'a>(
-    fds: impl Iterator<Item = PollFd<'a>>,
-    timeout: Option<PollTimeout>,
-    ready: &mut Vec<bool>,
-) {
-    let mut fds: Vec<_> = fds.collect();
-    // An error, such as one that a router sent, is read like a packet.
-    let _ = poll(&mut fds, timeout);
-    ready.clear();
-    ready.extend(
-        fds.iter()
-            .map(|fd| fd.revents().is_some_and(|found| !found.is_empty())),
-    );
 }

@@ -1,5 +1,6 @@
 //! Packets that the host wants protected: from the device to the wire.
 
+use std::io;
 use std::sync::PoisonError;
 
 use dataplane::io::marked::Marked;
@@ -22,7 +23,8 @@ use xfrmd::recording::packets::PacketTape;
 use super::disturb::Disturbance;
 use super::inbound::{Arrival, ToHost};
 use super::sockets::Senders;
-use super::{Command, Road, buffers, readable, wait_for};
+use super::watch::Watch;
+use super::{Command, Road, buffers};
 use crate::attach::{HostRoutes, LEAST_MTU_V6, OWN, OWN_MASK, STATE_MASK};
 use crate::capture::record::{Direction, Layer};
 use crate::driver::clock;
@@ -44,6 +46,7 @@ pub(super) struct Outbound {
     /// Packets that have a mark.
     marked: Option<Marked>,
     senders: Senders,
+    watch: Watch,
     /// What no policy is for goes on as it is, and is not dropped.
     lets_pass: bool,
     wire: Outbox,
@@ -52,6 +55,8 @@ pub(super) struct Outbound {
     frame: PacketBuf,
     ident: u16,
     ready: Vec<bool>,
+    /// Packets that have a mark may be there.
+    marked_waits: bool,
     disturbance: Disturbance<Departure>,
 }
 
@@ -61,8 +66,13 @@ impl Outbound {
         marked: Option<Marked>,
         senders: Senders,
         lets_pass: bool,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        // A descriptor twice, where there is no other, keeps the order.
+        let tun = road.tun.fd();
+        let second = marked.as_ref().map_or(tun, Marked::fd);
+        let others = [road.wake(), road.routes.fd(), tun, second].into_iter();
+        Ok(Self {
+            watch: Watch::of(others.chain(senders.fds()))?,
             disturbance: Disturbance::new(faults::Direction::Out, &road.line.faults),
             road,
             marked,
@@ -73,7 +83,8 @@ impl Outbound {
             frame: PacketBuf::with_capacity(MAX_PACKET),
             ident: 0,
             ready: Vec::new(),
-        }
+            marked_waits: false,
+        })
     }
 
     pub(super) fn run(&mut self) {
@@ -82,6 +93,7 @@ impl Outbound {
             while rounds > 0 && self.take() {
                 rounds -= 1;
             }
+            self.flush(false);
         }
     }
 
@@ -93,15 +105,11 @@ impl Outbound {
             PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
         });
         let timeout = timeout.into_iter().chain(self.disturbance.timeout()).min();
-        // A descriptor twice, where there is no other, keeps the order.
-        let tun = self.road.tun.fd();
-        let marked = self.marked.as_ref().map_or(tun, Marked::fd);
-        let fds = [self.road.wake(), self.road.routes.fd(), tun, marked];
-        let fds = fds.map(wait_for).into_iter();
-        readable(fds.chain(self.senders.poll_fds()), timeout, &mut self.ready);
-        let [wake, news, ..] = *self.ready else {
+        self.watch.wait(timeout, &mut self.ready);
+        let [wake, news, _, marked, ..] = *self.ready else {
             return true;
         };
+        self.marked_waits |= marked;
         if timeout.is_some() {
             self.road.routes.expire(clock::uptime());
         }
@@ -119,10 +127,12 @@ impl Outbound {
                     }
                     Command::OwnSockets(sockets) => self.road.routes.set_own_sockets(sockets),
                     Command::Drain(done) => {
+                        self.marked_waits = true;
                         let mut rounds = MOST_DRAINED;
                         while rounds > 0 && self.take() {
                             rounds -= 1;
                         }
+                        self.flush(false);
                         // Whoever asked may have given up.
                         let _ = done.try_send(());
                     }
@@ -130,7 +140,7 @@ impl Outbound {
                     Command::Iptfs(sas) => self.run_iptfs(&sas),
                 }
             }
-            self.flush();
+            self.flush(false);
         }
         true
     }
@@ -223,6 +233,7 @@ impl Outbound {
             frame,
             ident,
             lets_pass,
+            marked_waits,
             ..
         } = self;
         let netns = road.netns.read().unwrap_or_else(PoisonError::into_inner);
@@ -237,14 +248,20 @@ impl Outbound {
             tape: road.tape.as_ref(),
         };
         let mut more = true;
-        while more && passage.wire.len() < ENOUGH {
+        // What was kept does not count: something has to be new each time.
+        let mut first = true;
+        while more && (std::mem::take(&mut first) || passage.wire.len() < ENOUGH) {
             // First what has no mark, then what has one.
             let plain = road
                 .tun
                 .read(frame)
                 .map(|read| read.map(|offload| (offload, 0)));
-            let read = match (plain, marked.as_ref()) {
-                (Ok(None), Some(marked)) => marked.read(frame),
+            let read = match (plain, marked.as_ref().filter(|_| *marked_waits)) {
+                (Ok(None), Some(marked)) => {
+                    let read = marked.read(frame);
+                    *marked_waits = matches!(read, Ok(Some(_)));
+                    read
+                }
                 (plain, _) => plain,
             };
             match read {
@@ -259,13 +276,13 @@ impl Outbound {
             }
         }
         drop(netns);
-        self.flush();
+        self.flush(more);
         more
     }
 
     /// Asks what there is to ask, and sends what is ready. In this order: what a packet is followed by, the other
-    /// thread asks.
-    fn flush(&mut self) {
+    /// thread asks. With `more` to come, what can go along with that waits for it.
+    fn flush(&mut self, more: bool) {
         let Self {
             road,
             senders,
@@ -276,21 +293,35 @@ impl Outbound {
         } = self;
         road.ask();
         host.flush(road);
-        let mut send = |to, packets: &mut [PacketBuf]| {
-            road.observed.sent.add(packets);
-            match senders.send(to, packets) {
-                Ok(sent) if sent.too_long > 0 => road.routes.forget(),
-                Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "a socket for outgoing packets"),
-            }
+        let mut send = |to, packets: &mut [PacketBuf], more| {
+            let kept = match senders.send(to, packets, more) {
+                Ok((sent, kept)) => {
+                    if sent.too_long > 0 {
+                        road.routes.forget();
+                    }
+                    kept
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a socket for outgoing packets");
+                    0
+                }
+            };
+            let count = packets.len() - kept;
+            road.observed
+                .sent
+                .add(packets.get(..count).unwrap_or_default());
+            count
         };
         if disturbance.disturbs() {
+            let mut send = |to, packets: &mut [PacketBuf]| {
+                send(to, packets, false);
+            };
             wire.drain(|to, packets| disturbance.pass(to, packets, &mut send));
             for (to, mut packet) in disturbance.due() {
                 send(to, std::slice::from_mut(&mut packet));
             }
         } else {
-            wire.drain(send);
+            wire.drain_but_tail(|to, packets, last| send(to, packets, more && last));
         }
     }
 }

@@ -11,10 +11,8 @@ use dataplane::io::udp_encap::UdpEncap;
 use dataplane::io::{PacketIo, Sent};
 use dataplane::packet::{Family, PacketBuf};
 use dataplane::path::Departure;
-use nix::poll::PollFd;
 use xfrm_proto::consts::{IPPROTO_AH, IPPROTO_COMP, IPPROTO_ESP};
 
-use super::wait_for;
 use crate::attach::{BYPASS, MARK_MASK};
 use crate::driver::keeper::Role;
 
@@ -135,11 +133,11 @@ impl Receivers {
     }
 
     /// What to wait for, in the order of [`Receivers::sources`].
-    pub(super) fn poll_fds(&self) -> impl Iterator<Item = PollFd<'_>> {
+    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let protocols = self.protocols.iter().map(Raw::fd);
         let udp = self.udp.iter().map(UdpEncap::fd);
         let bulk = self.bulk.iter().map(|it| it.bulk().fd());
-        protocols.chain(udp).chain(bulk).map(wait_for)
+        protocols.chain(udp).chain(bulk)
     }
 
     /// All of them.
@@ -172,8 +170,8 @@ impl Senders {
     }
 
     /// What to wait for, in the order of [`Senders::too_big`].
-    pub(super) fn poll_fds(&self) -> impl Iterator<Item = PollFd<'_>> {
-        self.too_big.iter().map(Raw::fd).map(wait_for)
+    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.too_big.iter().map(Raw::fd)
     }
 
     /// Sockets that get what routers say.
@@ -186,13 +184,22 @@ impl Senders {
         self.bulk = bulk;
     }
 
-    /// Sends packets that go the same way.
-    pub(super) fn send(&mut self, to: Departure, packets: &[PacketBuf]) -> io::Result<Sent> {
+    /// Sends packets that go the same way; what became of them, and how many are kept at the end.
+    /// With `more` to come, those are kept that could go with others in one call.
+    pub(super) fn send(
+        &mut self,
+        to: Departure,
+        packets: &[PacketBuf],
+        more: bool,
+    ) -> io::Result<(Sent, usize)> {
         let mark = to.mark & !MARK_MASK;
         let mut sent = Sent::default();
         let mut rest = packets;
         while let [first, ..] = rest {
             let bulk = self.bulk.iter().find(|it| mark == 0 && it.takes(first));
+            if more && bulk.is_some_and(|bulk| bulk.has_room_beside(rest)) {
+                return Ok((sent, rest.len()));
+            }
             // What fails so is tried once more: then it is known why.
             let (count, in_bulk) = match bulk.map(|bulk| bulk.send(rest)) {
                 Some(Ok(count @ 1..)) => (count, true),
@@ -213,7 +220,7 @@ impl Senders {
             }
             rest = others;
         }
-        Ok(sent)
+        Ok((sent, 0))
     }
 
     fn raw(&mut self, family: Family, mark: u32) -> io::Result<&mut Raw> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use libc::{c_int, iovec, msghdr, socklen_t};
 
+use super::filter::NUMBERS;
 use super::supervisor::{Call, Outcome, Supervisor};
 use super::target::{MOST_PARTS, Thread, beginning, bytes_of, part};
 
@@ -92,17 +93,43 @@ impl Supervisor {
                 }
                 Outcome::Pass
             }
-            libc::SYS_dup => self.duplicate(call, fd, false),
+            libc::SYS_dup => self.duplicate(call, (fd, 0), false),
             libc::SYS_fcntl => match call.int(1) {
-                libc::F_DUPFD => self.duplicate(call, fd, false),
-                libc::F_DUPFD_CLOEXEC => self.duplicate(call, fd, true),
+                libc::F_DUPFD => self.duplicate(call, (fd, call.int(2)), false),
+                libc::F_DUPFD_CLOEXEC => self.duplicate(call, (fd, call.int(2)), true),
                 _ => Outcome::Pass,
             },
-            _ => Outcome::Pass,
+            // `dup2` and `dup3`: the host's work, if the socket is one under the new number too.
+            _ => match call.int(1) {
+                to if NUMBERS.contains(&to) => Outcome::Pass,
+                to => {
+                    self.refuse_number(call, to);
+                    Outcome::Errno(libc::EBADF)
+                }
+            },
         }
     }
 
-    fn duplicate(&mut self, call: &Call, fd: RawFd, closes_on_exec: bool) -> Outcome {
+    fn refuse_number(&mut self, call: &Call, number: c_int) {
+        let what = format!(
+            "cannot have a NETLINK_XFRM socket as descriptor {number}, only as one from {} to {}, because \
+             the shim is not in it",
+            NUMBERS.start(),
+            NUMBERS.end()
+        );
+        self.say(call.thread, &what);
+    }
+
+    fn duplicate(
+        &mut self,
+        call: &Call,
+        (fd, first): (RawFd, c_int),
+        closes_on_exec: bool,
+    ) -> Outcome {
+        if first > *NUMBERS.end() {
+            self.refuse_number(call, first);
+            return Outcome::Errno(libc::EMFILE);
+        }
         let Some(process) = self.process(call.thread) else {
             return Outcome::Errno(libc::EBADF);
         };
@@ -111,7 +138,7 @@ impl Supervisor {
         if copy < 0 {
             return Outcome::Errno(libc::EMFILE);
         }
-        self.give(call, process, copy, closes_on_exec)
+        self.give(call, process, (copy, first), closes_on_exec)
     }
 
     fn send_bytes(&mut self, call: &Call, fd: RawFd) -> Result<i64, c_int> {

@@ -12,6 +12,7 @@ use nix::sys::prctl;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::Front;
+use super::time::{self, When};
 use crate::driver::host;
 
 const NETLINK_XFRM: u32 = 6;
@@ -35,7 +36,7 @@ const ARCHITECTURE: u32 = 0xc000_00f3;
 const ARCHITECTURE: u32 = 0;
 
 /// Calls whose first argument is a descriptor, and which mean something else on a socket of ours.
-const ON_SOCKETS: [libc::c_long; 17] = [
+const ON_SOCKETS: &[libc::c_long] = &[
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_sendmmsg,
@@ -53,6 +54,9 @@ const ON_SOCKETS: [libc::c_long; 17] = [
     libc::SYS_setsockopt,
     libc::SYS_close,
     libc::SYS_dup,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
+    libc::SYS_dup3,
 ];
 
 /// Options of other sockets that the host must not hear of: level and name.
@@ -61,6 +65,8 @@ const OPTIONS: [(c_int, c_int); 3] = [
     (libc::SOL_IP, IP_XFRM_POLICY),
     (libc::SOL_IPV6, IPV6_XFRM_POLICY),
 ];
+/// `CLOCK_TAI`.
+const LAST_CLOCK: u32 = 11;
 const UDP_ENCAP: c_int = 100;
 const IP_XFRM_POLICY: c_int = 17;
 const IPV6_XFRM_POLICY: c_int = 35;
@@ -68,18 +74,20 @@ const IPV6_XFRM_POLICY: c_int = 35;
 /// A filter, and a way for its listener from the command to us.
 pub(crate) struct Handover {
     program: Vec<sock_filter>,
+    is_timed: bool,
     ours: OwnedFd,
     theirs: OwnedFd,
 }
 
 impl Handover {
-    /// To be made before the command is started.
-    pub(crate) fn new(front: Front) -> io::Result<Self> {
+    /// To be made before the command is started. Timed: under a virtual clock.
+    pub(crate) fn new(front: Front, is_timed: bool) -> io::Result<Self> {
         let kind = SockType::SeqPacket;
         let (ours, theirs) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)?;
-        let program = program(front);
+        let program = program(front, is_timed);
         Ok(Self {
             program,
+            is_timed,
             ours,
             theirs,
         })
@@ -104,9 +112,13 @@ impl Handover {
     }
 
     /// With a caller that only a fatal signal wakes once we have its call, where the host can do that
-    /// (Linux 5.19): a signal handler could otherwise lose it a datagram.
+    /// (Linux 5.19): a signal handler could otherwise lose it a datagram. Not under a virtual clock: signals
+    /// end sleeps, and who waits so does not look asleep.
     fn install(&self) -> io::Result<OwnedFd> {
-        let patient = libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+        let patient = match self.is_timed {
+            true => 0,
+            false => libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
+        };
         match load(&self.program, patient) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => load(&self.program, 0),
             other => other,
@@ -149,10 +161,16 @@ fn load_word(at: usize) -> sock_filter {
     statement(code, u32::try_from(at).unwrap_or(u32::MAX))
 }
 
+const LOW_HALF: usize = if cfg!(target_endian = "little") { 0 } else { 4 };
+
 /// The lower half of a 64-bit argument: all that an `int` has.
 fn load_argument(index: usize) -> sock_filter {
-    const LOW_HALF: usize = if cfg!(target_endian = "little") { 0 } else { 4 };
     load_word(offset_of!(seccomp_data, args) + 8 * index + LOW_HALF)
+}
+
+/// The other half.
+fn load_upper(index: usize) -> sock_filter {
+    load_word(offset_of!(seccomp_data, args) + 8 * index + 4 - LOW_HALF)
 }
 
 /// Goes on if the loaded word and `value` compare so, and skips `skipped` statements otherwise.
@@ -168,7 +186,7 @@ fn answer(action: u32) -> sock_filter {
 }
 
 /// What the kernel asks at each system call: the words are those of `seccomp_data`.
-fn program(front: Front) -> Vec<sock_filter> {
+fn program(front: Front, is_timed: bool) -> Vec<sock_filter> {
     let number = |call: libc::c_long| u32::try_from(call).unwrap_or(u32::MAX);
     let equals = libc::BPF_JEQ;
     let mut program = vec![
@@ -186,6 +204,13 @@ fn program(front: Front) -> Vec<sock_filter> {
     if !front.supervises() {
         program.push(answer(libc::SECCOMP_RET_ALLOW));
         return program;
+    }
+    if is_timed {
+        for (call, when) in time::calls() {
+            let rest = only(when);
+            program.push(only_if(equals, number(call), rest.len()));
+            program.extend(rest);
+        }
     }
     // A ring would carry sends and receives past everybody.
     let refused = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
@@ -206,7 +231,12 @@ fn program(front: Front) -> Vec<sock_filter> {
             answer(libc::SECCOMP_RET_USER_NOTIF),
         ]);
     }
-    for (index, call) in ON_SOCKETS.into_iter().chain([libc::SYS_fcntl]).enumerate() {
+    for (index, call) in ON_SOCKETS
+        .iter()
+        .copied()
+        .chain([libc::SYS_fcntl])
+        .enumerate()
+    {
         let mut jump = only_if(equals, number(call), 0);
         let over = if call == libc::SYS_setsockopt {
             0
@@ -227,4 +257,43 @@ fn program(front: Front) -> Vec<sock_filter> {
         answer(libc::SECCOMP_RET_USER_NOTIF),
     ]);
     program
+}
+
+/// Brings a call, or lets it pass.
+fn only(when: When) -> Vec<sock_filter> {
+    let (passes, comes) = (
+        answer(libc::SECCOMP_RET_ALLOW),
+        answer(libc::SECCOMP_RET_USER_NOTIF),
+    );
+    let equals = libc::BPF_JEQ;
+    match when {
+        When::Always => vec![comes],
+        // Those of processors, and of devices.
+        When::VirtualClock => vec![
+            load_argument(0),
+            only_if(libc::BPF_JGT, LAST_CLOCK, 1),
+            passes,
+            only_if(equals, libc::CLOCK_PROCESS_CPUTIME_ID.unsigned_abs(), 1),
+            passes,
+            only_if(equals, libc::CLOCK_THREAD_CPUTIME_ID.unsigned_abs(), 1),
+            passes,
+            comes,
+        ],
+        When::Positive(index) => vec![
+            load_argument(index),
+            only_if(libc::BPF_JSET, 1 << 31, 1),
+            passes,
+            only_if(equals, 0, 1),
+            passes,
+            comes,
+        ],
+        When::Given(index) => vec![
+            load_argument(index),
+            only_if(equals, 0, 3),
+            load_upper(index),
+            only_if(equals, 0, 1),
+            passes,
+            comes,
+        ],
+    }
 }

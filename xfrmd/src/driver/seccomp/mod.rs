@@ -12,9 +12,10 @@
 //!   pass without being looked at.
 //!
 //! * [`filter`]: the filter, and the way of its listener from the command to us.
-//! * [`supervisor`]: the thread of ours that answers the calls; [`calls`]: one by one.
+//! * [`supervisor`]: the threads of ours that answer the calls; [`calls`]: one by one.
 //! * [`target`]: the process whose call it is: its memory, its descriptors.
 //! * [`library`]: the shim, loaded by us.
+//! * [`time`]: the virtual clock of such programs.
 //!
 //! When we are gone such calls fail with ENOSYS. Calls of programs for another architecture are not
 //! looked at. Where filters are forbidden, or where an instance around ours has one already, the
@@ -25,6 +26,7 @@ pub(crate) mod filter;
 mod library;
 pub(crate) mod supervisor;
 mod target;
+pub(crate) mod time;
 
 /// How programs reach the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -1,34 +1,38 @@
-//! The thread that answers the calls of programs without the shim.
+//! The threads that answer the calls of programs without the shim.
 //!
+//! One waits for calls, and for nothing else: the host then wakes it where the caller is, and it takes one call to
+//! get a call. The other one waits for what else there is: sockets that receives wait for, ends of processes, time.
 //! For each of their sockets it has a descriptor of its own for the same open file, found through
 //! the program's (`pidfd_getfd(2)`) and known by the shim's mark, so that it does not matter how the
 //! program came by it: by `socket`, fork, exec or `dup`. On that descriptor it makes the program's call
 //! through the shim's own code ([`super::library`]), and carries arguments and results over
-//! ([`super::target`]). A receive that has to wait is put aside until there is something.
+//! ([`super::target`]). A receive that has to wait is put aside until there is something. Of other sockets we
+//! have a descriptor only while they have policies, and look now and then whether the program has closed them.
 //!
 //! Only programs of the user whose instance it is are served: our own rights are theirs.
+
+mod waiting;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dataplane::BootNanos;
 use libc::{c_int, c_long};
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::geteuid;
-use xfrm_proto::control::{Address, SOCKET_MARK};
+use xfrm_proto::control::Address;
 
-use super::calls::receive_limit;
 use super::filter::NUMBERS;
 use super::library::Shim;
-use super::target::{Process, Thread, inode_of};
-use crate::driver::clock;
+use super::target::{Process, Thread, in_namespace, inode_of, is_marked};
+use super::time::Time;
+use waiting::{Source, Waiting, watch};
 
 const NETLINK_XFRM: c_int = 6;
 /// Of a socket's type, without its flags.
@@ -96,49 +100,16 @@ impl From<Result<i64, c_int>> for Outcome {
     }
 }
 
-/// A receive that waits.
-struct Waiting {
-    call: Call,
-    fd: RawFd,
-    until: Option<BootNanos>,
-}
-
-/// What an epoll event is about.
-#[derive(Clone, Copy)]
-enum Source {
-    Listener,
-    Process(u32),
-    Socket(RawFd),
-}
-
-impl Source {
-    /// The kind above, the number below.
-    fn data(self) -> u64 {
-        let (kind, number) = match self {
-            Self::Listener => (0, 0),
-            Self::Process(process) => (1, process),
-            Self::Socket(fd) => (2, fd.unsigned_abs()),
-        };
-        kind << 32 | u64::from(number)
-    }
-
-    fn of(data: u64) -> Self {
-        let number = u32::try_from(data & u64::from(u32::MAX)).unwrap_or(0);
-        match data >> 32 {
-            0 => Self::Listener,
-            1 => Self::Process(number),
-            _ => Self::Socket(RawFd::try_from(number).unwrap_or(-1)),
-        }
-    }
-}
-
-/// The thread's state.
+/// The threads' state.
 pub(crate) struct Supervisor {
-    listener: OwnedFd,
-    /// The listener, ends of processes, sockets that receives wait for.
-    epoll: Epoll,
+    listener: Arc<OwnedFd>,
+    /// Ends of processes, sockets that receives wait for, `poke`.
+    epoll: Arc<Epoll>,
+    poke: EventFd,
     /// None: every program is refused.
     shim: Option<Shim>,
+    /// None: the clock is the host's.
+    time: Option<Time>,
     /// Our own network namespace.
     home: File,
     /// By process and its descriptor, ours for the same file.
@@ -152,19 +123,30 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// Of the filter whose listener that is; with a shim it serves, without it refuses.
-    pub(crate) fn new(listener: OwnedFd, shim: Option<(&Path, &Address<'_>)>) -> io::Result<Self> {
+    pub(crate) fn new(
+        listener: OwnedFd,
+        shim: Option<(&Path, &Address<'_>)>,
+        time: Option<Time>,
+    ) -> io::Result<Self> {
         // SAFETY: plain numbers. Hosts before Linux 6.6 cannot do it, and do without.
         let _ = unsafe { set_flags(listener.as_raw_fd(), WAKE_HERE) };
         let shim = shim
             .map(|(path, address)| Shim::load(path, address))
             .transpose()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Listener.data());
-        epoll.add(&listener, event)?;
+        let poke = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Poke.data());
+        epoll.add(&poke, event)?;
+        if let Some(time) = &time {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Time.data());
+            epoll.add(&time.epoll().0, event)?;
+        }
         Ok(Self {
-            listener,
-            epoll,
+            listener: Arc::new(listener),
+            epoll: Arc::new(epoll),
+            poke,
             shim,
+            time,
             home: File::open("/proc/thread-self/ns/net")?,
             held: HashMap::new(),
             processes: HashMap::new(),
@@ -174,74 +156,35 @@ impl Supervisor {
         })
     }
 
-    /// Answers calls from a thread of its own until the process ends.
+    /// Answers calls from threads of its own until the process ends.
     pub(crate) fn start(self) -> io::Result<()> {
+        let listener = Arc::clone(&self.listener);
+        let epoll = Arc::clone(&self.epoll);
+        let all = Arc::new(Mutex::new(self));
+        let calls = Arc::clone(&all);
         let thread = std::thread::Builder::new().name("supervisor".into());
-        thread.spawn(move || self.run()).map(drop)
+        thread.spawn(move || answer_calls(&listener, &calls))?;
+        let thread = std::thread::Builder::new().name("supervisor-wait".into());
+        thread.spawn(move || watch(&epoll, &all)).map(drop)
     }
 
-    fn run(mut self) {
-        let mut events = [EpollEvent::empty(); 16];
-        loop {
-            let ready = match self.epoll.wait(&mut events, self.patience()) {
-                Err(Errno::EINTR) => continue,
-                Err(error) => return tracing::error!(%error, "the supervisor cannot wait"),
-                Ok(ready) => ready,
-            };
-            let mut asked = false;
-            for event in events.iter().take(ready) {
-                match Source::of(event.data()) {
-                    // Nobody is left whose calls could come.
-                    Source::Listener if !event.events().contains(EpollFlags::EPOLLIN) => return,
-                    Source::Listener => asked = true,
-                    Source::Process(process) => self.forget(process),
-                    Source::Socket(fd) => self.resume(Some(fd)),
-                }
-            }
-            if self.waiting.iter().any(|waiting| waiting.until.is_some()) {
-                self.resume(None);
-            }
-            if asked {
-                self.serve();
-            }
-        }
-    }
-
-    /// Until a receive has waited long enough.
-    fn patience(&self) -> EpollTimeout {
-        let limits = self.waiting.iter().filter_map(|waiting| waiting.until);
-        limits.min().map_or(EpollTimeout::NONE, |next| {
-            let left = next.0.saturating_sub(clock::uptime().0);
-            let left = Duration::from_nanos(left) + Duration::from_millis(1);
-            EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
-        })
-    }
-
-    fn serve(&mut self) {
-        // SAFETY: all-zero bytes are valid, and what the kernel asks for.
-        let mut notification: libc::seccomp_notif = unsafe { std::mem::zeroed() };
-        // SAFETY: the structure is valid for writing.
-        let received =
-            unsafe { receive_notification(self.listener.as_raw_fd(), &raw mut notification) };
-        if received.is_err() {
-            return;
-        }
+    fn serve(&mut self, notification: &libc::seccomp_notif) {
         let call = Call {
             id: notification.id,
             thread: Thread(notification.pid),
             number: c_long::from(notification.data.nr),
             args: notification.data.args,
         };
-        let outcome = if call.number == libc::SYS_socket {
+        let timed = self.time.as_mut().and_then(|time| time.call(&call));
+        let number = call.int(0);
+        let outcome = if let Some(outcome) = timed {
+            outcome
+        } else if call.number == libc::SYS_socket {
             self.open(&call)
+        } else if !NUMBERS.contains(&number) {
+            self.set_elsewhere(&call, number)
         } else {
-            let number = call.int(0);
-            let accepts = if NUMBERS.contains(&number) {
-                is_marked
-            } else {
-                |_: &OwnedFd| true
-            };
-            match self.hold(call.thread, number, accepts) {
+            match self.hold(call.thread, number, is_marked) {
                 Some(fd) => self.begin(&call, fd),
                 None => Outcome::Pass,
             }
@@ -249,80 +192,25 @@ impl Supervisor {
         self.answer(&call, &outcome);
     }
 
-    /// Makes a call, or puts it aside: a receive that finds nothing.
-    fn begin(&mut self, call: &Call, fd: RawFd) -> Outcome {
+    /// An option of another socket that the host must not hear of. We hold such a socket only if it has policies
+    /// now: they are taken away when the program closes it.
+    fn set_elsewhere(&mut self, call: &Call, number: c_int) -> Outcome {
+        let before: BTreeSet<(u32, c_int)> = self.held.keys().copied().collect();
+        let Some(fd) = self.hold(call.thread, number, |_| true) else {
+            return Outcome::Pass;
+        };
         let outcome = self.handle(call, fd);
-        if matches!(outcome, Outcome::Wait) {
-            self.set_aside(call, fd);
+        let gives_policies = call.int(1) != libc::SOL_UDP && matches!(outcome, Outcome::Value(0));
+        if let Some(process) = self.process(call.thread)
+            && !before.contains(&(process, number))
+        {
+            if gives_policies {
+                self.wake_watch();
+            } else {
+                self.release(process, number);
+            }
         }
         outcome
-    }
-
-    /// Puts a receive aside until its socket has something.
-    fn set_aside(&mut self, call: &Call, fd: RawFd) {
-        if !self.is_awaited(fd) {
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Socket(fd).data());
-            // SAFETY: ours, and not closed before it is taken out again.
-            let socket = unsafe { BorrowedFd::borrow_raw(fd) };
-            if let Err(error) = self.epoll.add(socket, event) {
-                tracing::error!(%error, "a receive cannot wait");
-            }
-        }
-        let limit = receive_limit(fd);
-        self.waiting.push(Waiting {
-            call: *call,
-            fd,
-            until: limit.map(|limit| clock::uptime().plus_nanos(nanos(limit))),
-        });
-    }
-
-    fn is_awaited(&self, fd: RawFd) -> bool {
-        self.waiting.iter().any(|waiting| waiting.fd == fd)
-    }
-
-    /// Nobody waits for the socket any more.
-    fn let_be(&self, fd: RawFd) {
-        // SAFETY: ours, and open.
-        let _ = self.epoll.delete(unsafe { BorrowedFd::borrow_raw(fd) });
-    }
-
-    /// Tries the receives that wait for a socket which has something, or that have waited long enough.
-    fn resume(&mut self, ready: Option<RawFd>) {
-        let now = clock::uptime();
-        let mut resumed = Vec::new();
-        for waiting in std::mem::take(&mut self.waiting) {
-            let late = waiting.until.is_some_and(|until| until <= now);
-            let has_something = ready == Some(waiting.fd);
-            if !late && !has_something {
-                self.waiting.push(waiting);
-                continue;
-            }
-            if !self.still_waits(&waiting.call) {
-                resumed.push(waiting.fd);
-                continue;
-            }
-            let outcome = if has_something {
-                self.handle(&waiting.call, waiting.fd)
-            } else {
-                Outcome::Wait
-            };
-            match outcome {
-                Outcome::Wait if !late => self.waiting.push(waiting),
-                outcome => {
-                    resumed.push(waiting.fd);
-                    let outcome = match outcome {
-                        Outcome::Wait => Outcome::Errno(libc::EAGAIN),
-                        other => other,
-                    };
-                    self.answer(&waiting.call, &outcome);
-                }
-            }
-        }
-        for fd in resumed {
-            if !self.is_awaited(fd) {
-                self.let_be(fd);
-            }
-        }
     }
 
     /// Whether the caller still waits, and so still is who it was.
@@ -358,16 +246,20 @@ impl Supervisor {
             return Outcome::Errno(libc::ESOCKTNOSUPPORT);
         }
         let refused = Outcome::Errno(libc::EPROTONOSUPPORT);
-        let Some(shim) = &self.shim else {
+        if self.shim.is_none() {
             self.tell(call.thread, "the shim is not in it, because it is static or setuid, or was started without LD_PRELOAD");
             return refused;
-        };
+        }
         let status = call.thread.status();
         let Some(status) = status.filter(|status| status.euid == geteuid().as_raw()) else {
             self.tell(
                 call.thread,
                 "the shim is not in it, and it runs as another user than xfrmd",
             );
+            return refused;
+        };
+        self.let_go(|process, _| process == status.process);
+        let Some(shim) = &self.shim else {
             return refused;
         };
         let made = in_namespace(&self.home, call.thread, || {
@@ -381,7 +273,7 @@ impl Supervisor {
         match made {
             Ok(fd) => {
                 let closes_on_exec = kind & libc::SOCK_CLOEXEC as u64 != 0;
-                self.give(call, status.process, fd, closes_on_exec)
+                self.give(call, status.process, (fd, *NUMBERS.start()), closes_on_exec)
             }
             Err(error) => {
                 self.tell(
@@ -393,17 +285,18 @@ impl Supervisor {
         }
     }
 
-    /// Gives the caller a descriptor for the file that is `fd`, which is ours from now on.
+    /// Gives the caller a descriptor for the file that is `fd`, which is ours from now on: the lowest of our
+    /// numbers that is free and no less than `first`.
     pub(super) fn give(
         &mut self,
         call: &Call,
         process: u32,
-        fd: RawFd,
+        (fd, first): (RawFd, c_int),
         closes_on_exec: bool,
     ) -> Outcome {
         let number = NUMBERS
             .into_iter()
-            .find(|&number| call.thread.is_free(number));
+            .find(|&number| number >= first && call.thread.is_free(number));
         let Some(number) = number else {
             self.close(fd);
             return Outcome::Errno(libc::EMFILE);
@@ -506,6 +399,30 @@ impl Supervisor {
         }
     }
 
+    /// Closes what processes have closed behind our back: with `close_range`, by exec, or because it is a number
+    /// whose calls we do not see.
+    fn let_go(&mut self, of: impl Fn(u32, c_int) -> bool) {
+        let closed: Vec<(u32, c_int)> = self
+            .held
+            .iter()
+            .filter(|((process, number), _)| of(*process, *number))
+            .filter(|((process, number), fd)| !self.has(*process, *number, **fd))
+            .map(|(held, _)| *held)
+            .collect();
+        for (process, number) in closed {
+            self.release(process, number);
+        }
+    }
+
+    /// Whether a process's descriptor is the file that ours is, as any thread of it has them.
+    fn has(&self, process: u32, number: c_int, fd: RawFd) -> bool {
+        let threads = self.process_of.iter().filter(|(_, of)| **of == process);
+        threads
+            .map(|(thread, _)| *thread)
+            .chain([Thread(process)])
+            .any(|thread| thread.has_same_file(number, fd))
+    }
+
     fn forget(&mut self, process: u32) {
         self.processes.remove(&process);
         self.process_of.retain(|_, of| *of != process);
@@ -543,54 +460,47 @@ impl Supervisor {
 
     /// Says once for each process why it gets no socket.
     fn tell(&mut self, thread: Thread, why: &str) {
+        let what = format!(
+            "gets no NETLINK_XFRM socket: {why}, and it would have silently reached the host's kernel"
+        );
+        self.say(thread, &what);
+    }
+
+    /// Says once for each process what it cannot have.
+    pub(super) fn say(&mut self, thread: Thread, what: &str) {
         if self.told.insert(thread.0) {
-            eprintln!(
-                "xfrmd: {} (process {}) gets no NETLINK_XFRM socket: {why}, and it would have \
-                 silently reached the host's kernel",
-                thread.name(),
-                thread.0
-            );
+            eprintln!("xfrmd: {} (process {}) {what}", thread.name(), thread.0);
         }
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Whether it is a socket that stands for a NETLINK_XFRM one.
-fn is_marked(fd: &OwnedFd) -> bool {
-    let mut mark = 0_u64;
-    let mut len = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(0);
-    // SAFETY: a number and its length, valid for writing.
-    let result = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MAX_PACING_RATE,
-            (&raw mut mark).cast(),
-            &raw mut len,
-        )
-    };
-    result == 0 && mark == SOCKET_MARK
-}
-
-/// Does `work` in the network namespace of a thread.
-fn in_namespace<T>(
-    home: &File,
-    thread: Thread,
-    work: impl FnOnce() -> io::Result<T>,
-) -> io::Result<T> {
-    let there = thread.namespace()?;
-    let same = |a: &File, b: &File| -> io::Result<bool> {
-        let (a, b) = (a.metadata()?, b.metadata()?);
-        Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
-    };
-    if same(home, &there)? {
-        return work();
+/// Waits for calls, and answers them, until nobody is left whose calls could come.
+fn answer_calls(listener: &OwnedFd, all: &Mutex<Supervisor>) {
+    loop {
+        // SAFETY: all-zero bytes are valid, and what the kernel asks for.
+        let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+        // SAFETY: the structure is valid for writing.
+        match unsafe { receive_notification(listener.as_raw_fd(), &raw mut call) } {
+            Ok(_) => locked(all).serve(&call),
+            Err(Errno::EINTR) => {}
+            // The caller has been killed; or there are no callers any more, which is said in the same way.
+            Err(Errno::ENOENT) if !is_alone(listener) => {}
+            Err(Errno::ENOENT) => return,
+            Err(error) => return tracing::error!(%error, "the supervisor cannot wait"),
+        }
     }
-    setns(&there, CloneFlags::CLONE_NEWNET)?;
-    let result = work();
-    setns(home, CloneFlags::CLONE_NEWNET)?;
-    result
+}
+
+/// Whether no process has the filter any more.
+fn is_alone(listener: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::empty())];
+    let _ = poll(&mut fds, PollTimeout::ZERO);
+    let [fd] = fds;
+    fd.revents()
+        .is_some_and(|seen| seen.contains(PollFlags::POLLHUP))
+}
+
+/// A thread that panicked has left a call without an answer, and nothing else.
+fn locked(all: &Mutex<Supervisor>) -> MutexGuard<'_, Supervisor> {
+    all.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,8 +7,11 @@ use std::fs::File;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 
 use libc::{c_int, iovec};
+use nix::sched::{CloneFlags, setns};
+use xfrm_proto::control::SOCKET_MARK;
 
 /// Of `kcmp(2)`.
 const KCMP_FILE: c_int = 0;
@@ -175,18 +178,39 @@ impl Thread {
         if count > MOST_PARTS {
             return Err(libc::EMSGSIZE);
         }
-        let nothing = iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        };
-        let mut parts = vec![nothing; count];
+        self.array(address, count)
+    }
+
+    /// C structures side by side in its memory.
+    pub(super) fn array<T: Plain>(self, address: u64, count: usize) -> Result<Vec<T>, c_int> {
+        let mut all = Vec::with_capacity(count);
+        // SAFETY: zeros are a value of a plain type.
+        all.resize_with(count, || unsafe {
+            MaybeUninit::<T>::zeroed().assume_init()
+        });
         // SAFETY: the bytes of plain values, all initialized.
         let bytes = unsafe {
-            let len = size_of_val(&*parts);
-            std::slice::from_raw_parts_mut(parts.as_mut_ptr().cast::<u8>(), len)
+            let len = size_of_val(&*all);
+            std::slice::from_raw_parts_mut(all.as_mut_ptr().cast::<u8>(), len)
         };
         self.read(address, bytes)?;
-        Ok(parts)
+        Ok(all)
+    }
+
+    /// Replaces them.
+    pub(super) fn put_array<T: Plain>(self, address: u64, all: &[T]) -> Result<(), c_int> {
+        // SAFETY: the bytes of plain values.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(all.as_ptr().cast::<u8>(), size_of_val(all)) };
+        self.write(address, bytes)
+    }
+
+    /// Its memory, program and mappings, as files.
+    pub(super) fn file(self, name: &str, write: bool) -> io::Result<File> {
+        File::options()
+            .read(true)
+            .write(write)
+            .open(self.path(name))
     }
 }
 
@@ -238,6 +262,18 @@ unsafe impl Plain for iovec {}
 unsafe impl Plain for libc::msghdr {}
 // SAFETY: a number.
 unsafe impl Plain for u32 {}
+// SAFETY: the same.
+unsafe impl Plain for u64 {}
+// SAFETY: the same.
+unsafe impl Plain for i64 {}
+// SAFETY: numbers.
+unsafe impl Plain for libc::timespec {}
+// SAFETY: the same.
+unsafe impl Plain for libc::timeval {}
+// SAFETY: the same.
+unsafe impl Plain for libc::pollfd {}
+// SAFETY: the same.
+unsafe impl Plain for libc::epoll_event {}
 
 /// A process, which tells when it ends.
 pub(super) struct Process(OwnedFd);
@@ -270,4 +306,41 @@ fn new_descriptor(fd: libc::c_long) -> io::Result<OwnedFd> {
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Whether it is a socket that stands for a NETLINK_XFRM one.
+pub(super) fn is_marked(fd: &OwnedFd) -> bool {
+    let mut mark = 0_u64;
+    let mut len = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(0);
+    // SAFETY: a number and its length, valid for writing.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MAX_PACING_RATE,
+            (&raw mut mark).cast(),
+            &raw mut len,
+        )
+    };
+    result == 0 && mark == SOCKET_MARK
+}
+
+/// Does `work` in the network namespace of a thread.
+pub(super) fn in_namespace<T>(
+    home: &File,
+    thread: Thread,
+    work: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let there = thread.namespace()?;
+    let same = |a: &File, b: &File| -> io::Result<bool> {
+        let (a, b) = (a.metadata()?, b.metadata()?);
+        Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
+    };
+    if same(home, &there)? {
+        return work();
+    }
+    setns(&there, CloneFlags::CLONE_NEWNET)?;
+    let result = work();
+    setns(home, CloneFlags::CLONE_NEWNET)?;
+    result
 }

@@ -15,13 +15,13 @@ use crate::sas::sealed;
 
 impl Host {
     #[track_caller]
-    fn fault(&mut self, text: &str) {
+    pub(super) fn fault(&mut self, text: &str) {
         self.shell.sh(&format!("{XFRMD} fault add {text}"));
     }
 
     /// How often faults have struck.
     #[track_caller]
-    fn struck(&mut self) -> u64 {
+    pub(super) fn struck(&mut self) -> u64 {
         let listed = self.shell.sh(&format!("{XFRMD} fault list"));
         let counts = listed.split("struck ").skip(1);
         let number = |text: &str| text.split(')').next()?.parse::<u64>().ok();
@@ -29,14 +29,17 @@ impl Host {
     }
 
     #[track_caller]
-    fn clear_faults(&mut self) {
+    pub(super) fn clear_faults(&mut self) {
         self.shell.sh(&format!("{XFRMD} fault clear"));
     }
 }
 
+/// Replaced SAs go after a second rather than five.
+const SOON: &str = "delete_rekeyed_delay = 1\n";
+
 /// Which daemon has the faults.
 #[derive(Clone, Copy)]
-enum Daemon {
+pub(super) enum Daemon {
     Charon(&'static str),
     Pluto,
 }
@@ -66,25 +69,33 @@ impl fmt::Debug for Outcome {
 
 impl Daemon {
     fn start(self, settings: &'static str) -> Pair {
+        self.start_with(settings, "")
+    }
+
+    /// With more in the child's configuration at A.
+    pub(super) fn start_with(self, settings: &'static str, more: &str) -> Pair {
         let mut pair = Pair::new();
-        pair.b.charon(&CHARON);
+        pair.b.charon(&Charon {
+            settings: SOON,
+            ..CHARON
+        });
         let [a, b] = sites("esp_proposals = aes256gcm16");
         match self {
             Self::Charon(release) => {
                 pair.a.charon(&Charon {
                     release,
-                    settings,
+                    settings: if settings.is_empty() { SOON } else { settings },
                     ..CHARON
                 });
                 pair.a.load(&Connection {
                     local: A,
                     remote: B,
                     ike: "",
-                    child: &a,
+                    child: &format!("{a}\n{more}"),
                 });
             }
             Self::Pluto => {
-                let more = format!("{SITES}\tesp=aes_gcm256\n\tpfs=no\n");
+                let more = format!("{SITES}\tesp=aes_gcm256\n\tpfs=no\n{more}");
                 pair.a.pluto(&connection(&more)[0]);
             }
         }
@@ -98,7 +109,7 @@ impl Daemon {
     }
 
     /// Asks for the child.
-    fn initiate(self, host: &mut Host) {
+    pub(super) fn initiate(self, host: &mut Host) {
         match self {
             Self::Charon(_) => drop(host.try_swanctl("--initiate --child t --timeout 30")),
             Self::Pluto => drop(host.try_whack("--name t --initiate --asynchronous")),
@@ -117,7 +128,7 @@ impl Daemon {
     }
 
     /// Ends what is there.
-    fn terminate(self, pair: &mut Pair) {
+    pub(super) fn terminate(self, pair: &mut Pair) {
         match self {
             Self::Charon(_) => drop(pair.a.try_swanctl("--terminate --ike t --force")),
             Self::Pluto => drop(pair.a.try_whack("--name t --terminate")),

@@ -6,6 +6,7 @@ mod faults;
 mod network;
 mod peers;
 mod pluto;
+mod rekeying;
 
 use crate::Need::{self, Charon5, Charon6, Compiler, Kernel, Pluto};
 use crate::charon::{CHARON, Connection};
@@ -85,6 +86,31 @@ pub(crate) static CASES: &[Case] = &[
     ),
     ("pluto_meets_faults", &[Pluto, Charon5], faults::pluto),
     ("packets_meet_faults", &[Charon5], faults::packets),
+    (
+        "charon_hears_of_expiries_amiss",
+        &[Charon5],
+        rekeying::expiries,
+    ),
+    (
+        "charon_hears_of_acquires_amiss",
+        &[Charon5],
+        rekeying::charon_acquires,
+    ),
+    (
+        "pluto_hears_of_acquires_amiss",
+        &[Pluto, Charon5],
+        rekeying::pluto_acquires,
+    ),
+    (
+        "charon_meets_faults_while_it_rekeys",
+        &[Charon5],
+        rekeying::charon,
+    ),
+    (
+        "pluto_meets_faults_while_it_rekeys",
+        &[Pluto, Charon5],
+        rekeying::pluto,
+    ),
     ("pluto_tunnel", &[Pluto], pluto::tunnel),
     ("pluto_transport_rekeys", &[Pluto], pluto::transport),
     ("pluto_in_udp", &[Pluto], pluto::in_udp),

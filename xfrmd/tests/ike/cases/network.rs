@@ -148,7 +148,8 @@ pub(super) fn nat() {
     let flow = pair.site_flow();
     flow.more(50);
     let packets = flow.finish();
-    assert_eq!(Seen::of(&wire.stop()).esp_in_udp, packets);
+    // What was under way of the flow before may be among them.
+    assert!(Seen::of(&wire.stop()).esp_in_udp >= packets);
     pair.end();
 }
 
