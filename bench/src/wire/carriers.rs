@@ -150,8 +150,10 @@ impl Carrier {
         let mut carrier = Self::new(name, INNER[1])?;
         for (at, other) in [(0, 1), (1, 0)] {
             let end = &carrier.pair.ends[at];
-            // The control socket's name is the device's, in a folder that all namespaces share.
-            let device = format!("wgb{}{at}", std::process::id() % 10_000);
+            // The control socket's name is the device's, in a folder that all namespaces and programs
+            // share.
+            let initial = name.get(..1).unwrap_or_default();
+            let device = format!("{initial}{}{at}", std::process::id() % 10_000);
             let control = PathBuf::from(format!("/var/run/wireguard/{device}.sock"));
             let mut command = end.command(&program.to_string_lossy());
             let child = command
