@@ -23,6 +23,7 @@ unsafe extern "C" {
     fn send(fd: i32, buf: *const u8, len: usize, flags: i32) -> isize;
     fn recv(fd: i32, buf: *mut u8, len: usize, flags: i32) -> isize;
     fn setsockopt(fd: i32, level: i32, name: i32, value: *const i32, len: u32) -> i32;
+    fn bind(fd: i32, address: *const [u16; 6], len: u32) -> i32;
 }
 
 /// One NETLINK_XFRM socket.
@@ -56,6 +57,12 @@ impl Client {
     pub(crate) fn join(&self, group: u32) -> Result<()> {
         const SOL_NETLINK: i32 = 270;
         const NETLINK_ADD_MEMBERSHIP: i32 = 1;
+        // `sockaddr_nl` of any port: a socket without one is told nothing.
+        let address = [AF_NETLINK.try_into()?, 0, 0, 0, 0, 0];
+        // SAFETY: `address` is twelve bytes that live through the call.
+        if unsafe { bind(self.fd, &raw const address, 12) } < 0 {
+            return Err(io::Error::last_os_error()).context("a port");
+        }
         let group = i32::try_from(group)?;
         // SAFETY: `group` is four bytes that live through the call.
         let joined = unsafe {
