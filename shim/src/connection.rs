@@ -8,7 +8,7 @@
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_int};
 use core::mem::{offset_of, zeroed};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use libc::sockaddr_un;
 use xfrm_proto::control::{
@@ -31,6 +31,9 @@ struct Environment(UnsafeCell<[u8; 512]>, AtomicUsize);
 unsafe impl Sync for Environment {}
 
 static ENVIRONMENT: Environment = Environment(UnsafeCell::new([0; 512]), AtomicUsize::new(0));
+
+/// The daemon is a private instance: [`event_tail`] gives one.
+static IS_PRIVATE: AtomicBool = AtomicBool::new(false);
 
 /// Keeps a copy of the variable: the program may change its environment.
 pub(crate) fn read_environment() {
@@ -60,6 +63,7 @@ pub(crate) unsafe fn set_address(text: &[u8]) {
     if let Some(room) = copy.get_mut(..text.len()) {
         room.copy_from_slice(text);
         ENVIRONMENT.1.store(text.len(), Ordering::Release);
+        IS_PRIVATE.store(address().secret.is_some(), Ordering::Relaxed);
     }
 }
 
@@ -71,6 +75,11 @@ fn address() -> Address<'static> {
         .filter(|text| !text.is_empty())
         .and_then(Address::parse)
         .unwrap_or(Address::SYSTEM)
+}
+
+/// Whether [`event_tail`] gives one; to be asked at each receive, where nothing is read again.
+pub(crate) fn is_private() -> bool {
+    IS_PRIVATE.load(Ordering::Relaxed)
 }
 
 /// What is behind the events of our instance, if it is a private one.

@@ -92,7 +92,7 @@ fn has_filter(fd: c_int) -> bool {
 
 /// Whether what the socket receives may have a tail: it is a member of groups, of a private instance.
 pub(crate) fn may_follow(entry: &Entry) -> bool {
-    is_member(entry) && connection::event_tail().is_some()
+    is_member(entry) && connection::is_private()
 }
 
 /// Whether a socket is a member of groups.
