@@ -36,7 +36,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     (
         "recordings_of_linux_happen_again",
-        Need::Kernels(&["6.1", "6.12", "7.2"]),
+        Need::Kernels(&["6.1", "6.12", "7.2"], &["tshark"]),
         crate::recordings::of_linux,
     ),
     (

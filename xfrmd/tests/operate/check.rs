@@ -16,7 +16,7 @@ pub(crate) const CASES: &[Case] = &[
     ("check_says_what_it_cannot_do", Need::Root, errors),
     (
         "check_of_the_kernel_s_own_state",
-        Need::Kernels(&["6.1"]),
+        Need::Kernels(&["6.1"], &[]),
         own_kernel,
     ),
 ];

@@ -34,8 +34,8 @@ pub(crate) enum Need {
     Root,
     /// Root, and these programs, of that Debian package.
     Program(&'static str, &'static str),
-    /// Linux of these releases, as programs.
-    Kernels(&'static [&'static str]),
+    /// Linux of these releases, as programs; and others, of the Debian packages with their names.
+    Kernels(&'static [&'static str], &'static [&'static str]),
     /// Root, Go, and its netlink library.
     Go,
     /// Root, and an `ip` without a dynamic linker.
@@ -60,7 +60,7 @@ impl Need {
             Self::Program(program, package) if !trials::is_installed(program) => {
                 Some(format!("needs {program}: apt-get install {package}"))
             }
-            Self::Kernels(releases) => {
+            Self::Kernels(releases, programs) => {
                 let place = std::env::var_os("REFERENCE_KERNEL_DIR");
                 let place = place.unwrap_or_else(|| "/opt/reference-kernel".into());
                 let is_there = |release: &&&str| {
@@ -71,10 +71,14 @@ impl Need {
                     };
                     Path::new(&place).join(name).join("linux").exists()
                 };
-                let release = releases.iter().find(|release| !is_there(release))?;
-                Some(format!(
-                    "needs Linux {release}: compat-tests/kernel/install.sh {release}"
-                ))
+                let release = releases.iter().find(|release| !is_there(release));
+                let kernel = release.map(|release| {
+                    format!("needs Linux {release}: compat-tests/kernel/install.sh {release}")
+                });
+                kernel.or_else(|| {
+                    let program = programs.iter().find(|it| !trials::is_installed(it))?;
+                    Some(format!("needs {program}: apt-get install {program}"))
+                })
             }
             Self::Root | Self::Go | Self::StaticIp | Self::Program(..) => None,
         }
